@@ -1,0 +1,241 @@
+"""The facts that tell one Gemma from another, and nothing else.
+
+A `Config` holds numbers only; the published sizes are plain instances in `SIZES`, so that two of them can be compared
+by eye. Axis letters (D, F, L, N, K, H, V) are the ones used in every shape of this project.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SUPPORTED_MODEL_TYPES = ("gemma",)
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "max_positions",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Shape and constants of one Gemma model.
+
+    Attributes
+    ----------
+    vocab_size : int
+        Rows of the embedding table, V.
+    hidden_size : int
+        Width of the residual stream, D.
+    intermediate_size : int
+        Hidden width of the MLP, F.
+    num_layers : int
+        Transformer blocks, L.
+    num_heads : int
+        Query heads, N.
+    num_kv_heads : int
+        Key and value heads, K; divides N. K = 1 is multi-query attention, K = N plain multi-head attention.
+    head_dim : int
+        Width of one head, H; even, and **not** ``D // N`` (7B: 256, where 3072 / 16 is 192).
+    max_positions : int
+        Longest context, in tokens.
+    rope_theta : float
+        Base of the rotary frequencies.
+    rms_norm_eps : float
+        Added to the mean square inside the root of every norm.
+    query_scale : float
+        Multiplies the queries once, before they meet the keys; ``H ** -0.5`` in Gemma 1.
+    tie_word_embeddings : bool
+        True where the output head is the embedding table itself.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    rope_theta: float
+    rms_norm_eps: float
+    query_scale: float
+    tie_word_embeddings: bool
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1")
+        for name in ("rope_theta", "rms_norm_eps", "query_scale"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
+                raise ValueError(f"{name} is {value!r}: expected a positive number")
+        if not isinstance(self.tie_word_embeddings, bool):
+            raise ValueError(f"tie_word_embeddings is {self.tie_word_embeddings!r}: expected true or false")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(
+                f"head_dim={self.head_dim} is odd: rotary embedding turns the two halves of a head together"
+            )
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained numbers, the tied table counted once."""
+        D, F, H = self.hidden_size, self.intermediate_size, self.head_dim
+        table = self.vocab_size * D
+        attention = 2 * self.num_heads * H * D + 2 * self.num_kv_heads * H * D  # q and out, k and v
+        mlp = 3 * D * F  # gate, up, down
+        block = attention + mlp + 2 * D  # and one norm before each
+        head = 0 if self.tie_word_embeddings else table
+        return table + self.num_layers * block + D + head
+
+
+def _gemma1(**shape: Any) -> Config:
+    """What all published Gemma 1 models share: head width, context, constants, tied head."""
+    return Config(
+        vocab_size=256_000,
+        head_dim=256,
+        max_positions=8192,
+        rope_theta=10_000.0,
+        rms_norm_eps=1e-6,
+        query_scale=256**-0.5,
+        tie_word_embeddings=True,
+        **shape,
+    )
+
+
+SIZES: dict[str, Config] = {
+    # Also gemma-2b-it, gemma-1.1-2b-it, codegemma-2b, codegemma-1.1-2b.
+    "gemma-2b": _gemma1(num_layers=18, hidden_size=2048, intermediate_size=16_384, num_heads=8, num_kv_heads=1),
+    # Also gemma-7b-it, gemma-1.1-7b-it, codegemma-7b, codegemma-7b-it, codegemma-1.1-7b-it.
+    "gemma-7b": _gemma1(num_layers=28, hidden_size=3072, intermediate_size=24_576, num_heads=16, num_kv_heads=16),
+}
+
+
+# (name in a Hugging Face config.json, name in Config)
+_HF_NAMES = (
+    ("vocab_size", "vocab_size"),
+    ("hidden_size", "hidden_size"),
+    ("intermediate_size", "intermediate_size"),
+    ("num_hidden_layers", "num_layers"),
+    ("num_attention_heads", "num_heads"),
+    ("num_key_value_heads", "num_kv_heads"),
+    ("head_dim", "head_dim"),
+    ("max_position_embeddings", "max_positions"),
+    ("rms_norm_eps", "rms_norm_eps"),
+)
+
+# Gemma 1 files say "gelu", the name of the erf form, but every Gemma was trained with the tanh form:
+# https://github.com/huggingface/transformers/pull/29402
+_TANH_GELU = ("gelu", "gelu_pytorch_tanh")
+
+
+def read_config(path: str | Path) -> Config:
+    """Read a Hugging Face ``config.json``.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file, or the folder that holds it.
+
+    Returns
+    -------
+    Config
+        The facts this project computes with.
+
+    Raises
+    ------
+    ValueError
+        If the file is not JSON, describes another kind of model, or lacks a number that decides the result.
+    FileNotFoundError
+        If there is no such file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "config.json"
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist: a model folder holds config.json beside its weights") from None
+    except (ValueError, RecursionError) as error:  # of json, of the decoding, or of a number without end
+        raise ValueError(f"{path} is not valid JSON ({error}): expected the config.json of a Gemma model") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds a JSON {type(fields).__name__}: expected an object")
+    try:
+        return config_from_hf(fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def config_from_hf(fields: Mapping[str, Any]) -> Config:
+    """Translate the fields of a Hugging Face ``config.json``.
+
+    Parameters
+    ----------
+    fields : mapping
+        The parsed file.
+
+    Returns
+    -------
+    Config
+        The facts this project computes with.
+
+    Raises
+    ------
+    ValueError
+        If the model is of another kind, an option is set that changes the formulas, or a field is missing.
+
+    Notes
+    -----
+    Three traps. ``hidden_act: "gelu"`` means the tanh form. ``head_dim`` is read, never derived. ``rope_theta`` stands
+    at the top level in older files and inside ``rope_parameters`` in newer ones.
+    """
+    model_type = fields.get("model_type")
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        supported = ", ".join(repr(name) for name in SUPPORTED_MODEL_TYPES)
+        raise ValueError(f"model_type is {model_type!r}: supported is {supported} (Gemma 1, 1.1 and CodeGemma)")
+
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"rope_parameters is {rope!r}: expected an object with rope_theta")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type != "default":
+        raise ValueError(f"rope_type is {rope_type!r}: Gemma 1 turns its heads by the plain angles ('default')")
+    thetas = [source["rope_theta"] for source in (fields, rope) if source.get("rope_theta") is not None]
+    if len(thetas) == 2 and thetas[0] != thetas[1]:
+        raise ValueError(f"rope_theta is {thetas[0]!r}, but {thetas[1]!r} in rope_parameters: expected one value")
+
+    missing = [name for name, _ in _HF_NAMES if name not in fields]
+    if not thetas:
+        missing.append("rope_theta")
+    if missing:
+        raise ValueError(f"missing {', '.join(missing)}: each decides the result, so none is guessed")
+
+    for name in ("hidden_act", "hidden_activation"):
+        if fields.get(name) is not None and fields[name] not in _TANH_GELU:
+            raise ValueError(f"{name} is {fields[name]!r}: Gemma uses the tanh form of GELU ('gelu_pytorch_tanh')")
+    for name in ("attention_bias", "use_bidirectional_attention"):
+        if fields.get(name):
+            raise ValueError(f"{name} is {fields[name]!r}: no published Gemma 1 has it, and it is not supported")
+
+    values = {ours: fields[theirs] for theirs, ours in _HF_NAMES}
+    head_dim = values["head_dim"]
+    if not isinstance(head_dim, int) or not 1 <= head_dim < 2**63:
+        raise ValueError(f"head_dim is {head_dim!r}: expected a whole number of at least 1")
+    return Config(
+        **values,
+        rope_theta=thetas[0],
+        query_scale=head_dim**-0.5,
+        tie_word_embeddings=fields.get("tie_word_embeddings", True),
+    )

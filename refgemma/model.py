@@ -1,0 +1,205 @@
+"""The whole transformer on one page.
+
+Tokens become vectors; each layer adds to them what its attention and its MLP compute from their normalised copy; the
+last norm and the embedding table turn them into one score for each vocabulary entry. This is all of Gemma 1.
+
+Axes: B batch row, T position in this call, S position among all keys, D residual stream, N query heads, K key/value
+heads, H head width, F MLP width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, TypeAlias, TypedDict
+
+import numpy as np
+
+from refgemma.cache import KVCache
+from refgemma.config import Config
+from refgemma.numerics import FLOAT32, Array, Numerics, namespace_of
+from refgemma.ops.attention import allowed_keys, attention_mix, attention_probs, attention_scores
+from refgemma.ops.embedding import embed
+from refgemma.ops.linear import Operand, linear
+from refgemma.ops.mlp import gelu
+from refgemma.ops.norm import rms_norm
+from refgemma.ops.rope import rope, rope_table
+
+Tap: TypeAlias = Callable[[str, Array], Array]
+
+
+class AttentionParams(TypedDict):
+    """Weights of one attention: its norm (D,), q (N H, D), k and v (K H, D), out (D, N H)."""
+
+    norm: Array
+    q: Operand
+    k: Operand
+    v: Operand
+    out: Operand
+
+
+class MlpParams(TypedDict):
+    """Weights of one MLP: its norm (D,), gate and up (F, D), down (D, F)."""
+
+    norm: Array
+    gate: Operand
+    up: Operand
+    down: Operand
+
+
+class LayerParams(TypedDict):
+    """Weights of one layer."""
+
+    attn: AttentionParams
+    mlp: MlpParams
+
+
+class Params(TypedDict):
+    """All weights: embed (V, D), the layers, final_norm (D,), head (V, D); head is embed itself where they are tied."""
+
+    embed: Operand
+    layers: list[LayerParams]
+    final_norm: Array
+    head: Operand
+
+
+def identity(name: str, value: Array) -> Array:
+    """Tap that only looks away: every tensor goes on as it is.
+
+    Parameters
+    ----------
+    name : str
+        Where the tensor stands, such as ``layers.3.attn.scores``.
+    value : ndarray
+        The tensor.
+
+    Returns
+    -------
+    ndarray
+        What the computation goes on with.
+    """
+    return value
+
+
+def forward(
+    params: Params,
+    config: Config,
+    tokens: Array,
+    *,
+    positions: Array | None = None,
+    cache: KVCache | None = None,
+    logits: Literal["all", "last"] = "all",
+    numerics: Numerics = FLOAT32,
+    tap: Tap = identity,
+) -> Array:
+    """Score every vocabulary entry as the next token, at every position.
+
+    Parameters
+    ----------
+    params : Params
+        Weights.
+    config : Config
+        Shape and constants.
+    tokens : ndarray of int, shape (B, T)
+        Token ids in ``[0, V)``.
+    positions : ndarray of int, shape (B, T), optional
+        Absolute positions; -1 marks padding, which is never attended to and whose outputs are zero. By default each row
+        counts on from what the cache holds, or from 0.
+    cache : KVCache, optional
+        Keys and values of what was fed before; grows by T.
+    logits : {"all", "last"}
+        For every position, or for the last real one of each row (zeros for a row that is all padding).
+    numerics : Numerics
+        Arithmetic of activations.
+    tap : callable
+        ``tap(name, value) -> value``, called on every named tensor; what it returns is what the computation goes on
+        with.
+
+    Returns
+    -------
+    ndarray, shape (B, T, V) or (B, V)
+        Logits, in the dtype of `numerics`.
+
+    Raises
+    ------
+    ValueError
+        If tokens or positions have the wrong shape or range, or the cache is full.
+
+    References
+    ----------
+    Gemma Team, "Gemma: Open Models Based on Gemini Research and Technology", 2024, section 2.
+    """
+    tokens, positions = _check(tokens, positions, cache, config)
+    if cache is not None:
+        cache.extend(positions)
+    key_positions = positions if cache is None else cache.positions[:, : cache.length]
+    allowed = allowed_keys(positions, key_positions)  # BTS
+    turn = rope_table(positions, config.head_dim, config.rope_theta, numerics=numerics)
+    norm = partial(rms_norm, eps=config.rms_norm_eps, numerics=numerics)
+    project = partial(linear, numerics=numerics)
+    B, T = tokens.shape
+    N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
+
+    x = embed(tokens, params["embed"], numerics=numerics)  # BTD
+    x[positions < 0] = 0  # and zero it stays: norms, products and residual adds all map zero to zero
+    x = tap("embed", x)
+
+    for i, layer in enumerate(params["layers"]):
+        # Each position reads from those before it, and adds what it read.
+        attn, at = layer["attn"], f"layers.{i}.attn."
+        y = tap(at + "norm", norm(x, attn["norm"]))
+        q = tap(at + "q", project(y, attn["q"]).reshape(B, T, N, H))
+        k = tap(at + "k", project(y, attn["k"]).reshape(B, T, K, H))
+        v = tap(at + "v", project(y, attn["v"]).reshape(B, T, K, H))
+        q = tap(at + "q_rope", rope(q, *turn, numerics=numerics))
+        k = tap(at + "k_rope", rope(k, *turn, numerics=numerics))
+        keys, values = (k.swapaxes(1, 2), v.swapaxes(1, 2)) if cache is None else cache.update(i, k, v)  # BKSH
+        scores = tap(at + "scores", attention_scores(q, keys, scale=config.query_scale, numerics=numerics))  # BNTS
+        probs = tap(at + "probs", attention_probs(scores, allowed, numerics=numerics))
+        mix = tap(at + "mix", attention_mix(probs, values, numerics=numerics))  # BTNH
+        out = tap(at + "out", project(mix.reshape(B, T, N * H), attn["out"]))
+        x = tap(at + "residual", numerics.round("attn.residual", x + out))
+
+        # Each position then thinks on its own, through a wider gated layer, and adds the result.
+        mlp, at = layer["mlp"], f"layers.{i}.mlp."
+        y = tap(at + "norm", norm(x, mlp["norm"]))
+        gate = tap(at + "gate", project(y, mlp["gate"]))  # BTF
+        up = tap(at + "up", project(y, mlp["up"]))
+        act = tap(at + "act", gelu(gate, numerics=numerics))
+        gated = tap(at + "gated", numerics.round("mlp.gated", act * up))
+        down = tap(at + "down", project(gated, mlp["down"]))
+        x = tap(f"layers.{i}.out", numerics.round("out", x + down))
+
+    if logits == "last":
+        x = _last_real(x, positions)  # B1D
+    x = tap("final_norm", norm(x, params["final_norm"]))
+    scores = tap("logits", project(x, params["head"]))  # BTV
+    return scores[:, 0] if logits == "last" else scores
+
+
+def _last_real(x: Array, positions: Array) -> Array:
+    """Each row's vector at its last position that is not padding; shape (B, 1, D)."""
+    real_from_the_end = positions[:, ::-1] >= 0
+    last = positions.shape[1] - 1 - real_from_the_end.argmax(axis=1)
+    vectors: Array = x[namespace_of(x).arange(len(x)), last]  # BD
+    return vectors[:, None]
+
+
+def _check(tokens: Array, positions: Array | None, cache: KVCache | None, config: Config) -> tuple[Array, Array]:
+    """Tokens and positions as integer arrays of one shape (B, T), or a sentence on what is wrong."""
+    if tokens.ndim != 2 or not tokens.size:
+        raise ValueError(f"tokens have shape {tokens.shape}: expected (batch, positions), at least one of each")
+    if tokens.dtype.kind not in "iu":
+        raise ValueError(f"tokens have dtype {tokens.dtype}: expected whole numbers, the token ids")
+    lowest, highest = int(tokens.min()), int(tokens.max())
+    if lowest < 0 or highest >= config.vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"token id {wrong} is outside the vocabulary of {config.vocab_size} (ids from 0)")
+    if positions is None:
+        count = namespace_of(tokens).arange(tokens.shape[1])
+        positions = cache.next_positions(tokens.shape[1]) if cache is not None else np.broadcast_to(count, tokens.shape)
+    if positions.shape != tokens.shape or positions.dtype.kind not in "iu":
+        raise ValueError(
+            f"positions are {positions.dtype} of shape {positions.shape}: expected whole numbers, {tokens.shape}"
+        )
+    return tokens, positions

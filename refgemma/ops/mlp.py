@@ -1,0 +1,49 @@
+"""The activation of Gemma's gated MLP: GELU in its tanh form.
+
+The MLP is ``down(gelu(gate(x)) * up(x))``, "GeGLU"; its three matrix products stand in `refgemma.model`, the curve
+here.
+"""
+
+from __future__ import annotations
+
+import math
+
+from refgemma.numerics import FLOAT32, Array, Numerics, namespace_of
+
+
+def gelu(x: Array, *, numerics: Numerics = FLOAT32) -> Array:
+    """Smooth gate, near 0 for negative and near x for positive input.
+
+    Parameters
+    ----------
+    x : ndarray, any shape
+        Gate values before the activation.
+    numerics : Numerics
+        Where values are rounded.
+
+    Returns
+    -------
+    ndarray, same shape and dtype
+        ``0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3)))``.
+
+    Notes
+    -----
+    Gemma 1's files say ``"gelu"``, which elsewhere means the erf form; the models were trained with this one. The two
+    differ by at most 4.7e-4, at abs(x) = 2.70.
+
+    References
+    ----------
+    Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016, section 2; Shazeer, "GLU Variants Improve Transformer",
+    2020.
+    """
+    xp = namespace_of(x)
+    inner = xp.square(x)  # one buffer from here on: this is the widest activation of the model
+    inner *= 0.044715
+    inner += 1
+    inner *= x
+    inner *= math.sqrt(2 / math.pi)
+    xp.tanh(inner, out=inner)
+    inner += 1
+    inner *= x
+    inner *= 0.5
+    return numerics.round("mlp.act", inner)
