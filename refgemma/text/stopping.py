@@ -1,0 +1,79 @@
+"""Where an answer ends: ``<eos>``, ``<end_of_turn>``, and what the model's own files add.
+
+The ids are looked up by name. Gemma 1 and 2 end a turn with id 107, which is a newline in Gemma 3: a copied number
+stops there at the first line end, https://github.com/mlc-ai/mlc-llm/pull/3191.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from refgemma.text.tokenizer import Tokenizer
+
+
+def stop_ids(tokenizer: Tokenizer, generation_config: Mapping[str, Any] | None = None) -> tuple[int, ...]:
+    """Ids that end an answer.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        The vocabulary.
+    generation_config : mapping, optional
+        Fields of a ``generation_config.json``; its ``eos_token_id`` is one id or a list of them.
+
+    Returns
+    -------
+    tuple of int
+        Those of the configuration, ``<eos>`` and ``<end_of_turn>``, ascending, each once.
+
+    Raises
+    ------
+    ValueError
+        If ``eos_token_id`` is no id of this vocabulary.
+
+    Notes
+    -----
+    Gemma 1 ends some answers with ``<eos>`` and some with ``<end_of_turn>``:
+    https://github.com/huggingface/transformers/issues/32110.
+    """
+    given = (generation_config or {}).get("eos_token_id")
+    ids = given if isinstance(given, list | tuple) else [] if given is None else [given]
+    for i in ids:
+        if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < tokenizer.vocab_size:
+            raise ValueError(
+                f"eos_token_id holds {i!r}: expected whole numbers from 0 to {tokenizer.vocab_size - 1}, or one of them"
+            )
+    return tuple(sorted({*ids, tokenizer.eos_id, tokenizer.end_of_turn_id}))
+
+
+def read_generation_config(folder: str | Path) -> dict[str, Any]:
+    """Read the ``generation_config.json`` of a model folder.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The folder. The file is optional: many copies of a model lack it.
+
+    Returns
+    -------
+    dict
+        Its fields; empty where there is no such file.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a JSON object.
+    """
+    path = Path(folder) / "generation_config.json"
+    if not path.exists():
+        return {}
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): expected a generation configuration") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds a JSON {type(fields).__name__}: expected an object")
+    return fields

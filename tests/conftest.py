@@ -1,0 +1,46 @@
+"""What many tests need: a small vocabulary of our own, and Gemma's where somebody has put it."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from refgemma.text.tokenizer import Tokenizer
+from tests import vocabulary
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer(tmp_path_factory):
+    """A tokenizer with Gemma's conventions and 500 pieces; its file is ``small_tokenizer.path``."""
+    return Tokenizer(vocabulary.train(tmp_path_factory.mktemp("vocabulary") / "tokenizer.model"))
+
+
+@pytest.fixture(scope="session")
+def gemma_tokenizer():
+    """The tokenizer of Gemma 1 and 2: REFGEMMA_TOKENIZER, or the copy in ../shared; skips where neither is."""
+    path = Path(os.environ.get("REFGEMMA_TOKENIZER") or SHARED / "tokenizer/gemma/tokenizer.model")
+    if not path.exists():
+        pytest.skip(f"needs Gemma's tokenizer.model: {path} is absent, and REFGEMMA_TOKENIZER may name another place")
+    return Tokenizer(path)
+
+
+@pytest.fixture(params=["small_tokenizer", "gemma_tokenizer"])
+def tokenizer(request):
+    """Each of the two in turn."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def shared_json():
+    """Reader of a JSON file in ../shared; skips where it is absent."""
+
+    def read(name):
+        path = SHARED / name
+        if not path.exists():
+            pytest.skip(f"needs ../shared/{name}, which is not part of the project")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    return read
