@@ -1,0 +1,346 @@
+"""A Gemma ready to use: configuration, weights and tokenizer in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from refgemma import checkpoint, generation
+from refgemma.cache import KVCache
+from refgemma.config import Config, read_config
+from refgemma.generation import CHUNK, Event, Generation, PrefixCache, Progress
+from refgemma.model import Params, forward
+from refgemma.numerics import PROFILES, Array, Numerics
+from refgemma.sampling import SamplingParams
+from refgemma.text.chat import encode_chat
+from refgemma.text.stopping import read_generation_config, stop_ids
+from refgemma.text.tokenizer import Control, Tokenizer
+
+Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
+
+# Logits of a whole chunk would take half a gigabyte at V = 256,000; scoring needs them only for a moment.
+_SCORE_CHUNK = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """How likely a model finds a text.
+
+    Attributes
+    ----------
+    tokens : list of int
+        The text's ids, ``<bos>`` first.
+    logprobs : ndarray of float64, shape (T - 1,)
+        Natural log of the probability of ``tokens[1:]``, each given all before it.
+    total : float
+        Their sum.
+    """
+
+    tokens: list[int]
+    logprobs: Array
+    total: float
+
+
+@dataclass(frozen=True, eq=False)
+class Gemma:
+    """A model, its tokenizer and the arithmetic to run it in.
+
+    Attributes
+    ----------
+    config : Config
+        Shape and constants.
+    params : Params
+        Weights, nested by name.
+    tokenizer : Tokenizer
+        Text to ids and back.
+    numerics : Numerics
+        Arithmetic of activations.
+    stop_ids : frozenset of int
+        Tokens that end an answer.
+    """
+
+    config: Config
+    params: Params
+    tokenizer: Tokenizer
+    numerics: Numerics
+    stop_ids: frozenset[int]
+
+    def encode_prompt(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+        """Token ids that a prompt is fed as.
+
+        Parameters
+        ----------
+        prompt : str or list of {"role", "content"}
+            One user turn, or a conversation.
+        raw : bool
+            Take a text as it stands: no template, control text live, ``<bos>`` added if absent.
+
+        Returns
+        -------
+        list of int
+            Ids, ``<bos>`` first.
+
+        Raises
+        ------
+        TypeError
+            If the prompt is neither, or a conversation is to be taken raw.
+        ValueError
+            If the conversation cannot be rendered.
+        """
+        if isinstance(prompt, str):
+            if raw:
+                return self.tokenizer.encode(prompt, bos=True, control="all")
+            return encode_chat(self.tokenizer, [{"role": "user", "content": prompt}])
+        if raw:
+            raise TypeError(f"the prompt is a {type(prompt).__name__}: expected a text, to be taken raw")
+        return encode_chat(self.tokenizer, prompt)
+
+    def logits(self, tokens: ArrayLike) -> Array:
+        """Scores of every vocabulary entry as the next token, at every position.
+
+        Parameters
+        ----------
+        tokens : array_like of int, shape (T,) or (B, T)
+            Token ids; ``<bos>`` is not added.
+
+        Returns
+        -------
+        ndarray, shape (T, V) or (B, T, V)
+            Logits, in the dtype of activations.
+
+        Raises
+        ------
+        ValueError
+            If tokens have another shape, are not ids, or are more than the model reads.
+        """
+        try:
+            ids = np.asarray(tokens)
+        except ValueError:
+            raise ValueError("tokens have rows of different lengths: expected shape (T,) or (B, T)") from None
+        if ids.ndim not in (1, 2):
+            raise ValueError(f"tokens have shape {ids.shape}: expected (T,) or (B, T)")
+        if ids.ndim == 1:
+            rows: Array = self.logits(ids[None])[0]
+            return rows
+        self._check_length(ids.shape[1])
+        out = np.empty((*ids.shape, self.config.vocab_size), self.numerics.dtype)
+        for part, scores in self._chunks(ids, CHUNK):
+            out[:, part] = scores
+        return out
+
+    def score(self, text: str, *, control: Control = "none") -> Score:
+        """Log-probability of each token of a text.
+
+        Parameters
+        ----------
+        text : str
+            What to score; ``<bos>`` goes before it.
+        control : {"none", "markers", "all"}
+            Which control text in it counts as control tokens.
+
+        Returns
+        -------
+        Score
+            Natural logs.
+
+        Raises
+        ------
+        ValueError
+            If the text is longer than the model reads.
+        """
+        tokens = self.tokenizer.encode(text, bos=True, control=control)
+        self._check_length(len(tokens))
+        ids = np.array(tokens)
+        logprobs = np.empty(len(ids) - 1)
+        for part, scores in self._chunks(ids[None], _SCORE_CHUNK):
+            following = ids[part.start + 1 : part.stop + 1]
+            rows = scores[0, : len(following)].astype(np.float64)
+            rows -= rows.max(axis=-1, keepdims=True)
+            own = rows[np.arange(len(following)), following]
+            logprobs[part.start : part.start + len(following)] = own - np.log(np.exp(rows, out=rows).sum(axis=-1))
+        return Score(tokens, logprobs, float(logprobs.sum()))
+
+    def generate(
+        self, prompt: Prompt, *, raw: bool = False, progress: Progress | None = None, **settings: Any
+    ) -> Generation:
+        """Answer a prompt.
+
+        Parameters
+        ----------
+        prompt : str or list of {"role", "content"}
+            One user turn, or a conversation.
+        raw : bool
+            Continue a text as it stands: no template, control text live, ``<bos>`` added if absent.
+        progress : callable, optional
+            ``progress(read, total)`` while the prompt is read, in tokens.
+        **settings
+            Fields of `SamplingParams`.
+
+        Returns
+        -------
+        Generation
+            Text, tokens, why it ended, and the seed that gives it again.
+        """
+        return self._run([self.encode_prompt(prompt, raw=raw)], SamplingParams(**settings), progress)[0]
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], *, raw: bool = False, progress: Progress | None = None, **settings: Any
+    ) -> list[Generation]:
+        """Answer several prompts side by side.
+
+        Parameters
+        ----------
+        prompts : sequence of str or list of {"role", "content"}
+            As `generate` takes them.
+        raw : bool
+            Continue texts as they stand.
+        progress : callable, optional
+            ``progress(read, total)`` while the prompts are read, in tokens a row.
+        **settings
+            Fields of `SamplingParams`, the same for every row. With a seed, each row comes out as `generate` would give
+            it alone, up to the first decision so close that rounding decides it.
+
+        Returns
+        -------
+        list of Generation
+            In the order of the prompts.
+        """
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            raise TypeError(f"prompts is a {type(prompts).__name__}: expected a list of prompts")
+        ids = [self.encode_prompt(prompt, raw=raw) for prompt in prompts]
+        return self._run(ids, SamplingParams(**settings), progress)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        prefix: PrefixCache | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Iterator[Event]:
+        """Answer a prompt token by token.
+
+        Parameters
+        ----------
+        prompt : str or list of {"role", "content"}
+            One user turn, or a conversation.
+        raw : bool
+            Continue a text as it stands.
+        prefix : PrefixCache, optional
+            Keep one through a chat, and what earlier turns have in common with this prompt is not read again.
+        progress : callable, optional
+            ``progress(read, total)`` while the prompt is read, in tokens.
+        **settings
+            Fields of `SamplingParams`.
+
+        Returns
+        -------
+        iterator of Event
+            One a token; the texts put together are the answer's, and the last holds the whole result.
+        """
+        ids = self.encode_prompt(prompt, raw=raw)
+        return self._events([ids], SamplingParams(**settings), prefix=prefix, progress=progress)
+
+    def _run(self, prompts: list[list[int]], settings: SamplingParams, progress: Progress | None) -> list[Generation]:
+        results = {
+            event.row: event.result
+            for event in self._events(prompts, settings, progress=progress)
+            if event.result is not None
+        }
+        return [results[row] for row in range(len(prompts))]
+
+    def _events(self, prompts: list[list[int]], settings: SamplingParams, **options: Any) -> Iterator[Event]:
+        return generation.generate(
+            self.params,
+            self.config,
+            self.tokenizer,
+            prompts,
+            settings,
+            stop_ids=self.stop_ids,
+            numerics=self.numerics,
+            **options,
+        )
+
+    def _chunks(self, tokens: Array, size: int) -> Iterator[tuple[slice, Array]]:
+        """Logits of a batch, some positions at a time."""
+        B, T = tokens.shape
+        cache = KVCache(self.config, batch=B, capacity=T, dtype=self.numerics.dtype)
+        for start in range(0, T, size):
+            part = slice(start, min(start + size, T))
+            yield part, forward(self.params, self.config, tokens[:, part], cache=cache, numerics=self.numerics)
+
+    def _check_length(self, count: int) -> None:
+        if count > self.config.max_positions:
+            raise ValueError(f"{count} tokens were given, the model reads at most {self.config.max_positions}")
+
+
+def load(
+    model: str | Path = "tiny-it",
+    *,
+    numerics: str = "float32",
+    weights: str | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Gemma:
+    """Load a model from its files.
+
+    Parameters
+    ----------
+    model : str or Path
+        A folder in Hugging Face layout, the name of a shipped model, or a hub id whose files are in ``weights/`` or in
+        the local hub cache. Nothing is downloaded.
+    numerics : str
+        Arithmetic of activations: "float32" or "float64".
+    weights : str, optional
+        How matrices stay in memory: "bfloat16" as stored, "float32" or "float64". By default "float64" when `numerics`
+        is, else "float32".
+    device : str
+        Where to compute: "cpu".
+    progress : callable, optional
+        ``progress(done, total)`` while weights are read, in bytes.
+
+    Returns
+    -------
+    Gemma
+        Ready to use.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such model, or a file of it is missing.
+    ValueError
+        If a file is broken, does not fit the configuration, or a setting is unknown.
+
+    Examples
+    --------
+    >>> gemma = load("tiny-it")
+    >>> gemma.config.num_kv_heads
+    2
+    """
+    if numerics not in PROFILES:
+        raise ValueError(f"numerics is {numerics!r}: expected {' or '.join(map(repr, PROFILES))}")
+    profile = PROFILES[numerics]
+    weights = weights or profile.dtype.name
+    if weights == "float64" and profile.dtype != np.float64:
+        raise ValueError(
+            f"weights are 'float64', wider than the arithmetic {numerics!r}: their extra digits would be lost"
+        )
+    if device != "cpu":
+        raise ValueError(f"device is {device!r}: expected 'cpu'")
+    folder = checkpoint.find_model(model)
+    config = read_config(folder)
+    tokenizer = Tokenizer(folder / "tokenizer.model")
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, the embedding table {config.vocab_size} rows: "
+            "these files do not belong together"
+        )
+    params = checkpoint.load_params(folder, config, weights=weights, norm_dtype=profile.dtype, progress=progress)
+    stops = frozenset(stop_ids(tokenizer, read_generation_config(folder)))
+    return Gemma(config, params, tokenizer, profile, stops)

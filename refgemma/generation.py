@@ -1,0 +1,372 @@
+"""Tokens in, a stream of tokens and text out.
+
+A prompt is read in chunks, so that memory stays bounded however long it is; then each step feeds one token a row,
+decides the next, and releases what text is certain: never half a character, never the beginning of a stop text.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from refgemma.cache import KVCache
+from refgemma.config import Config
+from refgemma.model import Params, forward
+from refgemma.numerics import Array, Numerics
+from refgemma.sampling import Decision, SamplingParams, decide, uniform
+from refgemma.text.streaming import StreamDecoder
+from refgemma.text.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length"]
+Progress = Callable[[int, int], None]
+
+# Tokens fed in one call: large enough for fast matrix products, small enough that scores and MLP rows stay bounded.
+CHUNK = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Tokens counted.
+
+    Attributes
+    ----------
+    prompt_tokens : int
+        Read, ``<bos>`` and turn markers included.
+    completion_tokens : int
+        Generated, the stop token included.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Sum of the two."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """A finished output.
+
+    Attributes
+    ----------
+    text : str
+        Without stop tokens, and up to the stop text that ended it.
+    tokens : list of int
+        All that were generated, a final stop token included.
+    finish_reason : {"stop", "length"}
+        "stop" after a stop token or stop text, "length" at `max_tokens` or at the end of the context.
+    usage : Usage
+        Tokens counted.
+    seed : int
+        Of the draws; the same seed, prompt and settings give the same output again.
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason
+    usage: Usage
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One generated token of one row.
+
+    Attributes
+    ----------
+    text : str
+        Text that became certain with it; often empty, sometimes that of several tokens.
+    token : int
+        Its id.
+    row : int
+        Which prompt of the batch.
+    decision : Decision
+        How it was chosen.
+    result : Generation or None
+        The whole output, with the last token of the row.
+    """
+
+    text: str
+    token: int
+    row: int
+    decision: Decision
+    result: Generation | None = None
+
+
+class PrefixCache:
+    """Keys and values of the last run of one row, so that a prompt which begins like it need not be read again.
+
+    A chat is the use: every turn's prompt begins with all that went before.
+
+    Attributes
+    ----------
+    tokens : list of int
+        What has been fed, in order; slot i of the cache holds token i.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self._cache: KVCache | None = None
+
+    def resume(self, prompt: Sequence[int], config: Config, numerics: Numerics) -> KVCache:
+        """Cache that holds the longest beginning of the prompt that was fed before.
+
+        Parameters
+        ----------
+        prompt : sequence of int
+            Token ids; at least the last one is left to be fed.
+        config : Config
+            Shape of the model.
+        numerics : Numerics
+            Arithmetic of activations.
+
+        Returns
+        -------
+        KVCache
+            With room for the whole context; `length` tells how much of the prompt it holds.
+        """
+        if self._cache is None:
+            self._cache = KVCache(config, batch=1, capacity=config.max_positions, dtype=numerics.dtype)
+        same = 0
+        for ours, theirs in zip(self.tokens, prompt[:-1], strict=False):
+            if ours != theirs:
+                break
+            same += 1
+        self._cache.truncate(same)
+        del self.tokens[same:]
+        return self._cache
+
+
+def generate(
+    params: Params,
+    config: Config,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplingParams,
+    *,
+    stop_ids: frozenset[int],
+    numerics: Numerics,
+    prefix: PrefixCache | None = None,
+    progress: Progress | None = None,
+    record: bool = False,
+) -> Iterator[Event]:
+    """Continue a batch of prompts, token by token.
+
+    Parameters
+    ----------
+    params : Params
+        Weights.
+    config : Config
+        Shape and constants.
+    tokenizer : Tokenizer
+        Turns tokens into text.
+    prompts : sequence of sequence of int
+        Token ids of each row, of any lengths, none empty.
+    settings : SamplingParams
+        For every row; each draws by the seed alone, so a row comes out as it would on its own.
+    stop_ids : frozenset of int
+        Tokens that end a row.
+    numerics : Numerics
+        Arithmetic of activations.
+    prefix : PrefixCache, optional
+        For a single prompt: what of it was read before, and where to keep what is read now.
+    progress : callable, optional
+        ``progress(read, total)`` while the prompts are read, in tokens a row.
+    record : bool
+        Whether decisions keep what each step changed.
+
+    Yields
+    ------
+    Event
+        Rows in turn; the last event of each row holds its result.
+
+    Raises
+    ------
+    ValueError
+        If a prompt is empty, or leaves no room in the context for a single new token.
+    """
+    rows = [_Row(i, list(prompt), settings, tokenizer, config, stop_ids) for i, prompt in enumerate(prompts)]
+    if not rows:
+        return
+    if prefix is not None:
+        if len(rows) > 1:
+            raise ValueError(f"a prefix cache serves one prompt, {len(rows)} were given")
+        cache = prefix.resume(rows[0].prompt, config, numerics)
+    else:
+        capacity = max(len(row.prompt) for row in rows) + max(row.limit for row in rows)
+        cache = KVCache(config, batch=len(rows), capacity=capacity, dtype=numerics.dtype)
+    fed = [] if prefix is None else prefix.tokens
+
+    scores = read_prompts(
+        params, config, [row.prompt for row in rows], cache, fed, numerics=numerics, progress=progress
+    )
+    live = rows
+    while True:
+        for row in live:
+            yield row.next(scores[row.index], record)
+        live = [row for row in live if row.finish_reason is None]
+        if not live:
+            return
+        # A finished row is fed padding: it costs its share of the step, but nothing attends to it.
+        tokens = np.full((len(rows), 1), tokenizer.pad_id)
+        positions = np.full((len(rows), 1), -1)
+        for row in live:
+            tokens[row.index] = row.output[-1]
+            positions[row.index] = len(row.prompt) + len(row.output) - 1
+        scores = forward(params, config, tokens, positions=positions, cache=cache, logits="last", numerics=numerics)
+        fed.append(int(tokens[0, 0]))
+
+
+def read_prompts(
+    params: Params,
+    config: Config,
+    prompts: Sequence[Sequence[int]],
+    cache: KVCache,
+    fed: list[int],
+    *,
+    numerics: Numerics,
+    progress: Progress | None = None,
+) -> Array:
+    """Feed prompts to the cache, chunk by chunk.
+
+    Parameters
+    ----------
+    params : Params
+        Weights.
+    config : Config
+        Shape and constants.
+    prompts : sequence of sequence of int
+        Token ids of each row; shorter rows are padded on the left, so that all end together.
+    cache : KVCache
+        Empty, or holding the beginning of a single prompt; filled on return.
+    fed : list of int
+        Tokens of the first row that are in the cache; extended after every chunk.
+    numerics : Numerics
+        Arithmetic of activations.
+    progress : callable, optional
+        ``progress(read, total)``, in tokens a row.
+
+    Returns
+    -------
+    ndarray, shape (B, V)
+        Logits after the last token of each row.
+    """
+    longest = max(map(len, prompts))
+    tokens = np.zeros((len(prompts), longest), dtype=np.int64)
+    positions = np.full_like(tokens, -1)
+    for row, prompt in enumerate(prompts):
+        tokens[row, longest - len(prompt) :] = prompt
+        positions[row, longest - len(prompt) :] = np.arange(len(prompt))
+    for start in range(cache.length, longest, CHUNK):
+        part = np.s_[:, start : start + CHUNK]
+        scores = forward(
+            params, config, tokens[part], positions=positions[part], cache=cache, logits="last", numerics=numerics
+        )
+        fed.extend(tokens[part][0].tolist())
+        if progress is not None:
+            progress(min(start + CHUNK, longest), longest)
+    return scores
+
+
+class _Row:
+    """One prompt and what has come of it: its output, its undecided text, its end."""
+
+    def __init__(
+        self,
+        index: int,
+        prompt: list[int],
+        settings: SamplingParams,
+        tokenizer: Tokenizer,
+        config: Config,
+        stop_ids: frozenset[int],
+    ) -> None:
+        if not prompt:
+            raise ValueError("the prompt has no tokens: expected at least <bos>")
+        self.limit = min(settings.max_tokens, config.max_positions - len(prompt))
+        if self.limit < 1:
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens, too many for a context of {config.max_positions} that must also "
+                "hold the answer: shorten it"
+            )
+        self.index = index
+        self.prompt = prompt
+        self.settings = settings
+        self.seed = secrets.randbits(32) if settings.seed is None else settings.seed
+        self.output: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self._stop_ids = stop_ids
+        self._decoder = StreamDecoder(tokenizer)
+        self._released = ""
+        self._held = ""  # decoded, but perhaps the beginning of a stop text
+
+    def next(self, scores: Array, record: bool) -> Event:
+        """Decide one token, and release the text that it makes certain."""
+        u = uniform(self.seed, len(self.output))
+        decision = decide(scores, self.settings, self.prompt, self.output, u, record=record)
+        self.output.append(decision.token)
+        if decision.token in self._stop_ids:
+            self.finish_reason = "stop"
+        else:
+            self._held += self._decoder.feed(decision.token)
+            if len(self.output) == self.limit:
+                self.finish_reason = "length"
+        if self.finish_reason:
+            self._held += self._decoder.flush()
+        text, self._held, stopped = split_at_stop(self._held, self.settings.stop)
+        if stopped:
+            self.finish_reason = "stop"
+        if self.finish_reason:
+            text += self._held
+        self._released += text
+        return Event(text=text, token=decision.token, row=self.index, decision=decision, result=self._result())
+
+    def _result(self) -> Generation | None:
+        if self.finish_reason is None:
+            return None
+        return Generation(
+            text=self._released,
+            tokens=self.output,
+            finish_reason=self.finish_reason,
+            usage=Usage(prompt_tokens=len(self.prompt), completion_tokens=len(self.output)),
+            seed=self.seed,
+        )
+
+
+def split_at_stop(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
+    """Split text that may hold a stop text, or the beginning of one at its end.
+
+    Parameters
+    ----------
+    text : str
+        Decoded, not yet released.
+    stops : sequence of str
+        Stop texts, none empty.
+
+    Returns
+    -------
+    certain : str
+        What comes before the first stop text, or before what may become one.
+    rest : str
+        What may become one; empty where one was found.
+    found : bool
+        Whether there is one.
+
+    Examples
+    --------
+    >>> split_at_stop("one STOP two", ["STOP"])
+    ('one ', '', True)
+    >>> split_at_stop("one ST", ["STOP"])
+    ('one ', 'ST', False)
+    """
+    found = [at for stop in stops if (at := text.find(stop)) >= 0]
+    if found:
+        return text[: min(found)], "", True
+    begun = max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+    certain = len(text) - begun
+    return text[:certain], text[certain:], False

@@ -1,0 +1,91 @@
+"""What a user may set about how tokens are chosen."""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+from dataclasses import dataclass
+
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """Settings of one generation; the defaults of the steps leave logits as they are, but for the temperature.
+
+    Attributes
+    ----------
+    temperature : float
+        Divides the logits. Below 1e-5 the most likely token is taken, the lowest id on ties, and the steps that follow
+        the temperature do not matter.
+    top_k : int or None
+        Keep exactly this many tokens, the most likely; on ties the lower id.
+    top_p : float or None
+        Keep the most likely tokens while the mass before them is below this share; the first is always kept.
+    repetition_penalty : float
+        Divides positive logits, and multiplies negative ones, of every token in the prompt or the output.
+    frequency_penalty : float
+        Subtracted once for every time that a token stands in the output.
+    presence_penalty : float
+        Subtracted once from every token that stands in the output.
+    seed : int or None
+        Decides the draws, 0 to 2**64 - 1; None has one drawn, and the result reports it.
+    max_tokens : int
+        Longest output, in tokens.
+    stop : str or tuple of str
+        Texts that end the output; they are not part of it.
+    """
+
+    temperature: float = 0.6
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    max_tokens: int = 256
+    stop: str | tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        settle = functools.partial(object.__setattr__, self)  # frozen, but NumPy's scalars are to become plain numbers
+        settle("temperature", _number("temperature", self.temperature, low=0))
+        settle("repetition_penalty", _number("repetition_penalty", self.repetition_penalty, low=0))
+        if self.repetition_penalty == 0:
+            raise ValueError(
+                "repetition_penalty is 0: expected a number above 0 (1 is off), since logits are divided by it"
+            )
+        settle("frequency_penalty", _number("frequency_penalty", self.frequency_penalty))
+        settle("presence_penalty", _number("presence_penalty", self.presence_penalty))
+        if self.top_p is not None:
+            settle("top_p", _number("top_p", self.top_p, low=0, high=1))
+        if self.top_k is not None:
+            settle("top_k", _whole("top_k", self.top_k, low=1, hint=" (None is off)"))
+        if self.seed is not None:
+            settle("seed", _whole("seed", self.seed, low=0, high=MAX_SEED))
+        settle("max_tokens", _whole("max_tokens", self.max_tokens, low=1))
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, (list, tuple)) or not all(isinstance(text, str) and text for text in stop):
+            raise ValueError(f"stop is {self.stop!r}: expected a text or a list of texts, none of them empty")
+        settle("stop", tuple(stop))
+
+
+def _number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+    except OverflowError:  # a whole number beyond float64
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {value!r}: expected a finite number")
+    if not low <= number <= high:
+        wanted = f"between {low:g} and {high:g}" if high < math.inf else f"of at least {low:g}"
+        raise ValueError(f"{name} is {value!r}: expected a number {wanted}")
+    return number
+
+
+def _whole(name: str, value: object, low: int, high: int | None = None, hint: str = "") -> int:
+    number = None if isinstance(value, bool) or not isinstance(value, numbers.Integral) else int(value)
+    if number is None or number < low or (high is not None and number > high):
+        wanted = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} is {value!r}: expected a whole number {wanted}{hint}")
+    return number
