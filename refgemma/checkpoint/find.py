@@ -1,0 +1,108 @@
+"""Where a model name is looked up: on this machine only, never on the network.
+
+A name is a folder, a shipped model ("tiny-it"), or a hub id ("google/gemma-2b-it") that was downloaded before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def find_model(name: str | Path, *, search: Sequence[str | Path] | None = None) -> Path:
+    """Look up a model by name.
+
+    Parameters
+    ----------
+    name : str or Path
+        A folder that holds ``config.json``; or the name of a model. The owner ``google/`` may be left out.
+    search : sequence of str or Path, optional
+        Folders of models, in order of preference, each plain (``OWNER/NAME`` or ``NAME`` in it) or a Hugging Face hub
+        cache. By default those of `default_places`.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If the name is empty or is a file.
+    FileNotFoundError
+        If there is no such model; says where it was looked for.
+
+    Notes
+    -----
+    The hub cache is where huggingface_hub keeps it: ``HF_HUB_CACHE``, else ``HF_HOME/hub``, else
+    ``~/.cache/huggingface/hub``. Of a cached model the snapshot that ``refs/main`` names is taken.
+    """
+    if not str(name):
+        raise ValueError(
+            "the model name is empty: expected a folder, or a name such as 'tiny-it' or 'google/gemma-2b-it'"
+        )
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise ValueError(f"{path} is a file: give the folder that holds it, with config.json beside the weights")
+    places = default_places() if search is None else [Path(place) for place in search]
+    candidates = [path, *(folder for place in places for folder in _in_place(str(name), place))]
+    for folder in candidates:
+        if (folder / "config.json").is_file():
+            return folder
+    for folder in candidates:
+        if folder.is_dir():
+            raise FileNotFoundError(f"{folder} holds no config.json: expected it in a model folder, beside the weights")
+    raise FileNotFoundError(_sorry(str(name), places))
+
+
+def default_places() -> list[Path]:
+    """Folders of models that are searched when no others are given.
+
+    Returns
+    -------
+    list of Path
+        ``weights`` in the current folder, ``weights`` in the repository, the models shipped in the package, and the hub
+        cache; not all of them need exist.
+    """
+    repository = [_PACKAGE.parent / "weights"] if (_PACKAGE.parent / "pyproject.toml").is_file() else []
+    return [Path("weights"), *repository, _PACKAGE / "_weights", _hub_cache()]
+
+
+def _hub_cache() -> Path:
+    """Folder in which huggingface_hub keeps downloads; the rules are its own."""
+    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(cache).expanduser()
+    if home := os.environ.get("HF_HOME"):
+        return Path(home).expanduser() / "hub"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+
+
+def _in_place(name: str, place: Path) -> Iterator[Path]:
+    """Folders that may be the model, in one place."""
+    short = name.removeprefix("google/")  # of no other owner: bob/gemma-2b-it is another model
+    for folder in (f"google/{short}", short):
+        yield place / folder
+        cached = place / f"models--{folder.replace('/', '--')}"
+        if (cached / "refs" / "main").is_file():
+            yield cached / "snapshots" / (cached / "refs" / "main").read_text(encoding="utf-8").strip()
+
+
+def _sorry(name: str, places: Iterable[Path]) -> str:
+    """What was looked for, where, and what to do."""
+    where = ", ".join(str(place) for place in places)
+    there = sorted(
+        {
+            str(config.parent.relative_to(place))
+            for place in places
+            for pattern in ("*/config.json", "*/*/config.json")
+            for config in place.glob(pattern)
+        }
+    )
+    found = f" (found there: {', '.join(there)})" if there else ""
+    return (
+        f"no model {name!r}: no such folder, and nothing of that name in {where}{found}; give the folder that holds its"
+        " config.json, or fetch one with `refgemma download OWNER/NAME`"
+    )

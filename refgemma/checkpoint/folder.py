@@ -1,0 +1,144 @@
+"""A model folder: one ``model.safetensors``, or shards of it and an index that says which tensor lies in which.
+
+Nothing is unpickled and nothing is guessed: a folder in another layout is refused with a word on what it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from refgemma.checkpoint.safetensors_file import StoredTensor, read_safetensors
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def describe(folder: str | Path) -> list[StoredTensor]:
+    """List the tensors of a model folder without reading a number of them.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Holds ``model.safetensors``, or ``model.safetensors.index.json`` and the shards it names.
+
+    Returns
+    -------
+    list of StoredTensor
+        Name, stored dtype, shape, bytes, file and mapped data of each, by name with layers in order.
+
+    Raises
+    ------
+    ValueError
+        If a file is damaged, or the index and its shards disagree.
+    FileNotFoundError
+        If the folder holds no safetensors weights, or lacks a shard.
+    """
+    return list(read_folder(folder).values())
+
+
+def read_folder(folder: str | Path) -> dict[str, StoredTensor]:
+    """Map all tensors of a model folder.
+
+    Parameters
+    ----------
+    folder : str or Path
+        As for `describe`.
+
+    Returns
+    -------
+    dict of str to StoredTensor
+        The same tensors by name.
+
+    Raises
+    ------
+    ValueError
+        If a file is damaged, or the index and its shards disagree.
+    FileNotFoundError
+        If the folder holds no safetensors weights, or lacks a shard.
+    """
+    folder = Path(folder)
+    if (folder / INDEX).is_file():
+        tensors = _read_shards(folder)
+    elif (folder / SINGLE).is_file():
+        tensors = read_safetensors(folder / SINGLE)
+    else:
+        raise FileNotFoundError(_what_is_there_instead(folder))
+    return dict(sorted(tensors.items(), key=lambda item: _natural(item[0])))
+
+
+def _read_shards(folder: Path) -> dict[str, StoredTensor]:
+    """Map every shard that the index names, and see that both tell the same."""
+    weight_map = _read_index(folder / INDEX)
+    shards = sorted(set(weight_map.values()))
+    if SINGLE not in shards and (folder / SINGLE).is_file():
+        raise ValueError(f"{folder} holds two models, {SINGLE} and the shards of {INDEX}: remove one of them")
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names: fetch what is missing")
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
+        for name, tensor in read_safetensors(folder / shard).items():
+            if name in tensors:
+                raise ValueError(f"{folder} holds {name!r} twice, in {tensors[name].file.name} and in {shard}")
+            tensors[name] = tensor
+    found = {name: tensor.file.name for name, tensor in tensors.items()}
+    wrong = [
+        f"it places {name!r} in {weight_map.get(name, 'no shard')}, found in {found.get(name, 'no shard')}"
+        for name in sorted(weight_map.keys() | found.keys(), key=_natural)
+        if weight_map.get(name) != found.get(name)
+    ]
+    if wrong:
+        raise ValueError(f"{folder / INDEX} does not fit its shards: {'; '.join(wrong)}")
+    return tensors
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Tensor name to shard name."""
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        shards = list(weight_map.values())
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        raise ValueError(
+            f'{path} is damaged: expected JSON with an object "weight_map", tensor name to file name'
+        ) from None
+    for shard in shards:
+        # A name with a folder in it could make the reader open any file of the machine.
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ValueError(f"{path} names the shard {shard!r}: expected a safetensors file in the same folder")
+    if not shards:
+        raise ValueError(f"{path} names no shard: expected the place of every tensor of the model")
+    return dict(weight_map)
+
+
+def _what_is_there_instead(folder: Path) -> str:
+    """A sentence on a folder without weights that can be read."""
+    if not folder.is_dir():
+        return f"{folder} is no folder: expected one that holds config.json and {SINGLE}"
+    found = sorted(entry.name for entry in folder.iterdir())
+
+    def first(*endings: str) -> str | None:
+        return next((name for name in found if name.endswith(endings)), None)
+
+    lacks = f"{folder} holds neither {SINGLE} nor {INDEX}"
+    if SINGLE in found or INDEX in found:
+        return f"{folder}: {SINGLE if SINGLE in found else INDEX} is a link to a file that is gone: fetch it again"
+    if "adapter_config.json" in found:
+        return f"{lacks}: it is a LoRA adapter, to be given beside a model and not as one"
+    if shard := next((name for name in found if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)), None):
+        return f"{lacks}: there are shards such as {shard}, so only the index is missing; fetch it"
+    if other := first(".safetensors"):
+        return f"{lacks}: if {other} holds the whole model, rename it to {SINGLE}"
+    if other := first(".gguf"):
+        return f"{lacks}: {other} is a GGUF file, which is not read; fetch the safetensors files"
+    if other := first(".bin", ".pt", ".pth", ".ckpt"):
+        return (
+            f"{lacks}: {other} is pickled and never opened, because a pickle can run code; fetch the safetensors files"
+        )
+    return f"{lacks}: fetch the weights of the model into it"
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorting key under which layer 10 comes after layer 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

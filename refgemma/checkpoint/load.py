@@ -1,0 +1,226 @@
+"""From the files of a model folder to parameters, strictly: every tensor accounted for, all problems told at once.
+
+Matrices that are wanted as they are stored stay in the mapped files. Others are widened once, by tiles of rows, one
+thread a core (NumPy lets go of the interpreter lock while it converts).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from refgemma.checkpoint.folder import read_folder
+from refgemma.checkpoint.names import IGNORED, nearest_name, tensors_of
+from refgemma.checkpoint.safetensors_file import StoredTensor
+from refgemma.config import Config
+from refgemma.model import Params
+from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16
+
+_FORMATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # in the words of the file: in ours
+
+_TILE = 2**20  # numbers; a float32 tile and its stored numbers stay in the second-level cache
+
+Progress = Callable[[int, int], None]
+
+
+def load_params(
+    folder: str | Path,
+    config: Config,
+    *,
+    weights: str = "float32",
+    norm_dtype: DTypeLike = np.float32,
+    progress: Progress | None = None,
+) -> Params:
+    """Load the parameters of a model.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Holds the weights in Hugging Face layout: ``model.safetensors``, or an index and shards.
+    config : Config
+        The model that the folder must hold.
+    weights : {"bfloat16", "float32", "float64"}
+        Format of matrices in memory. Those stored in this very format are views of the mapped files.
+    norm_dtype : dtype, default float32
+        Format of norm weights, float32 or float64.
+    progress : callable, optional
+        Called as ``progress(done, total)``, in bytes of the file, while matrices are widened.
+
+    Returns
+    -------
+    Params
+        Nested parameters, every array read-only. With tied embeddings, ``head`` is the very object ``embed``.
+
+    Raises
+    ------
+    ValueError
+        If a tensor is missing, unexpected, of another shape or dtype, if a norm weight is not finite, if numbers would
+        have to be rounded to `weights`, or if a file is damaged.
+    FileNotFoundError
+        If the folder or one of its files is not there.
+
+    Warns
+    -----
+    UserWarning
+        If the norm weights look like 1 + w, as GGUF files store them.
+    """
+    dtype_of_norms = np.dtype(norm_dtype)
+    if weights not in ("bfloat16", "float32", "float64"):
+        raise ValueError(f"weights is {weights!r}: expected 'bfloat16', 'float32' or 'float64'")
+    if dtype_of_norms not in (np.float32, np.float64):
+        raise ValueError(f"norm_dtype is {dtype_of_norms}: expected float32 or float64")
+    stored = read_folder(folder)
+    _check_tensors(stored, config, folder)
+    if config.tie_word_embeddings and "lm_head.weight" in stored:
+        _check_same_table(stored["model.embed_tokens.weight"], stored["lm_head.weight"])
+
+    arrays: dict[str, Any] = {}
+    to_widen: list[tuple[Array | Bfloat16Matrix, Array]] = []
+    for tensor in tensors_of(config):
+        source = stored[tensor.theirs]
+        if len(tensor.shape) == 1:
+            arrays[tensor.ours] = _norm_weight(source, dtype_of_norms)
+        elif _FORMATS[source.dtype] == weights:
+            arrays[tensor.ours] = _as_stored(source)
+        elif weights == "bfloat16":
+            raise ValueError(
+                f"{source.file} stores {source.name} as {source.dtype}, which weights='bfloat16' would round:"
+                " ask for weights='float32'"
+            )
+        else:
+            arrays[tensor.ours] = wide = np.empty(tensor.shape, weights)
+            to_widen.append((_as_stored(source), wide))
+    _warn_of_folded_norms([array for path, array in arrays.items() if path.endswith("norm")], folder)
+    _widen(to_widen, progress)
+    if config.tie_word_embeddings:
+        arrays["head"] = arrays["embed"]
+    return _nested(arrays, config.num_layers)
+
+
+def _check_tensors(stored: dict[str, StoredTensor], config: Config, folder: str | Path) -> None:
+    """Refuse a folder whose tensors are not those of the model, naming all that differ."""
+    wanted = tensors_of(config)
+    known = {tensor.theirs: tensor for tensor in tensors_of(replace(config, tie_word_embeddings=False))}
+    ignored = {name.format(i=i) for name in IGNORED for i in range(config.num_layers)}
+    unexpected = [name for name in stored if name not in known and name not in ignored]
+
+    problems = []
+    for tensor in wanted:
+        if tensor.theirs not in stored:
+            problems.append(
+                f"missing {tensor.theirs}, shape {tensor.shape}{_hint('there is', tensor.theirs, unexpected)}"
+            )
+    for name in unexpected:
+        problems.append(f"unexpected {name!r}, shape {stored[name].shape}{_hint('nearest known name is', name, known)}")
+    for name, tensor in known.items():
+        if name in stored and stored[name].shape != tensor.shape:
+            problems.append(f"{name} has shape {stored[name].shape}, expected {tensor.shape}, which is {tensor.axes}")
+        if name in stored and stored[name].dtype not in _FORMATS:
+            problems.append(f"{name} is stored as {stored[name].dtype}, expected BF16, F16 or F32")
+    if len(problems) == 1:
+        raise ValueError(f"{folder} does not fit its configuration: {problems[0]}")
+    if problems:
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        raise ValueError(f"{folder} does not fit its configuration in {len(problems)} places:{lines}")
+
+
+def _hint(words: str, name: str, known: Iterable[str]) -> str:
+    nearest = nearest_name(name, known)
+    return f" ({words} {nearest!r})" if nearest else ""
+
+
+def _check_same_table(embed: StoredTensor, head: StoredTensor) -> None:
+    """Refuse a head that is stored beside the embedding and differs from it, where the configuration ties the two."""
+    # By tiles, because a comparison takes as much room as what it compares; as bytes, because no NaN equals itself.
+    same = embed.dtype == head.dtype and all(
+        np.array_equal(embed.data[rows].view(np.uint8), head.data[rows].view(np.uint8)) for rows in _tiles(embed.shape)
+    )
+    if not same:
+        raise ValueError(
+            f"{head.file} holds a lm_head.weight other than model.embed_tokens.weight, yet tie_word_embeddings is true:"
+            " set that to false in config.json to use the stored head, or remove the head to use the embedding"
+        )
+
+
+def _as_stored(tensor: StoredTensor) -> Array | Bfloat16Matrix:
+    """The mapped matrix; a copy only if the file does not keep its numbers where a processor can read them at once."""
+    data = np.require(tensor.data, requirements="A")
+    data.flags.writeable = False
+    return Bfloat16Matrix(data) if tensor.dtype == "BF16" else data
+
+
+def _norm_weight(tensor: StoredTensor, dtype: np.dtype[Any]) -> Array:
+    """Widened copy, once all of it is finite."""
+    with np.errstate(invalid="ignore"):  # NumPy warns of a signalling NaN; the sentence below says more
+        weight = (from_bfloat16(tensor.data) if tensor.dtype == "BF16" else tensor.data).astype(dtype)
+    bad = np.flatnonzero(~np.isfinite(weight))
+    if bad.size:
+        raise ValueError(
+            f"{tensor.file}: {tensor.name} holds {weight[bad[0]]} at channel {bad[0]}, expected finite numbers only:"
+            " the file is damaged or its training diverged"
+        )
+    weight.flags.writeable = False
+    return weight
+
+
+def _warn_of_folded_norms(norms: list[Array], folder: str | Path) -> None:
+    """Say so if norm weights hold 1 + w: adding the one again gives fluent nonsense that no shape betrays.
+
+    Training starts at w = 0 and leaves channels on both sides of it, some near -1; with the one folded in, all of them
+    are positive and centre on 1 or above. That is a likelihood, so no error. Where it went wrong first:
+    https://github.com/ggml-org/llama.cpp/pull/5631
+    """
+    every = np.concatenate(norms)
+    if every.min() > 0 and every.mean() > 0.9:
+        warnings.warn(
+            f"{folder}: all norm weights are positive and their mean is {every.mean():.2f}, as if a GGUF converter had"
+            " stored 1 + w for w; Gemma adds the 1 itself, so subtract it from them if that is so",
+            stacklevel=3,
+        )
+
+
+def _widen(pairs: list[tuple[Array | Bfloat16Matrix, Array]], progress: Progress | None) -> None:
+    """Fill each wide matrix from its stored one, all tiles of all matrices side by side."""
+    tiles = [(stored, wide, rows) for stored, wide in pairs for rows in _tiles(wide.shape)]
+    total = sum(stored.nbytes for stored, _ in pairs)
+
+    def one(tile: tuple[Array | Bfloat16Matrix, Array, slice]) -> int:
+        stored, wide, rows = tile
+        with np.errstate(invalid="ignore"):  # a NaN stays one, signalling or not
+            wide[rows] = stored.rows(rows, wide.dtype) if isinstance(stored, Bfloat16Matrix) else stored[rows]
+        return stored.nbytes // stored.shape[0] * len(wide[rows])
+
+    done = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for nbytes in pool.map(one, tiles):
+            done += nbytes
+            if progress:
+                progress(done, total)
+    for _, wide in pairs:
+        wide.flags.writeable = False
+
+
+def _tiles(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows of a matrix in pieces of about `_TILE` numbers."""
+    step = max(1, _TILE // shape[1])
+    return (slice(start, start + step) for start in range(0, shape[0], step))
+
+
+def _nested(arrays: dict[str, Any], num_layers: int) -> Params:
+    """Parameters from arrays by path, such as ``layers.3.attn.q``."""
+    params: dict[str, Any] = {"layers": [{"attn": {}, "mlp": {}} for _ in range(num_layers)]}
+    for path, array in arrays.items():
+        node: Any = params
+        *parents, last = path.split(".")
+        for part in parents:
+            node = node[int(part) if part.isdigit() else part]
+        node[last] = array
+    return cast(Params, params)

@@ -1,0 +1,126 @@
+"""The name table: what Hugging Face files call each tensor, where it stands in our parameters, and its axes.
+
+Matrices keep the stored order, (out, in); heads are split later, on the activations, never on the weight. Braces hold
+the layer number, and ``(N H)`` is one axis that joins two: N heads of width H.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from refgemma.config import Config
+
+
+class Row(NamedTuple):
+    """One line of the table, a template where it holds ``{i}``."""
+
+    theirs: str
+    ours: str
+    axes: str
+
+
+TABLE = (
+    Row("model.embed_tokens.weight", "embed", "V D"),
+    Row("model.layers.{i}.input_layernorm.weight", "layers.{i}.attn.norm", "D"),
+    Row("model.layers.{i}.self_attn.q_proj.weight", "layers.{i}.attn.q", "(N H) D"),
+    Row("model.layers.{i}.self_attn.k_proj.weight", "layers.{i}.attn.k", "(K H) D"),
+    Row("model.layers.{i}.self_attn.v_proj.weight", "layers.{i}.attn.v", "(K H) D"),
+    Row("model.layers.{i}.self_attn.o_proj.weight", "layers.{i}.attn.out", "D (N H)"),
+    # Not what it says: in Gemma 1 this is the norm *before* the MLP. From Gemma 2 on the name is true.
+    Row("model.layers.{i}.post_attention_layernorm.weight", "layers.{i}.mlp.norm", "D"),
+    Row("model.layers.{i}.mlp.gate_proj.weight", "layers.{i}.mlp.gate", "F D"),
+    Row("model.layers.{i}.mlp.up_proj.weight", "layers.{i}.mlp.up", "F D"),
+    Row("model.layers.{i}.mlp.down_proj.weight", "layers.{i}.mlp.down", "D F"),
+    Row("model.norm.weight", "final_norm", "D"),
+    Row("lm_head.weight", "head", "V D"),  # absent where the head is tied to the embedding
+)
+
+# Left over from old conversions: the rotary frequencies, which follow from rope_theta and are computed from it.
+IGNORED = ("model.layers.{i}.self_attn.rotary_emb.inv_freq",)
+
+
+class Tensor(NamedTuple):
+    """What one model must hold: a line of the table with its layer number and its shape."""
+
+    theirs: str
+    ours: str
+    axes: str
+    shape: tuple[int, ...]
+
+
+def tensors_of(config: Config) -> list[Tensor]:
+    """Every tensor that a model must hold; the head only where it is not the embedding.
+
+    Parameters
+    ----------
+    config : Config
+        The model.
+
+    Returns
+    -------
+    list of Tensor
+        In the order of the table, each line of it for all layers.
+    """
+    return [
+        Tensor(row.theirs.format(i=i), row.ours.format(i=i), row.axes, shape_of(row.axes, config))
+        for row in TABLE
+        for i in (range(config.num_layers) if "{i}" in row.theirs else range(1))
+        if not (row.ours == "head" and config.tie_word_embeddings)
+    ]
+
+
+def shape_of(axes: str, config: Config) -> tuple[int, ...]:
+    """Sizes that a string of axis letters stands for.
+
+    Parameters
+    ----------
+    axes : str
+        Letters V, D, F, N, K, H; those in parentheses are joined into one axis.
+    config : Config
+        The model.
+
+    Returns
+    -------
+    tuple of int
+        One size an axis.
+
+    Examples
+    --------
+    >>> from refgemma.config import SIZES
+    >>> shape_of("D (N H)", SIZES["gemma-7b"])
+    (3072, 4096)
+    """
+    sizes = {
+        "V": config.vocab_size,
+        "D": config.hidden_size,
+        "F": config.intermediate_size,
+        "N": config.num_heads,
+        "K": config.num_kv_heads,
+        "H": config.head_dim,
+    }
+    joined = re.findall(r"\((.+?)\)|(\w)", axes)  # what is in parentheses, or a letter
+    return tuple(math.prod(sizes[letter] for letter in (group or letter).split()) for group, letter in joined)
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Most similar of the known names, in the same layer if that has any.
+
+    Parameters
+    ----------
+    name : str
+        What was found, or missed.
+    known : iterable of str
+        What it may have been meant to be.
+
+    Returns
+    -------
+    str or None
+        None where nothing is similar.
+    """
+    known = list(known)
+    same_layer = [other for other in known if re.findall(r"\d+", other) == re.findall(r"\d+", name)]
+    return next(iter(difflib.get_close_matches(name, same_layer or known, n=1)), None)

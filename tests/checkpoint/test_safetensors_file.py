@@ -1,0 +1,201 @@
+import json
+import mmap
+import struct
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from refgemma.checkpoint import read_safetensors
+from tests.checkpoint.files import base_of, one_sentence, safetensors_bytes
+
+A = np.arange(6, dtype=np.float32).reshape(2, 3)
+B = np.array([1, 2, 0x3F80, 0xFFFF], dtype=np.uint16)  # bfloat16 bits
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Write bytes to a file and read them."""
+
+    def write_and_read(content):
+        path = tmp_path / "model.safetensors"
+        path.unlink(missing_ok=True)  # never write into a mapped file
+        path.write_bytes(content)
+        return read_safetensors(path)
+
+    return write_and_read
+
+
+def test_reads_what_the_library_writes(tmp_path):
+    rng = np.random.default_rng(1)
+    dtypes = ["?", "u1", "i1", "u2", "i2", "f2", "u4", "i4", "f4", "u8", "i8", "f8"]
+    arrays = {dtype: (rng.normal(size=(3, 5)) * 9).astype("i8").astype(dtype) for dtype in dtypes}
+    arrays |= {"scalar": np.array(7, np.float32), "empty": np.zeros((0, 4), np.float32)}
+    safetensors.numpy.save_file(arrays, tmp_path / "all.safetensors", metadata={"format": "np"})
+    tensors = read_safetensors(tmp_path / "all.safetensors")
+    assert tensors.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(tensors[name].data, array, strict=True)
+        assert (tensors[name].shape, tensors[name].nbytes) == (array.shape, array.nbytes)
+
+
+def test_arrays_are_read_only_views_of_the_mapped_file(read):
+    for tensor in read(safetensors_bytes({"a": A, "b": B})).values():
+        assert isinstance(base_of(tensor.data), mmap.mmap)
+        with pytest.raises(ValueError, match="read-only"):
+            tensor.data[0] = 0
+
+
+def test_bfloat16_is_read_although_numpy_has_no_name_for_it(read):
+    # https://github.com/safetensors/safetensors/issues/598
+    tensor = read(safetensors_bytes({"a": A, "b": B}))["b"]
+    assert tensor.dtype == "BF16"
+    np.testing.assert_array_equal(tensor.data, B, strict=True)
+
+
+def test_a_file_cut_off_anywhere_is_refused(read):
+    whole = safetensors_bytes({"a": A, "b": B})
+    for length in range(len(whole)):
+        with pytest.raises(ValueError, match="is cut off") as error:
+            read(whole[:length])
+        assert str(length) in one_sentence(error)
+    assert str(len(whole)) in one_sentence(error)  # it says how many there should be
+    read(whole)
+
+
+def test_bytes_after_the_last_tensor_are_refused(read):
+    with pytest.raises(ValueError, match="3 bytes that belong to no tensor"):
+        read(safetensors_bytes({"a": A}) + b"abc")
+
+
+def test_a_damaged_header_is_refused_or_harmless(read):
+    """Flip every bit of a header. What we accept, the library must accept too, and both must read the same."""
+    whole = safetensors_bytes({"a": A, "b": B})
+    data_start = 8 + struct.unpack("<Q", whole[:8])[0]
+    refused = 0
+    for position in range(data_start):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << bit
+            try:
+                ours = read(bytes(damaged))
+            except ValueError:
+                refused += 1
+                continue
+            theirs = dict(safetensors.deserialize(bytes(damaged)))
+            assert {(t.name, t.dtype, t.shape, t.data.tobytes()) for t in ours.values()} == {
+                (name, view["dtype"], tuple(view["shape"]), bytes(view["data"])) for name, view in theirs.items()
+            }
+    assert refused > data_start * 8 / 2  # most of them matter
+
+
+def entry(dtype="F32", shape=(2, 3), offsets=(0, 24)):
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        ("", "no safetensors file"),
+        ("  {}", "no safetensors file"),  # the format wants the brace first
+        ("[1]", "no safetensors file"),
+        ("{", "damaged header: Expecting property name"),
+        ('{"a":' + "[" * 100_000, "damaged header"),
+        ('{"a":' + "9" * 5000 + "}", "damaged header"),
+        ('{"a":NaN}', "NaN is no JSON"),
+        ('{"\udcff":1}', "damaged header: 'utf-8' codec"),
+        ('{"a":1,"a":1}', "'a' stands in it twice"),
+        ('{"a":{"dtype":"F32","dtype":"F32"}}', "'dtype' stands in it twice"),
+        ({"__metadata__": {"step": 3}}, "expected an object of strings"),
+        ({"a": [1, 2]}, "expected dtype, shape and data_offsets"),
+        ({"a": {"dtype": "F32", "shape": [2, 3]}}, "expected dtype, shape and data_offsets"),
+        ({"a": entry("F33")}, "'a' has dtype 'F33'"),
+        ({"a": entry(["F32"])}, "'a' has dtype"),
+        ({"a": entry(shape=[2, -3])}, "'a' has shape"),
+        ({"a": entry(shape=[2, 3.0])}, "'a' has shape"),
+        ({"a": entry(shape=[True] * 6)}, "'a' has shape"),
+        ({"a": entry(shape=6)}, "'a' has shape"),
+        ({"a": entry(shape=[2**40, 2**40])}, "'a' has shape"),
+        ({"a": entry(shape=[0, 2**62, 2**62], offsets=(0, 0))}, "'a' has shape"),
+        ({"a": entry(shape=[1] * 65, offsets=(0, 4))}, "'a' has shape"),
+        ({"a": entry(offsets=[24, 0])}, "'a' has F32 of shape (2, 3), 24 bytes, but lies from byte 24 to 0"),
+        ({"a": entry(offsets=[-24, 0])}, "'a' has data_offsets"),
+        ({"a": entry(offsets=[0, 2**64])}, "'a' has data_offsets"),
+        ({"a": entry(offsets=[0, 24, 48])}, "'a' has data_offsets"),
+        ({"a": entry(offsets=["0", "24"])}, "'a' has data_offsets"),
+        ({"a": entry(offsets=[0, 20])}, "'a' has F32 of shape (2, 3), 24 bytes, but lies from byte 0 to 20"),
+        ({"a": entry("F16")}, "'a' has F16 of shape (2, 3), 12 bytes, but lies from byte 0 to 24"),
+        ({"a": entry(offsets=[1, 25])}, "'a' leaves a gap"),
+        ({"a": entry(), "b": entry("BF16", [4], [20, 28])}, "'b' overlaps the tensor before it"),
+        ({"a": entry(), "b": entry()}, "'b' overlaps the tensor before it"),
+        ({"a": entry(), "b": entry("BF16", [4], [28, 36])}, "'b' leaves a gap"),
+        ({"a": entry(), "b": entry("BF16", [0], [12, 12])}, "overlaps"),
+        ({"a": entry(shape=[2**20, 2**20], offsets=[0, 2**42])}, "is cut off"),
+        ({"a": entry()}, "8 bytes that belong to no tensor"),
+        ("{}", "32 bytes that belong to no tensor"),
+    ],
+)
+def test_a_header_that_lies_is_refused(read, header, sentence):
+    content = safetensors_bytes({"a": A, "b": B}, header=header)
+    with pytest.raises(ValueError) as error:  # noqa: PT011  the sentence is checked below
+        read(content)
+    assert sentence in one_sentence(error)
+    if "twice" not in sentence:  # what JSON readers keep of two equal names differs, so we are stricter there
+        with pytest.raises((safetensors.SafetensorError, OverflowError, ValueError)):
+            safetensors.deserialize(content)
+
+
+@pytest.mark.parametrize("length", [0, 1, 100_000_001, 2**31, 2**63 - 1, 2**63, 2**64 - 1])
+def test_an_impossible_header_length_is_refused(read, length):
+    with pytest.raises(ValueError, match="no safetensors file") as error:
+        read(struct.pack("<Q", length) + b"{}")
+    one_sentence(error)
+
+
+def test_a_name_may_be_anything_and_breaks_no_message(read):
+    header = json.dumps({'new\nline "\ud800': entry(offsets=[1, 25])})
+    with pytest.raises(ValueError, match="leaves a gap") as error:
+        read(safetensors_bytes({"a": A}, header=header))
+    one_sentence(error).encode("utf-8")
+
+
+def test_offsets_in_another_order_than_the_header_are_fine(read):
+    header = {"b": entry("BF16", [4], [24, 32]), "a": entry()}
+    tensors = read(safetensors_bytes({"a": A, "b": B}, header=header))
+    assert list(tensors) == ["a", "b"]
+    np.testing.assert_array_equal(tensors["b"].data, B)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 12\n", "Git LFS pointer"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(40), "GGUF"),
+        (b"PK\x03\x04\x00\x00\x08\x08" + bytes(40), "pickled"),
+        (b"<!DOCTYPE html><html>Access to model google/gemma-2b is restricted</html>", "web page"),
+        (b'{"weight_map": {"model.norm.weight": "model.safetensors"}}', "JSON"),
+        (b"Entry not found, really not", "no safetensors file"),
+        (bytes(5000), "no safetensors file"),
+    ],
+)
+def test_what_is_no_safetensors_file_is_called_what_it_is(read, content, sentence):
+    with pytest.raises(ValueError, match=sentence) as error:
+        read(content)
+    one_sentence(error)
+
+
+def test_a_header_whose_length_spells_an_impostor_is_read(read):
+    header = '{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}'
+    for length in b"<{":  # 60 bytes look like the start of a web page, 123 like JSON
+        content = safetensors_bytes({"a": A}, header=header, padding=length)
+        assert content[0] == length
+        np.testing.assert_array_equal(read(content)["a"].data, A)
+
+
+def test_a_missing_file_is_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist") as error:
+        read_safetensors(tmp_path / "absent.safetensors")
+    one_sentence(error)
+    with pytest.raises(FileNotFoundError, match="is no file"):
+        read_safetensors(tmp_path)
