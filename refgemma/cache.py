@@ -100,7 +100,16 @@ class KVCache:
         -------
         keys, values : ndarray, shape (B, K, S, H)
             Views of the cache, S = `length`.
+
+        Raises
+        ------
+        ValueError
+            If keys and cache differ in dtype.
         """
+        if k.dtype != self.keys.dtype:
+            raise ValueError(
+                f"keys are {k.dtype}, the cache holds {self.keys.dtype}: make it with the dtype of activations"
+            )
         new = slice(self.length - k.shape[1], self.length)
         self.keys[layer, :, :, new] = k.swapaxes(1, 2)
         self.values[layer, :, :, new] = v.swapaxes(1, 2)
@@ -137,4 +146,10 @@ def _ranges(positions: Array) -> str:
         return "empty"
     steps = np.where(positions[:-1] < 0, positions[1:] >= 0, positions[1:] != positions[:-1] + 1)
     runs = np.split(positions, np.flatnonzero(steps) + 1)
-    return ", ".join(f"{len(run)} x padding" if run[0] < 0 else f"{run[0]}-{run[-1]}" for run in runs)
+    return ", ".join(map(_run, runs))
+
+
+def _run(run: Array) -> str:
+    if run[0] < 0:
+        return f"{len(run)} x padding"
+    return f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}"

@@ -102,7 +102,8 @@ class Event:
 class PrefixCache:
     """Keys and values of the last run of one row, so that a prompt which begins like it need not be read again.
 
-    A chat is the use: every turn's prompt begins with all that went before.
+    A chat is the use: every turn's prompt begins with all that went before. A run with other weights or other
+    arithmetic starts afresh.
 
     Attributes
     ----------
@@ -113,14 +114,18 @@ class PrefixCache:
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self._cache: KVCache | None = None
+        self._params: Params | None = None
+        self._numerics: Numerics | None = None
 
-    def resume(self, prompt: Sequence[int], config: Config, numerics: Numerics) -> KVCache:
+    def resume(self, prompt: Sequence[int], params: Params, config: Config, numerics: Numerics) -> KVCache:
         """Cache that holds the longest beginning of the prompt that was fed before.
 
         Parameters
         ----------
         prompt : sequence of int
             Token ids; at least the last one is left to be fed.
+        params : Params
+            Weights.
         config : Config
             Shape of the model.
         numerics : Numerics
@@ -131,8 +136,10 @@ class PrefixCache:
         KVCache
             With room for the whole context; `length` tells how much of the prompt it holds.
         """
-        if self._cache is None:
+        if self._cache is None or self._params is not params or self._numerics != numerics:
             self._cache = KVCache(config, batch=1, capacity=config.max_positions, dtype=numerics.dtype)
+            self._params, self._numerics = params, numerics
+            self.tokens.clear()
         same = 0
         for ours, theirs in zip(self.tokens, prompt[:-1], strict=False):
             if ours != theirs:
@@ -197,7 +204,7 @@ def generate(
     if prefix is not None:
         if len(rows) > 1:
             raise ValueError(f"a prefix cache serves one prompt, {len(rows)} were given")
-        cache = prefix.resume(rows[0].prompt, config, numerics)
+        cache = prefix.resume(rows[0].prompt, params, config, numerics)
     else:
         capacity = max(len(row.prompt) for row in rows) + max(row.limit for row in rows)
         cache = KVCache(config, batch=len(rows), capacity=capacity, dtype=numerics.dtype)
@@ -209,7 +216,8 @@ def generate(
     live = rows
     while True:
         for row in live:
-            yield row.next(scores[row.index], record)
+            # Some tables have more rows than the vocabulary, to fill a multiple of 128; those are no tokens.
+            yield row.next(scores[row.index, : tokenizer.vocab_size], record)
         live = [row for row in live if row.finish_reason is None]
         if not live:
             return

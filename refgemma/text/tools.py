@@ -3,10 +3,10 @@
 Gemma 1 to 3 have no tool tokens and no tool role, so all of this is convention. Where each part comes from:
 
 documented
-    One user turn holds a preamble, the functions as JSON (name, description, JSON Schema parameters), then the question.
-    Two call styles, ``[name(key=value)]`` and ``{"name": ..., "parameters": {...}}``: ai.google.dev, "Function calling with
-    Gemma". Tools come flat or as ``{"type": "function", "function": {...}}``, and a call is reported as a name and an
-    ``arguments`` object: the Workers AI documentation.
+    One user turn holds a preamble, the functions as JSON (name, description, JSON Schema parameters), the question. Two
+    styles of call, ``[name(key=value)]`` and ``{"name": ..., "parameters": {...}}``: ai.google.dev, "Function calling
+    with Gemma". Tools come flat or as ``{"type": "function", "function": {...}}``, and a call is reported as a name and
+    an ``arguments`` object: the Workers AI documentation.
 observed
     vLLM's Gemma 3 chat template replays calls as ``[name(key=value)]`` and wraps each result, in a user turn, in
     ``<tool_response>`` lines.
@@ -48,7 +48,7 @@ def normalize_tools(tools: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Parameters
     ----------
     tools : iterable of mapping
-        Each ``{name, description, parameters}`` or ``{"type": "function", "function": {name, description, parameters}}``.
+        Each ``{name, description, parameters}``, or ``{"type": "function", "function": {...}}`` around the same.
 
     Returns
     -------
@@ -183,6 +183,7 @@ def to_turns(
     turns: list[dict[str, str]] = []
     after_result = False
     for message in messages:
+        content: Any
         role, content = str(message["role"]), message.get("content")
         if role == "tool":
             role, content = "user", render_results([content])
@@ -229,7 +230,7 @@ def parse_calls(text: str, tools: Iterable[Mapping[str, Any]], *, fenced: bool =
         text = block[1].strip()
     if not declared or len(text) > LONGEST_CALL:
         return []
-    if re.match(r"\[\s*[A-Za-z_]\w*\s*\(", text):
+    if re.match(r"\[\s*[A-Za-z_][\w.]*\s*\(", text):
         calls = _parse_python(text)
     elif re.match(r"(\[\s*)?\{", text):
         calls = _parse_json(text)
@@ -256,7 +257,7 @@ def _parse_python(text: str) -> list[dict[str, Any]]:
             raise ToolCallError(f"{_short(ast.unparse(node))} is not a call: expected name(key=value)")
         if node.args or any(keyword.arg is None for keyword in node.keywords):
             raise ToolCallError(f"call of {node.func.id!r} has an argument without a name: expected name(key=value)")
-        arguments = {str(keyword.arg): _literal(keyword.value) for keyword in node.keywords}
+        arguments = _unique([(str(keyword.arg), _literal(keyword.value)) for keyword in node.keywords])
         calls.append({"name": node.func.id, "arguments": arguments})
     return calls
 
@@ -271,12 +272,21 @@ def _literal(node: ast.expr) -> Any:
         case ast.List(elts=items):
             return [_literal(item) for item in items]
         case ast.Dict(keys=keys, values=values):
-            names = [_literal(key) if key is not None else None for key in keys]
+            names = [key.value if isinstance(key, ast.Constant) else None for key in keys]
             if all(isinstance(name, str) for name in names):
-                return dict(zip(names, map(_literal, values), strict=True))
+                return _unique(list(zip(map(str, names), map(_literal, values), strict=True)))
     raise ToolCallError(
         f"{_short(ast.unparse(node))} is not a literal: expected a string, number, True, False, None, [] or {{}}"
     )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of pairs whose names all differ: which of two values was meant is not ours to guess."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ToolCallError(f"{_short(name)} is given twice: expected one value a name")
+    return dict(pairs)
 
 
 def _parse_json(text: str) -> list[dict[str, Any]]:
@@ -286,7 +296,9 @@ def _parse_json(text: str) -> list[dict[str, Any]]:
         raise ValueError(f"{name} is not JSON")
 
     try:
-        parsed = json.loads(text, parse_constant=no_constant)
+        parsed = json.loads(text, parse_constant=no_constant, object_pairs_hook=_unique)
+    except ToolCallError:
+        raise
     except (ValueError, RecursionError):
         raise ToolCallError(f"{_short(text)} is not valid JSON: expected {FORMATS['json']}") from None
     calls = []
@@ -309,7 +321,7 @@ def _check_call(call: Mapping[str, Any], declared: Mapping[str, Mapping[str, Any
     name, arguments = call["name"], call["arguments"]
     if name not in declared:
         raise ToolCallError(
-            f"the answer calls {name!r}, which the request does not declare: it has {', '.join(declared)}"
+            f"the answer calls {_short(name)}, which the request does not declare: it has {', '.join(declared)}"
         )
     schema = declared[name].get("parameters", {})
     unknown = [key for key in arguments if "properties" in schema and key not in schema["properties"]]
@@ -327,7 +339,14 @@ def _flat_call(call: Mapping[str, Any]) -> dict[str, Any]:
     """``{name, arguments}`` from that form or OpenAI's, whose arguments are JSON in a string."""
     body = call.get("function", call)
     arguments = body.get("arguments") or {}
-    return {"name": body["name"], "arguments": json.loads(arguments) if isinstance(arguments, str) else arguments}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            arguments = None
+    if not isinstance(body.get("name"), str) or not isinstance(arguments, Mapping):
+        raise ValueError(f"tool call is {_short(repr(dict(body)))}: expected a name and an arguments object")
+    return {"name": body["name"], "arguments": arguments}
 
 
 def _python_literal(value: Any) -> str:

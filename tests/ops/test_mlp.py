@@ -1,0 +1,66 @@
+"""The tanh form of GELU against its formula in Python floats; the erf form and SiLU are rejected."""
+
+import math
+
+import numpy as np
+import pytest
+
+from refgemma.ops.mlp import gelu
+
+DTYPES = (np.float32, np.float64)
+
+
+def gelu_by_hand(x):
+    return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+WRONG = {
+    "C1: erf form": lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))),
+    "C2: SiLU": lambda x: x / (1 + math.exp(-x)),
+    "sigmoid form": lambda x: x / (1 + math.exp(-1.702 * x)),
+    "a cube of the wrong size": lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.44715 * x**3))),
+    "no sqrt(2 / pi)": lambda x: 0.5 * x * (1 + math.tanh(x + 0.044715 * x**3)),
+}
+
+
+def example(dtype):
+    return np.concatenate(
+        [np.linspace(-12, 12, 481), np.geomspace(1e-30, 1e6, 73), -np.geomspace(1e-30, 1e6, 73)]
+    ).astype(dtype)
+
+
+def within(x, dtype):
+    # The argument z passes 7 roundings, constants included, and |z| tanh'(z) < 0.45: 3.2 units on tanh. NumPy's tanh is
+    # good to 4 ulps, 8 units, since |tanh| <= 1. Adding 1, a value of at most 2, is 2 units, halving none, and the two
+    # products 1 each of at most |x|: |x| / 2 (3.2 + 8 + 2) + 2 |x| < 9 |x| units; by hand it is less.
+    return 9 * np.abs(x) * (np.finfo(dtype).eps / 2 + 2.0**-53)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu_is_within_its_rounding_bound(dtype):
+    x = example(dtype)
+    before = x.copy()
+    got = gelu(x)
+    assert got.dtype == dtype
+    assert np.all(np.abs(got - np.array([gelu_by_hand(float(v)) for v in x])) <= within(x, dtype))
+    assert np.array_equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", WRONG)
+def test_gelu_rejects_known_bugs(name, dtype):
+    x = np.linspace(-12, 12, 481).astype(dtype)
+    mistaken = np.array([WRONG[name](float(v)) for v in x])
+    assert np.any(np.abs(gelu(x) - mistaken) > within(x, dtype))
+
+
+def test_the_two_forms_differ_by_as_much_as_the_docstring_says():
+    x = np.linspace(-10, 10, 20_001)
+    gap = np.abs(gelu(x) - np.array([WRONG["C1: erf form"](v) for v in x.tolist()]))
+    assert round(gap.max() * 1e4, 1) == 4.7
+    assert round(abs(x[gap.argmax()]), 2) == 2.70
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu_far_out(dtype):
+    assert gelu(np.array([0.0, 50.0, -50.0, np.inf], dtype)).tolist() == [0.0, 50.0, 0.0, np.inf]
