@@ -122,8 +122,8 @@ class Gemma:
             ids = np.asarray(tokens)
         except ValueError:
             raise ValueError("tokens have rows of different lengths: expected shape (T,) or (B, T)") from None
-        if ids.ndim not in (1, 2):
-            raise ValueError(f"tokens have shape {ids.shape}: expected (T,) or (B, T)")
+        if ids.ndim not in (1, 2) or not ids.size:
+            raise ValueError(f"tokens have shape {ids.shape}: expected (T,) or (B, T), at least one of each")
         if ids.ndim == 1:
             rows: Array = self.logits(ids[None])[0]
             return rows

@@ -123,12 +123,14 @@ def forward(
     Raises
     ------
     ValueError
-        If tokens or positions have the wrong shape or range, or the cache is full.
+        If tokens or positions have the wrong shape or range, `logits` is unknown, or the cache is full.
 
     References
     ----------
     Gemma Team, "Gemma: Open Models Based on Gemini Research and Technology", 2024, section 2.
     """
+    if logits not in ("all", "last"):
+        raise ValueError(f"logits is {logits!r}: expected 'all' or 'last'")
     tokens, positions = _check(tokens, positions, cache, config)
     if cache is not None:
         cache.extend(positions)
@@ -202,4 +204,6 @@ def _check(tokens: Array, positions: Array | None, cache: KVCache | None, config
         raise ValueError(
             f"positions are {positions.dtype} of shape {positions.shape}: expected whole numbers, {tokens.shape}"
         )
+    if int(positions.min()) < -1:
+        raise ValueError(f"position {int(positions.min())} is none: expected 0 and up, or -1 for padding")
     return tokens, positions

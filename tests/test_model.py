@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from refgemma.cache import KVCache
 from refgemma.numerics import FLOAT32, FLOAT64, Bfloat16Matrix, from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted, Delta
 from tests.judge import FLOAT64_BOUND, MODELS, error, float32_bounds, model_of, ours_of, run, truth_of
-from tests.models import map_params, widened
+from tests.models import map_params, random_model, widened
 from tests.truth import BUGS, truth_logits
 
 KINDS = ("K = 1", "K = N", "1 < K < N")  # the kind of random model `seed` is seed % 3
@@ -109,3 +110,30 @@ def test_matrices_may_stay_in_bfloat16(seed):
     wide_norms = map_params(lambda w: w if isinstance(w, Bfloat16Matrix) else w.astype(np.float64), bits)
     assert error(run(model, numerics=FLOAT64, params=wide_norms), want) <= FLOAT64_BOUND
     assert error(ours_of(seed, "float64"), want) > 1e-4  # the narrowing of the weights itself is seen
+
+
+@pytest.mark.parametrize(
+    ("change", "part_of_message"),
+    [
+        ({"tokens": np.zeros(3, dtype=int)}, "(3,)"),
+        ({"tokens": np.zeros((1, 3))}, "float64"),
+        ({"tokens": np.array([[0, 1, 10**6]])}, "1000000"),
+        ({"tokens": np.array([[0, -1, 1]])}, "-1"),
+        ({"positions": np.zeros((1, 2), dtype=int)}, "(1, 2)"),
+        ({"positions": np.array([[0, 1, -2]])}, "-2"),
+        ({"logits": "first"}, "first"),
+        ({"cache": (1, 2)}, "2"),  # two slots for three tokens
+        ({"cache": (4, 9)}, "4"),  # four rows for one
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_clear_sentence(change, part_of_message):
+    model = random_model(0, num_tokens=3)
+    if "cache" in change:
+        batch, capacity = change["cache"]
+        change = {"cache": KVCache(model.config, batch=batch, capacity=capacity, dtype=np.float32)}
+    given = {"tokens": np.array([[1, 2, 3]]), "positions": np.array([[0, 1, 2]])} | change
+    with pytest.raises((ValueError, TypeError)) as caught:
+        run(model, numerics=FLOAT32, **given)
+    assert part_of_message in str(caught.value)
+    assert "\n" not in str(caught.value)

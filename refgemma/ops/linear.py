@@ -199,8 +199,8 @@ def _widened_product(x: Array, w: Array | Bfloat16Matrix) -> Array:
         out[start : start + step] = multiply(slice(start, start + step))
 
     starts = range(0, O, step)
-    # The tiles run side by side, so BLAS must not split each of them over the cores once more. The limit is the whole
-    # process's: two products at once would each restore what they found, and leave BLAS on one thread for good.
+    # The tiles run side by side, so BLAS must not split each of them over the cores once more. That limit is the whole
+    # process's, so products take turns: two at once would restore each other's, and leave BLAS on one thread for good.
     with _one_at_a_time, controller.limit(limits=1, user_api="blas"):
         if len(starts) == 1:
             one(0)

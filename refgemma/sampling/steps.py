@@ -1,7 +1,7 @@
 """The pure steps of sampling: logits in, logits out, removed tokens at minus infinity.
 
-Every step takes float64 logits of shape (V,) and returns a new array; none draws, none keeps anything. Where engines
-disagree, the docstring says what this one does.
+Every step takes float64 logits of shape (V,) and leaves that array alone; none draws, none keeps anything. Where
+engines disagree, the docstring says what this one does.
 """
 
 from __future__ import annotations
@@ -170,24 +170,27 @@ def top_p(logits: Array, p: float) -> Array:
     """
     if p >= 1:
         return logits
-    weights = np.exp(logits - logits.max())
+    left = np.flatnonzero(logits > -np.inf)  # few, after top-k
+    candidates = logits[left]
+    weights = np.exp(candidates - candidates.max())
     wanted = p * weights.sum()
     # Sorting the whole vocabulary would cost more than the model's own head; a few candidates nearly always suffice.
     count = 64
     while True:
-        order = _largest(logits, count)
+        order = _largest(candidates, count)
         before = np.cumsum(weights[order]) - weights[order]
-        kept = np.count_nonzero(before < wanted) if wanted > 0 else 1
-        if kept < len(order) or len(order) == len(logits):
+        kept = max(1, int(np.count_nonzero(before < wanted)))
+        if kept < len(order) or len(order) == len(candidates):
             break
         count *= 8
+    stay = left[order[:kept]]
     out = np.full_like(logits, -np.inf)
-    out[order[: max(kept, 1)]] = logits[order[: max(kept, 1)]]
+    out[stay] = logits[stay]
     return out
 
 
 def _largest(values: Array, count: int) -> Array:
-    """Ids of the `count` largest values and all that tie with the last of them, descending, lower ids first."""
+    """Places of the `count` largest values and all that tie with the last of them, descending, lower places first."""
     if count >= len(values):
         ids = np.arange(len(values))
     else:
