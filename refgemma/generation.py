@@ -139,14 +139,14 @@ class PrefixCache:
         if self._cache is None or self._params is not params or self._numerics != numerics:
             self._cache = KVCache(config, batch=1, capacity=config.max_positions, dtype=numerics.dtype)
             self._params, self._numerics = params, numerics
-            self.tokens.clear()
+            self.tokens = []
         same = 0
         for ours, theirs in zip(self.tokens, prompt[:-1], strict=False):
             if ours != theirs:
                 break
             same += 1
         self._cache.truncate(same)
-        del self.tokens[same:]
+        self.tokens = self.tokens[:same]  # a new list, by which an abandoned run can tell that it was taken over
         return self._cache
 
 
@@ -188,47 +188,50 @@ def generate(
     record : bool
         Whether decisions keep what each step changed.
 
-    Yields
-    ------
-    Event
+    Returns
+    -------
+    iterator of Event
         Rows in turn; the last event of each row holds its result.
 
     Raises
     ------
     ValueError
-        If a prompt is empty, or leaves no room in the context for a single new token.
+        At once, if a prompt is empty, or leaves no room in the context for a single new token.
     """
     rows = [_Row(i, list(prompt), settings, tokenizer, config, stop_ids) for i, prompt in enumerate(prompts)]
-    if not rows:
-        return
-    if prefix is not None:
-        if len(rows) > 1:
-            raise ValueError(f"a prefix cache serves one prompt, {len(rows)} were given")
-        cache = prefix.resume(rows[0].prompt, params, config, numerics)
-    else:
-        capacity = max(len(row.prompt) for row in rows) + max(row.limit for row in rows)
-        cache = KVCache(config, batch=len(rows), capacity=capacity, dtype=numerics.dtype)
-    fed = [] if prefix is None else prefix.tokens
+    if prefix is not None and len(rows) != 1:
+        raise ValueError(f"a prefix cache serves one prompt, {len(rows)} were given")
 
-    scores = read_prompts(
-        params, config, [row.prompt for row in rows], cache, fed, numerics=numerics, progress=progress
-    )
-    live = rows
-    while True:
-        for row in live:
-            # Some tables have more rows than the vocabulary, to fill a multiple of 128; those are no tokens.
-            yield row.next(scores[row.index, : tokenizer.vocab_size], record)
-        live = [row for row in live if row.finish_reason is None]
-        if not live:
-            return
-        # A finished row is fed padding: it costs its share of the step, but nothing attends to it.
-        tokens = np.full((len(rows), 1), tokenizer.pad_id)
-        positions = np.full((len(rows), 1), -1)
-        for row in live:
-            tokens[row.index] = row.output[-1]
-            positions[row.index] = len(row.prompt) + len(row.output) - 1
-        scores = forward(params, config, tokens, positions=positions, cache=cache, logits="last", numerics=numerics)
-        fed.append(int(tokens[0, 0]))
+    def events() -> Iterator[Event]:
+        if prefix is not None:
+            cache = prefix.resume(rows[0].prompt, params, config, numerics)
+            fed = prefix.tokens
+        else:
+            capacity = max(len(row.prompt) for row in rows) + max(row.limit for row in rows)
+            cache = KVCache(config, batch=len(rows), capacity=capacity, dtype=numerics.dtype)
+            fed = []
+        prompts = [row.prompt for row in rows]
+        scores = read_prompts(params, config, prompts, cache, fed, numerics=numerics, progress=progress)
+        live = rows
+        while True:
+            for row in live:
+                # Some tables have more rows than the vocabulary, to fill a multiple of 128; those are no tokens.
+                yield row.next(scores[row.index, : tokenizer.vocab_size], record)
+            live = [row for row in live if row.finish_reason is None]
+            if not live:
+                return
+            if prefix is not None and prefix.tokens is not fed:
+                raise RuntimeError("the prefix cache was taken by another run: give each stream its own")
+            # A finished row is fed padding: it costs its share of the step, but nothing attends to it.
+            tokens = np.full((len(rows), 1), tokenizer.pad_id)
+            positions = np.full((len(rows), 1), -1)
+            for row in live:
+                tokens[row.index] = row.output[-1]
+                positions[row.index] = len(row.prompt) + len(row.output) - 1
+            scores = forward(params, config, tokens, positions=positions, cache=cache, logits="last", numerics=numerics)
+            fed.append(int(tokens[0, 0]))
+
+    return events() if rows else iter(())
 
 
 def read_prompts(

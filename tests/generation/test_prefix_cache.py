@@ -114,3 +114,20 @@ def test_a_prefix_cache_is_not_carried_over_to_other_weights_or_arithmetic(run, 
 def test_a_prefix_cache_serves_one_prompt(run):
     with pytest.raises(ValueError, match=r"^a prefix cache serves one prompt, 2 were given$"):
         list(run([2], [2], prefix=PrefixCache()))
+
+
+def test_a_run_whose_prefix_cache_was_taken_over_ends_in_an_error(run):
+    """Resumed, it would put its tokens into slots that now hold another run's."""
+    prefix, prompt = PrefixCache(), [2, 30, 31, 32]
+    abandoned = run(prompt, prefix=prefix, **SETTINGS)
+    next(abandoned)
+    want = results(run([2, 30, 40], **SETTINGS))
+    assert results(run([2, 30, 40], prefix=prefix, **SETTINGS)) == want
+    with pytest.raises(RuntimeError, match=r"^the prefix cache was taken by another run: give each stream its own$"):
+        next(abandoned)
+    assert results(run([2, 30, 40], prefix=prefix, **SETTINGS)) == want
+
+
+def test_a_prompt_without_room_is_refused_before_the_first_token_is_asked_for(run):
+    with pytest.raises(ValueError, match=r"too many for a context of"):
+        run([2] * CONTEXT)
