@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -100,17 +100,21 @@ class Gemma:
             raise TypeError(f"the prompt is a {type(prompt).__name__}: expected a text, to be taken raw")
         return encode_chat(self.tokenizer, prompt)
 
-    def logits(self, tokens: ArrayLike) -> Array:
+    def logits(self, tokens: ArrayLike, *, last: bool = False, progress: Progress | None = None) -> Array:
         """Scores of every vocabulary entry as the next token, at every position.
 
         Parameters
         ----------
         tokens : array_like of int, shape (T,) or (B, T)
             Token ids; ``<bos>`` is not added.
+        last : bool
+            Only at the last position.
+        progress : callable, optional
+            ``progress(read, total)``, in tokens a row.
 
         Returns
         -------
-        ndarray, shape (T, V) or (B, T, V)
+        ndarray, shape (T, V) or (B, T, V); with `last`, (V,) or (B, V)
             Logits, in the dtype of activations.
 
         Raises
@@ -124,16 +128,17 @@ class Gemma:
             raise ValueError("tokens have rows of different lengths: expected shape (T,) or (B, T)") from None
         if ids.ndim not in (1, 2) or not ids.size:
             raise ValueError(f"tokens have shape {ids.shape}: expected (T,) or (B, T), at least one of each")
-        if ids.ndim == 1:
-            rows: Array = self.logits(ids[None])[0]
-            return rows
-        self._check_length(ids.shape[1])
-        out = np.empty((*ids.shape, self.config.vocab_size), self.numerics.dtype)
-        for part, scores in self._chunks(ids, CHUNK):
-            out[:, part] = scores
-        return out
+        rows = ids if ids.ndim == 2 else ids[None]
+        self._check_length(rows.shape[1])
+        if last:
+            *_, (_, out) = self._chunks(rows, CHUNK, "last", progress)
+        else:
+            out = np.empty((*rows.shape, self.config.vocab_size), self.numerics.dtype)
+            for part, scores in self._chunks(rows, CHUNK, "all", progress):
+                out[:, part] = scores
+        return out if ids.ndim == 2 else out[0]
 
-    def score(self, text: str, *, control: Control = "none") -> Score:
+    def score(self, text: str, *, control: Control = "none", progress: Progress | None = None) -> Score:
         """Log-probability of each token of a text.
 
         Parameters
@@ -142,6 +147,8 @@ class Gemma:
             What to score; ``<bos>`` goes before it.
         control : {"none", "markers", "all"}
             Which control text in it counts as control tokens.
+        progress : callable, optional
+            ``progress(read, total)``, in tokens.
 
         Returns
         -------
@@ -157,7 +164,7 @@ class Gemma:
         self._check_length(len(tokens))
         ids = np.array(tokens)
         logprobs = np.empty(len(ids) - 1)
-        for part, scores in self._chunks(ids[None], _SCORE_CHUNK):
+        for part, scores in self._chunks(ids[None], _SCORE_CHUNK, "all", progress):
             following = ids[part.start + 1 : part.stop + 1]
             rows = scores[0, : len(following)].astype(np.float64)
             rows -= rows.max(axis=-1, keepdims=True)
@@ -267,13 +274,20 @@ class Gemma:
             **options,
         )
 
-    def _chunks(self, tokens: Array, size: int) -> Iterator[tuple[slice, Array]]:
+    def _chunks(
+        self, tokens: Array, size: int, logits: Literal["all", "last"], progress: Progress | None
+    ) -> Iterator[tuple[slice, Array]]:
         """Logits of a batch, some positions at a time."""
         B, T = tokens.shape
         cache = KVCache(self.config, batch=B, capacity=T, dtype=self.numerics.dtype)
         for start in range(0, T, size):
             part = slice(start, min(start + size, T))
-            yield part, forward(self.params, self.config, tokens[:, part], cache=cache, numerics=self.numerics)
+            yield (
+                part,
+                forward(self.params, self.config, tokens[:, part], cache=cache, logits=logits, numerics=self.numerics),
+            )
+            if progress is not None:
+                progress(part.stop, T)
 
     def _check_length(self, count: int) -> None:
         if count > self.config.max_positions:

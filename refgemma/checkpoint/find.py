@@ -68,11 +68,17 @@ def default_places() -> list[Path]:
         cache; not all of them need exist.
     """
     repository = [_PACKAGE.parent / "weights"] if (_PACKAGE.parent / "pyproject.toml").is_file() else []
-    return [Path("weights"), *repository, _PACKAGE / "_weights", _hub_cache()]
+    return [Path("weights"), *repository, _PACKAGE / "_weights", hub_cache()]
 
 
-def _hub_cache() -> Path:
-    """Folder in which huggingface_hub keeps downloads; the rules are its own."""
+def hub_cache() -> Path:
+    """Folder in which huggingface_hub keeps downloads; the rules are its own.
+
+    Returns
+    -------
+    Path
+        It need not exist.
+    """
     if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(cache).expanduser()
     if home := os.environ.get("HF_HOME"):

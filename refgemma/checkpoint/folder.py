@@ -70,7 +70,7 @@ def read_folder(folder: str | Path) -> dict[str, StoredTensor]:
 
 def _read_shards(folder: Path) -> dict[str, StoredTensor]:
     """Map every shard that the index names, and see that both tell the same."""
-    weight_map = _read_index(folder / INDEX)
+    weight_map = parse_index((folder / INDEX).read_bytes(), folder / INDEX)
     shards = sorted(set(weight_map.values()))
     if SINGLE not in shards and (folder / SINGLE).is_file():
         raise ValueError(f"{folder} holds two models, {SINGLE} and the shards of {INDEX}: remove one of them")
@@ -94,10 +94,28 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    """Tensor name to shard name."""
+def parse_index(data: bytes, path: str | Path) -> dict[str, str]:
+    """Parse ``model.safetensors.index.json``.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    path : str or Path
+        What errors call it.
+
+    Returns
+    -------
+    dict of str to str
+        Tensor name to shard name.
+
+    Raises
+    ------
+    ValueError
+        If it is no index, or names a shard that is no safetensors file of the same folder.
+    """
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = json.loads(data.decode("utf-8"))["weight_map"]
         shards = list(weight_map.values())
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         raise ValueError(

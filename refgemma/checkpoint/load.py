@@ -78,7 +78,7 @@ def load_params(
     if dtype_of_norms not in (np.float32, np.float64):
         raise ValueError(f"norm_dtype is {dtype_of_norms}: expected float32 or float64")
     stored = read_folder(folder)
-    _check_tensors(stored, config, folder)
+    check_tensors(stored, config, folder)
     if config.tie_word_embeddings and "lm_head.weight" in stored:
         _check_same_table(stored["model.embed_tokens.weight"], stored["lm_head.weight"])
 
@@ -105,8 +105,23 @@ def load_params(
     return _nested(arrays, config.num_layers)
 
 
-def _check_tensors(stored: dict[str, StoredTensor], config: Config, folder: str | Path) -> None:
-    """Refuse a folder whose tensors are not those of the model, naming all that differ."""
+def check_tensors(stored: dict[str, StoredTensor], config: Config, folder: str | Path) -> None:
+    """Refuse a folder whose tensors are not those of the model, naming all that differ.
+
+    Parameters
+    ----------
+    stored : dict of str to StoredTensor
+        What the folder holds.
+    config : Config
+        What it must hold.
+    folder : str or Path
+        Its name, for the message.
+
+    Raises
+    ------
+    ValueError
+        If a tensor is missing, unexpected, or of another shape or dtype.
+    """
     wanted = tensors_of(config)
     known = {tensor.theirs: tensor for tensor in tensors_of(replace(config, tie_word_embeddings=False))}
     ignored = {name.format(i=i) for name in IGNORED for i in range(config.num_layers)}
@@ -200,10 +215,14 @@ def _widen(pairs: list[tuple[Array | Bfloat16Matrix, Array]], progress: Progress
 
     done = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for nbytes in pool.map(one, tiles):
-            done += nbytes
-            if progress:
-                progress(done, total)
+        try:
+            for nbytes in pool.map(one, tiles):
+                done += nbytes
+                if progress:
+                    progress(done, total)
+        except BaseException:  # Ctrl-C above all, which should not wait for gigabytes
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     for _, wide in pairs:
         wide.flags.writeable = False
 

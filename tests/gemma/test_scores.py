@@ -145,3 +145,15 @@ def test_score_refuses_what_it_cannot_read(gemma):
         gemma.score(5)
     with pytest.raises(ValueError, match="control is 'some'"):
         gemma.score("Hello", control="some")
+
+
+@pytest.mark.parametrize("shape", [(), (2,)], ids=["one row", "two rows"])
+def test_last_logits_are_the_last_of_all(gemma, shape):
+    tokens = np.random.default_rng(3).integers(0, 300, size=(*shape, 30))
+    seen = []
+    last = gemma.logits(tokens, last=True, progress=lambda read, total: seen.append((read, total)))
+    assert seen == [(30, 30)]
+    everything = gemma.logits(tokens)
+    bound = 2 * FLOAT64_BOUND * np.abs(everything).max()  # each is within the bound of the truth
+    assert np.abs(last - everything[..., -1, :]).max() <= bound
+    assert np.abs(last - everything[..., -2, :]).max() > 1e6 * bound

@@ -322,7 +322,9 @@ def test_a_folder_that_holds_something_else_stays_as_it_is(hub, tmp_path, where)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
     offer = look_up(NAME)
-    with pytest.raises(ValueError, match=r"mine holds other files|config.json is a file") as error:
+    with pytest.raises(
+        ValueError, match=r"mine is not empty, and lacks token|config.json is a file: expected"
+    ) as error:
         choose_place(offer, where)
     one_sentence(error)
     assert names_in(tmp_path / "mine") == ["config.json"]

@@ -1,0 +1,126 @@
+"""Text from files, standard input and arguments; results to files, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+def read_text(path: str) -> str:
+    """Read a text exactly, its last newline included.
+
+    Parameters
+    ----------
+    path : str
+        File in UTF-8; ``-`` for standard input.
+
+    Returns
+    -------
+    str
+        The text.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    ValueError
+        If it is not UTF-8.
+    """
+    if path == "-":
+        return decode(sys.stdin.buffer.read(), "standard input")
+    try:
+        return decode(Path(path).read_bytes(), path)
+    except OSError as error:
+        raise OSError(f"cannot read {path}: {error.strerror}") from None
+
+
+def text_argument(text: str) -> str:
+    """Text of an argument, whatever the locale.
+
+    Parameters
+    ----------
+    text : str
+        As Python decoded it; bytes that the locale does not know are half surrogate pairs in it.
+
+    Returns
+    -------
+    str
+        The text.
+
+    Raises
+    ------
+    ValueError
+        If it is not UTF-8.
+    """
+    return decode(os.fsencode(text), "the argument")
+
+
+def decode(data: bytes, source: str) -> str:
+    """Decode UTF-8.
+
+    Parameters
+    ----------
+    data : bytes
+        The text.
+    source : str
+        Where it is from.
+
+    Returns
+    -------
+    str
+        The text.
+
+    Raises
+    ------
+    ValueError
+        If it is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{source} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; expected text in UTF-8"
+        ) from None
+
+
+@contextmanager
+def output_file(path: str) -> Iterator[IO[bytes]]:
+    """Open a file that appears at its place whole, at the end, or not at all.
+
+    Parameters
+    ----------
+    path : str
+        Where; a file that is there is replaced. A device or a pipe is written to directly.
+
+    Yields
+    ------
+    binary file
+        To write to; opened at once, so that a place that cannot be written to is known before the work is done.
+
+    Raises
+    ------
+    OSError
+        If the place cannot be written to.
+    """
+    target = Path(path).resolve()  # a link stays, what it points to is replaced
+    in_place = path.startswith("/dev/") or (target.exists() and not target.is_file())
+    temporary = target if in_place else target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        if target.is_file():
+            target.open("ab").close()  # renaming would replace even a file that is write-protected
+        file = temporary.open("ab" if in_place else "wb")
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        with file:
+            yield file
+        if not in_place:
+            temporary.replace(target)
+    except BaseException:
+        if not in_place:
+            temporary.unlink(missing_ok=True)
+        raise

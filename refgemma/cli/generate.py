@@ -1,0 +1,69 @@
+"""Answer one prompt, or continue a text.
+
+examples:
+  refgemma generate "What is 17 + 25?"
+  refgemma generate --raw "Once upon a time" --temperature 1 --seed 7
+  refgemma generate --messages conversation.json --json
+  refgemma generate - < question.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import nullcontext
+
+from refgemma.cli.answer import answer, report
+from refgemma.cli.files import output_file
+from refgemma.cli.options import (
+    add_json,
+    add_model,
+    add_prompt,
+    add_sampling,
+    load_model,
+    read_prompt,
+    sampling_settings,
+)
+from refgemma.cli.terminal import print_json, to_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this subcommand.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Its parser.
+    """
+    add_prompt(parser)
+    add_json(parser)
+    parser.add_argument("--output", metavar="FILE", help="write the answer there and not to standard output")
+    parser.add_argument("--verbose", action="store_true", help="tell counts, times and the seed on standard error")
+    add_sampling(parser)
+    add_model(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand.
+
+    Parameters
+    ----------
+    args : Namespace
+        Its arguments.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
+    settings = sampling_settings(args)
+    prompt = read_prompt(args)
+    with output_file(args.output) if args.output else nullcontext() as file:
+        gemma = load_model(args)
+        aloud = not args.json and file is None
+        result = answer(gemma, prompt, settings, aloud=aloud, raw=args.raw, verbose=args.verbose)
+        if file is not None:
+            text = to_json(report(result, args.model)) if args.json else result.text
+            file.write(text.removesuffix("\n").encode() + b"\n")
+        elif args.json:
+            print_json(report(result, args.model))
+    return 0

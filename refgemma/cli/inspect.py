@@ -1,0 +1,241 @@
+"""Show a model's configuration, its tensors, and the memory it takes.
+
+No weights are read, and a folder that holds nothing but config.json will do.
+Exit code 1 says that the files of the model do not fit its config.json.
+
+examples:
+  refgemma inspect --model google/gemma-2b-it
+  refgemma inspect --model gemma-7b --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from itertools import zip_longest
+from typing import NamedTuple
+
+import numpy as np
+
+from refgemma.checkpoint import StoredTensor, describe, find_model
+from refgemma.checkpoint.folder import INDEX, SINGLE
+from refgemma.checkpoint.load import check_tensors
+from refgemma.checkpoint.names import tensors_of
+from refgemma.cli.options import add_json, add_model
+from refgemma.cli.terminal import print_json, print_table, size
+from refgemma.config import SIZES, Config, read_config
+
+_LETTERS = {
+    "vocab_size": "V",
+    "hidden_size": "D",
+    "intermediate_size": "F",
+    "num_layers": "L",
+    "num_heads": "N",
+    "num_kv_heads": "K",
+    "head_dim": "H",
+}
+_CONTEXTS = (512, 2048, 8192)
+# How matrices stay in memory, and the arithmetic that goes with it.
+_FORMATS = (("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64"))
+
+
+class Entry(NamedTuple):
+    """One tensor as the file has it, or as the model must have it where the file has none (dtype "missing" or "")."""
+
+    ours: str
+    theirs: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this subcommand.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Its parser.
+    """
+    parser.add_argument("--all", action="store_true", help="list the tensors of every layer")
+    add_json(parser)
+    add_model(parser, runs=False)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand.
+
+    Parameters
+    ----------
+    args : Namespace
+        Its arguments.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
+    try:
+        folder = find_model(args.model)
+        config = read_config(folder)
+    except FileNotFoundError:
+        if args.model not in SIZES:
+            raise
+        folder, config = None, SIZES[args.model]  # a published size is known without its files
+    has_weights = folder is not None and any((folder / name).is_file() for name in (SINGLE, INDEX))
+    stored = {tensor.name: tensor for tensor in describe(folder)} if folder and has_weights else {}
+    entries = _entries(config, stored, otherwise="missing" if has_weights else "")
+    contexts = sorted({min(length, config.max_positions) for length in _CONTEXTS})
+
+    if args.json:
+        about = {"model": args.model, "folder": folder and str(folder), "config": asdict(config)}
+        tensors = [e._asdict() | {"count": math.prod(e.shape), "dtype": e.dtype or None} for e in entries]
+        weights = {weights: weight_bytes(config, weights, numerics) for weights, numerics in _FORMATS}
+        cache = {
+            numerics: {str(length): cache_bytes(config, length, numerics) for length in contexts}
+            for numerics in ("float32", "float64")
+        }
+        memory = {"weights": weights, "cache": cache}
+        print_json(about | {"num_parameters": config.num_parameters, "tensors": tensors, "memory": memory})
+    else:
+        print(f"{folder or args.model}{'' if has_weights else ': no weights here'}")
+        _print_config(config)
+        _print_tensors(entries, config, every=args.all)
+        _print_memory(config, contexts)
+    if folder and has_weights:
+        try:
+            check_tensors(stored, config, folder)
+        except ValueError as error:
+            print(f"refgemma: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def weight_bytes(config: Config, weights: str, numerics: str) -> int:
+    """Memory of the weights.
+
+    Parameters
+    ----------
+    config : Config
+        The model.
+    weights : str
+        Format of matrices.
+    numerics : str
+        Arithmetic of activations, which is the format of norm weights.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
+    matrix = 2 if weights == "bfloat16" else np.dtype(weights).itemsize
+    norm = np.dtype(numerics).itemsize
+    shapes = [tensor.shape for tensor in tensors_of(config)]
+    return sum(math.prod(shape) * (norm if len(shape) == 1 else matrix) for shape in shapes)
+
+
+def cache_bytes(config: Config, length: int, numerics: str) -> int:
+    """Memory of the keys and values of one conversation.
+
+    Parameters
+    ----------
+    config : Config
+        The model.
+    length : int
+        Tokens.
+    numerics : str
+        Arithmetic of activations.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * length * np.dtype(numerics).itemsize
+
+
+def _entries(config: Config, stored: Mapping[str, StoredTensor], *, otherwise: str) -> list[Entry]:
+    """In the order of the name table; what is no part of the model comes last."""
+    entries = []
+    for tensor in tensors_of(replace(config, tie_word_embeddings=False)):
+        if tensor.theirs in stored:
+            found = stored[tensor.theirs]
+            entries.append(Entry(tensor.ours, tensor.theirs, found.shape, found.dtype, found.nbytes))
+        elif not (tensor.ours == "head" and config.tie_word_embeddings):
+            entries.append(Entry(tensor.ours, tensor.theirs, tensor.shape, otherwise, 0))
+    known = {entry.theirs for entry in entries}
+    return entries + [Entry("?", t.name, t.shape, t.dtype, t.nbytes) for t in stored.values() if t.name not in known]
+
+
+def _print_config(config: Config) -> None:
+    """Two fields a line, or there would be no room left on the screen for the tensors."""
+    fields = [
+        (f"{name} ({_LETTERS[name]})" if name in _LETTERS else name, _value(value))
+        for name, value in asdict(config).items()
+    ]
+    half = (len(fields) + 1) // 2
+    rows = [(*left, *right) for left, right in zip_longest(fields[:half], fields[half:], fillvalue=("", ""))]
+    print_table([""] * 4, rows, title="configuration", text=(0, 2))
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if isinstance(value, bool) else f"{value:,}"
+
+
+def _print_tensors(entries: list[Entry], config: Config, *, every: bool) -> None:
+    rows = [_row(entry.ours, entry.theirs, [entry]) for entry in entries] if every else list(_summary(entries, config))
+    rows = [_HEADINGS, *rows, ("", "", "", "", *_row("", "", entries)[4:])]
+    if not any(entry.nbytes for entry in entries):
+        rows = [(*row[:3], row[4]) for row in rows]  # nothing is stored
+    print_table(rows[0], rows[1:], title=f"{len(entries)} tensors, {config.num_parameters:,} parameters", text=(0, 1))
+
+
+_HEADINGS = ("name", "name in the file", "shape", "dtype", "numbers", "bytes")
+
+
+def _row(ours: str, theirs: str, alike: list[Entry]) -> tuple[str, ...]:
+    shape = " x ".join(map(str, alike[0].shape))
+    numbers, nbytes = sum(math.prod(entry.shape) for entry in alike), sum(entry.nbytes for entry in alike)
+    return ours, theirs, shape, alike[0].dtype, f"{numbers:,}", size(nbytes)
+
+
+def _summary(entries: list[Entry], config: Config) -> Iterator[tuple[str, ...]]:
+    """Layers share a line for each of their tensors, and a line for what is common to the names of all of them."""
+    groups: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault((_template(entry.ours), _template(entry.theirs), entry.shape, entry.dtype), []).append(entry)
+    heading = True
+    for alike in groups.values():
+        ours, theirs = _template(alike[0].ours), _template(alike[0].theirs)
+        if ours.startswith("layers."):
+            if heading:
+                yield "layers.{i}.*", "model.layers.{i}.*.weight", f"{config.num_layers} x", "", "", ""
+            heading = False
+            some = "" if len(alike) == config.num_layers else f" ({len(alike)} of {config.num_layers})"
+            ours, theirs = ours.partition("}.")[2] + some, theirs.partition("}.")[2].removesuffix(".weight")
+            ours, theirs = f"  {ours}", f"  {theirs}"
+        yield _row(ours, theirs, alike)
+
+
+def _template(name: str) -> str:
+    return re.sub(r"\blayers\.\d+\.", "layers.{i}.", name)
+
+
+def _print_memory(config: Config, contexts: list[int]) -> None:
+    rows = [
+        (
+            weights,
+            numerics,
+            size(weight_bytes(config, weights, numerics)),
+            *(size(cache_bytes(config, length, numerics)) for length in contexts),
+        )
+        for weights, numerics in _FORMATS
+    ]
+    headings = ["--weights", "--numerics", "weights", *(f"cache, {length:,} tokens" for length in contexts)]
+    print_table(headings, rows, title="memory", text=(0, 1))

@@ -1,0 +1,197 @@
+"""Options that several subcommands share, and what they stand for: a model, a prompt, settings of the sampler."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from dataclasses import fields
+from typing import Any
+
+from refgemma.cli.files import read_text, text_argument
+from refgemma.cli.terminal import progress_bar
+from refgemma.gemma import Gemma, Prompt, load
+from refgemma.numerics import PROFILES
+from refgemma.sampling import SamplingParams
+from refgemma.text import chat
+
+_SAMPLING = (
+    ("temperature", float, "divides the logits; 0 takes the most likely token"),
+    ("top_k", int, "keep this many tokens"),
+    ("top_p", float, "keep the most likely tokens up to this share of the probability"),
+    ("repetition_penalty", float, "divides positive logits of tokens that occurred, multiplies negative ones"),
+    ("frequency_penalty", float, "subtracted for every time that a token stands in the output"),
+    ("presence_penalty", float, "subtracted once from each token that stands in the output"),
+    ("seed", int, "decides the draws; one is drawn by default"),
+    ("max_tokens", int, "longest answer"),
+)
+
+
+def add_model(parser: argparse.ArgumentParser, *, runs: bool = True) -> None:
+    """Add the options that choose a model.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Of the subcommand.
+    runs : bool
+        Whether the subcommand computes with the model.
+    """
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", default="tiny-it", help="folder, shipped name, or hub id fetched before (default: tiny-it)"
+    )
+    if runs:
+        group.add_argument(
+            "--weights",
+            choices=("bfloat16", "float32", "float64"),
+            help="how matrices stay in memory (default: as --numerics)",
+        )
+        group.add_argument(
+            "--numerics",
+            choices=tuple(PROFILES),
+            default="float32",
+            help="arithmetic of activations (default: float32)",
+        )
+
+
+def load_model(args: argparse.Namespace) -> Gemma:
+    """Load the chosen model, under a progress bar.
+
+    Parameters
+    ----------
+    args : Namespace
+        With the options of `add_model`.
+
+    Returns
+    -------
+    Gemma
+        Ready to use.
+    """
+    with progress_bar(f"loading {args.model}") as progress:
+        return load(args.model, numerics=args.numerics, weights=args.weights, progress=progress)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option for programs.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Of the subcommand.
+    """
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def add_prompt(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that give a prompt.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Of the subcommand.
+    """
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="one user turn; - reads standard input")
+    parser.add_argument(
+        "--messages", metavar="FILE", help='a conversation, JSON: [{"role": "user", "content": "Hi"}, ...]'
+    )
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="take PROMPT as it stands: no chat template, control text such as <eos> counts",
+    )
+
+
+def read_prompt(args: argparse.Namespace) -> Prompt:
+    """Read the prompt, and check it before a model is loaded for it.
+
+    Parameters
+    ----------
+    args : Namespace
+        With the arguments of `add_prompt`.
+
+    Returns
+    -------
+    str or list of messages
+        What `Gemma.generate` takes.
+
+    Raises
+    ------
+    ValueError
+        If there is no prompt, or two, or a conversation that cannot be read.
+    """
+    if (args.prompt is None) == (args.messages is None):
+        given = "no prompt was given" if args.prompt is None else "PROMPT and --messages were both given"
+        raise ValueError(f"{given}: expected PROMPT, - for standard input, or --messages FILE")
+    if args.messages is None:
+        return read_text("-") if args.prompt == "-" else text_argument(args.prompt)
+    if args.raw:
+        raise ValueError(
+            "--raw and --messages were both given: a conversation needs the chat template, leave out --raw"
+        )
+    messages = _parse_messages(read_text(args.messages), args.messages)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they come when the messages are used
+            chat.render(messages)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{args.messages}: {error}") from None
+    return messages
+
+
+def _parse_messages(text: str, path: str) -> list[Any]:
+    wanted = 'expected a list of messages, [{"role": "user", "content": "..."}, ...]'
+    try:
+        messages = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): {wanted}") from None
+    if not isinstance(messages, list):
+        raise ValueError(f"{path} holds {messages!r:.40}: {wanted}")
+    return messages
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add an option for every field of `SamplingParams`.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Of the subcommand.
+    """
+    group = parser.add_argument_group("sampling")
+    for name, kind, what in _SAMPLING:
+        default = getattr(SamplingParams, name)
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            default=default,
+            metavar="N" if kind is int else "X",
+            help=what if default is None else f"{what} (default: {default:g})",
+        )
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
+    )
+
+
+def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Collect the settings, and check them before a model is loaded for them.
+
+    Parameters
+    ----------
+    args : Namespace
+        With the options of `add_sampling`.
+
+    Returns
+    -------
+    dict
+        Fields of `SamplingParams`.
+
+    Raises
+    ------
+    ValueError
+        If one is out of range.
+    """
+    settings = {field.name: getattr(args, field.name) for field in fields(SamplingParams)}
+    settings["stop"] = tuple(text_argument(text) for text in args.stop)
+    SamplingParams(**settings)
+    return settings

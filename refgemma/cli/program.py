@@ -1,0 +1,152 @@
+"""The program: which subcommands there are, and the one place where an error becomes a sentence and an exit code.
+
+0: done. 1: checked and found wanting. 2: used badly. 130: stopped by Ctrl-C. 141: whoever read the output went away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import refgemma
+from refgemma.cli import chat, download, generate, inspect, logits, score
+
+# Each has a docstring that is its help, `add_arguments` and `run`.
+COMMANDS: tuple[ModuleType, ...] = (generate, chat, logits, score, inspect, download)
+
+BAD_USE = 2
+INTERRUPTED = 128 + 2  # by SIGINT, as shells count
+READER_GONE = 128 + 13  # by SIGPIPE
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser whose errors are errors like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print below its usage.
+
+        Parameters
+        ----------
+        message : str
+            What is wrong.
+
+        Raises
+        ------
+        ValueError
+            Always.
+        """
+        raise ValueError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments, by default those of the process.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal cannot show must not end the program
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        warnings.showwarning = _print_warning
+        try:
+            code = _run(argv)
+            sys.stdout.flush()  # here, where a failure still has an ear, and not at exit
+        except KeyboardInterrupt:
+            if sys.stdout.isatty():
+                print()
+            return INTERRUPTED
+        except BrokenPipeError:
+            _settle_stdout()
+            return READER_GONE
+        except (ValueError, TypeError, OSError, MemoryError) as error:
+            print(f"refgemma: {sentence(error)}", file=sys.stderr)
+            _settle_stdout()
+            return BAD_USE
+    return code
+
+
+def build_parser() -> Parser:
+    """Build the parser of all subcommands.
+
+    Returns
+    -------
+    Parser
+        Its results hold `run`, the function of the subcommand.
+    """
+    parser = Parser("refgemma", description=refgemma.__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"refgemma {refgemma.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for module in COMMANDS:
+        text = (module.__doc__ or "").strip()
+        command = commands.add_parser(
+            module.__name__.rpartition(".")[2],
+            help=text.partition("\n")[0],
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def sentence(error: BaseException) -> str:
+    """Say an error in one sentence.
+
+    Parameters
+    ----------
+    error : exception
+        Ours, which are sentences already, or the system's.
+
+    Returns
+    -------
+    str
+        For people.
+    """
+    if isinstance(error, MemoryError):
+        return f"out of memory ({error}): --weights bfloat16 takes the least, `refgemma inspect` tells how much"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'standard output'}: {error.strerror.lower()}"
+    return str(error)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not hasattr(args, "run"):
+        parser.print_help(sys.stderr)
+        return BAD_USE
+    if importlib.util.find_spec("rich") is None:
+        raise ValueError('the command line draws with rich, which is not installed: pip install "refgemma[cli]"')
+    code: int = args.run(args)
+    return code
+
+
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """One line for a warning, without the place in the code."""
+    print(f"refgemma: warning: {message}", file=sys.stderr)
+
+
+def _settle_stdout() -> None:
+    """Write what is still buffered, or let it go nowhere: Python would fail on it once more at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
