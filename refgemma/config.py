@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 SUPPORTED_MODEL_TYPES = ("gemma",)
+_MOST_LAYERS = 10_000  # what is listed layer by layer should end some day
 _COUNTS = (
     "vocab_size",
     "hidden_size",
@@ -76,6 +77,10 @@ class Config:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1")
+        if self.num_layers > _MOST_LAYERS:
+            raise ValueError(
+                f"num_layers is {self.num_layers!r:.60}: expected at most {_MOST_LAYERS:,}, a typing error?"
+            )
         for name in ("rope_theta", "rms_norm_eps", "query_scale"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
@@ -134,6 +139,17 @@ _HF_NAMES = (
     ("head_dim", "head_dim"),
     ("max_position_embeddings", "max_positions"),
     ("rms_norm_eps", "rms_norm_eps"),
+)
+
+# Options of other families and of quantised copies, each of which would give other logits.
+_CHANGE_THE_FORMULAS = (
+    "attention_bias",
+    "use_bidirectional_attention",
+    "query_pre_attn_scalar",
+    "sliding_window",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "quantization_config",
 )
 
 # Gemma 1 files say "gelu", the name of the erf form, but every Gemma was trained with the tanh form:
@@ -225,9 +241,9 @@ def config_from_hf(fields: Mapping[str, Any]) -> Config:
     for name in ("hidden_act", "hidden_activation"):
         if fields.get(name) is not None and fields[name] not in _TANH_GELU:
             raise ValueError(f"{name} is {fields[name]!r}: Gemma uses the tanh form of GELU ('gelu_pytorch_tanh')")
-    for name in ("attention_bias", "use_bidirectional_attention"):
+    for name in _CHANGE_THE_FORMULAS:
         if fields.get(name):
-            raise ValueError(f"{name} is {fields[name]!r}: no published Gemma 1 has it, and it is not supported")
+            raise ValueError(f"{name} is {fields[name]!r:.60}: no published Gemma 1 has it, and it is not supported")
 
     values = {ours: fields[theirs] for theirs, ours in _HF_NAMES}
     head_dim = values["head_dim"]

@@ -136,7 +136,7 @@ def forward(
         cache.extend(positions)
     key_positions = positions if cache is None else cache.positions[:, : cache.length]
     allowed = allowed_keys(positions, key_positions)  # BTS
-    turn = rope_table(positions, config.head_dim, config.rope_theta, numerics=numerics)
+    angles = rope_table(positions, config.head_dim, config.rope_theta, numerics=numerics)
     norm = partial(rms_norm, eps=config.rms_norm_eps, numerics=numerics)
     project = partial(linear, numerics=numerics)
     B, T = tokens.shape
@@ -153,8 +153,8 @@ def forward(
         q = tap(at + "q", project(y, attn["q"]).reshape(B, T, N, H))
         k = tap(at + "k", project(y, attn["k"]).reshape(B, T, K, H))
         v = tap(at + "v", project(y, attn["v"]).reshape(B, T, K, H))
-        q = tap(at + "q_rope", rope(q, *turn, numerics=numerics))
-        k = tap(at + "k_rope", rope(k, *turn, numerics=numerics))
+        q = tap(at + "q_rope", rope(q, *angles, numerics=numerics))
+        k = tap(at + "k_rope", rope(k, *angles, numerics=numerics))
         keys, values = (k.swapaxes(1, 2), v.swapaxes(1, 2)) if cache is None else cache.update(i, k, v)  # BKSH
         scores = tap(at + "scores", attention_scores(q, keys, scale=config.query_scale, numerics=numerics))  # BNTS
         probs = tap(at + "probs", attention_probs(scores, allowed, numerics=numerics))
@@ -175,8 +175,8 @@ def forward(
     if logits == "last":
         x = _last_real(x, positions)  # B1D
     x = tap("final_norm", norm(x, params["final_norm"]))
-    scores = tap("logits", project(x, params["head"]))  # BTV
-    return scores[:, 0] if logits == "last" else scores
+    every = tap("logits", project(x, params["head"]))  # BTV
+    return every[:, 0] if logits == "last" else every
 
 
 def _last_real(x: Array, positions: Array) -> Array:

@@ -168,6 +168,10 @@ class Numerics:
         -------
         ndarray, same shape and dtype
             `value` itself where nothing is rounded.
+
+        Notes
+        -----
+        To bfloat16 by way of float32, as in the engines that are imitated: they compute in float32, then narrow.
         """
         narrow = self.rounding.get(point)
         if narrow is None:

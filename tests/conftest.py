@@ -4,8 +4,8 @@ import json
 import os
 from pathlib import Path
 
-# Before NumPy is loaded: the matrices of these tests are so small that BLAS threads would only wait for one another, on a
-# busy machine for minutes. Tests of the threads in ops/linear.py bring their own.
+# Before NumPy is loaded: the matrices of these tests are so small that BLAS threads would only wait for one another, on
+# a busy machine for minutes. Tests of the threads in ops/linear.py bring their own.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest

@@ -115,6 +115,12 @@ def test_rope_theta_may_stand_inside_rope_parameters():
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes': expected true or false"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        ({"query_pre_attn_scalar": 144}, "query_pre_attn_scalar is 144"),
+        ({"sliding_window": 4096}, "sliding_window is 4096"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
+        ({"num_hidden_layers": 10_000_000}, "num_layers is 10000000: expected at most 10,000"),
     ],
 )
 def test_a_field_that_cannot_be_is_one_sentence(changes, sentence):

@@ -105,7 +105,7 @@ def test_matrices_may_stay_in_bfloat16(seed):
     bits = map_params(lambda w: Bfloat16Matrix(to_bfloat16(w)) if w.ndim == 2 else w, model.params)
     numbers = map_params(lambda w: from_bfloat16(to_bfloat16(w)) if w.ndim == 2 else w, model.params)
     want = truth_logits(numbers, model.config, model.tokens, model.positions)
-    # The bound was taken on weights that differ by at most 2**-9 of themselves: as many roundings, of the same size.
+    # The bound was taken on weights that differ by at most 2**-8 of themselves: as many roundings, of the same size.
     assert error(run(model, numerics=FLOAT32, params=bits), want) <= float32_bounds()[seed]
     wide_norms = map_params(lambda w: w if isinstance(w, Bfloat16Matrix) else w.astype(np.float64), bits)
     assert error(run(model, numerics=FLOAT64, params=wide_norms), want) <= FLOAT64_BOUND

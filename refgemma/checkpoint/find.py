@@ -30,6 +30,8 @@ def find_model(name: str | Path, *, search: Sequence[str | Path] | None = None) 
 
     Raises
     ------
+    TypeError
+        If the name is neither text nor a path.
     ValueError
         If the name is empty or is a file.
     FileNotFoundError
@@ -40,11 +42,16 @@ def find_model(name: str | Path, *, search: Sequence[str | Path] | None = None) 
     The hub cache is where huggingface_hub keeps it: ``HF_HUB_CACHE``, else ``HF_HOME/hub``, else
     ``~/.cache/huggingface/hub``. Of a cached model the snapshot that ``refs/main`` names is taken.
     """
+    if not isinstance(name, (str, Path)):
+        raise TypeError(f"the model is {name!r:.60}: expected the name of a model or its folder")
     if not str(name):
         raise ValueError(
             "the model name is empty: expected a folder, or a name such as 'tiny-it' or 'google/gemma-2b-it'"
         )
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise FileNotFoundError(f"{name} begins with the home of a user who is not known here") from None
     if path.is_file():
         raise ValueError(f"{path} is a file: give the folder that holds it, with config.json beside the weights")
     places = default_places() if search is None else [Path(place) for place in search]

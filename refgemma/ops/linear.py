@@ -1,7 +1,8 @@
 """Matrix products with a weight, ``y = x W^T``, for the kinds of operand a weight can be.
 
 An array is multiplied as it is. A `Bfloat16Matrix` is widened tile by tile while it is multiplied, so that it never
-stands in memory whole. An `Adapted` operand is one of these plus low-rank deltas, ``x W^T + scale (x A^T) B^T``.
+stands in memory whole (`refgemma.ops.tiles`). An `Adapted` operand is one of these plus low-rank deltas,
+``x W^T + scale (x A^T) B^T``.
 
 Weights keep the checkpoint's (out, in) order: a row holds the weights of one output.
 """
@@ -9,19 +10,12 @@ Weights keep the checkpoint's (out, in) order: a row holds the weights of one ou
 from __future__ import annotations
 
 import functools
-import math
-import os
-import sys
-import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
-from threadpoolctl import ThreadpoolController
-
-from refgemma.numerics import FLOAT32, Array, Bfloat16Matrix, Numerics, namespace_of
+from refgemma.numerics import FLOAT32, Array, Bfloat16Matrix, Numerics
+from refgemma.ops.tiles import check_narrow, widened_product
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,7 +104,7 @@ def linear(x: Array, w: Operand, *, numerics: Numerics = FLOAT32) -> Array:
     if not isinstance(w, Bfloat16Matrix) and w.dtype == x.dtype:
         y = flat @ w.T
     else:
-        y = _widened_product(flat, w)
+        y = widened_product(flat, w)
     return numerics.round("linear", y.reshape(*x.shape[:-1], w.shape[0]))
 
 
@@ -145,7 +139,7 @@ def table_rows(tokens: Array, table: Operand, numerics: Numerics = FLOAT32) -> A
         return _with_deltas(y, table.deltas, product)
     if isinstance(table, Bfloat16Matrix):
         return table.rows(tokens, numerics.dtype)
-    _check_narrow(table, numerics.dtype)
+    check_narrow(table, numerics.dtype)
     rows: Array = table[tokens].astype(numerics.dtype, copy=False)
     return rows
 
@@ -160,83 +154,3 @@ def _with_deltas(y: Array, deltas: Iterable[Delta], product: Any) -> Array:
             change = (y[rows] + change) * delta.gain - y[rows]
         total[rows] += change
     return total
-
-
-# ---- Weights narrower than the activations: widened by tiles that stay in cache, one thread a core.
-
-# Numbers in one tile. Smaller ones lose to the interpreter, larger ones fall out of the second-level cache.
-_TILE = 2**20
-
-_one_at_a_time = threading.Lock()
-
-
-@functools.cache
-def _blas() -> tuple[ThreadpoolController, int]:
-    """Handle on the BLAS library, and how many threads it was set up to use."""
-    controller = ThreadpoolController()
-    counts = [lib["num_threads"] for lib in controller.select(user_api="blas").info()]
-    return controller, max(counts, default=os.cpu_count() or 1)
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="refgemma-tile")
-
-
-def _widened_product(x: Array, w: Array | Bfloat16Matrix) -> Array:
-    """``x @ w.T`` for a narrow `w`, without ever holding the widened matrix."""
-    if namespace_of(x) is not np:  # tiles and threads are for the CPU
-        return x @ _widen(w, x.dtype).T
-    if not isinstance(w, Bfloat16Matrix):
-        _check_narrow(w, x.dtype)
-    O, I = w.shape
-    controller, threads = _blas()
-    step = max(1, min(_TILE // I, math.ceil(O / threads)))
-    out = np.empty((O, x.shape[0]), x.dtype)
-    multiply = _tile_multiplier(x, w)
-
-    def one(start: int) -> None:
-        out[start : start + step] = multiply(slice(start, start + step))
-
-    starts = range(0, O, step)
-    # The tiles run side by side, so BLAS must not split each of them over the cores once more. That limit is the whole
-    # process's, so products take turns: two at once would restore each other's, and leave BLAS on one thread for good.
-    with _one_at_a_time, controller.limit(limits=1, user_api="blas"):
-        if len(starts) == 1:
-            one(0)
-        else:
-            list(_pool(threads).map(one, starts))
-    return out.T
-
-
-def _tile_multiplier(x: Array, w: Array | Bfloat16Matrix) -> Any:
-    """Function from a slice of rows of `w` to their products with all of `x`, shape (rows, len(x))."""
-    x_t = np.ascontiguousarray(x.T)
-    if not isinstance(w, Bfloat16Matrix) or x.dtype != np.float32 or w.shape[1] % 2 or sys.byteorder != "little":
-        return lambda rows: _widen(w, x.dtype, rows) @ x_t
-
-    # Two neighbouring bfloat16 numbers, seen as one uint32: the odd column is its upper half, so masking the lower half
-    # away leaves that column as float32; shifting it up gives the even one. Two integer operations, and no shuffling.
-    pairs = w.bits.view(np.uint32)
-    x_even, x_odd = np.ascontiguousarray(x_t[0::2]), np.ascontiguousarray(x_t[1::2])
-
-    def multiply(rows: slice) -> Array:
-        tile = np.left_shift(pairs[rows], np.uint32(16))
-        y: Array = tile.view(np.float32) @ x_even
-        np.bitwise_and(pairs[rows], np.uint32(0xFFFF0000), out=tile)
-        y += tile.view(np.float32) @ x_odd
-        return y
-
-    return multiply
-
-
-def _check_narrow(w: Array, dtype: np.dtype[Any]) -> None:
-    if not np.can_cast(w.dtype, dtype):
-        raise ValueError(f"the weight is {w.dtype}, wider than the activations, {dtype}: its digits would be lost")
-
-
-def _widen(w: Array | Bfloat16Matrix, dtype: np.dtype[Any], rows: slice = slice(None)) -> Array:
-    if isinstance(w, Bfloat16Matrix):
-        return w.rows(rows, dtype)
-    wide: Array = w[rows].astype(dtype)
-    return wide

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
-from refgemma.text.tokenizer import TURN_MARKERS, Tokenizer
+from refgemma.text.tokenizer import TURN_MARKERS, Tokenizer, checked_text
 from refgemma.text.tools import render_results
 
 Policy = Literal["default", "published"]
@@ -236,4 +236,4 @@ def _role_and_text(index: int, message: Mapping[str, Any]) -> tuple[str, str]:
         raise ValueError(f"messages[{index}]: role is {role!r:.60}: expected one of {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise TypeError(f"messages[{index}]: content is {content!r:.60}: expected text, a str")
-    return "model" if role == "assistant" else role, content.strip()
+    return "model" if role == "assistant" else role, checked_text(content).strip()

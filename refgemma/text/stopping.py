@@ -72,7 +72,7 @@ def read_generation_config(folder: str | Path) -> dict[str, Any]:
         return {}
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of json, of the decoding, or of brackets without end
         raise ValueError(f"{path} is not valid JSON ({error}): expected a generation configuration") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{path} holds a JSON {type(fields).__name__}: expected an object")

@@ -130,9 +130,9 @@ class Tokenizer:
         if control == "none":
             ids = self.encode_inert(text, self.markers)
         elif control == "markers":
-            ids = self._encode_plain(_checked_text(text))
+            ids = self._encode_plain(checked_text(text))
         elif control == "all":
-            runs = re.split(f"({'|'.join(CONTROLS)})", _checked_text(text))  # text, control, text, ..., text
+            runs = re.split(f"({'|'.join(CONTROLS)})", checked_text(text))  # text, control, text, ..., text
             ids = [i for run in runs for i in ([self.controls[run]] if run in CONTROLS else self._encode_plain(run))]
         else:
             raise ValueError(f"control is {control!r}: expected 'none', 'markers' or 'all'")
@@ -165,7 +165,7 @@ class Tokenizer:
         The text is cut after the first character of each such marker, and the runs are encoded one by one. A run is a
         stretch of the text that holds no such marker whole, so none is found in it, however they are nested.
         """
-        text = _checked_text(text)
+        text = checked_text(text)
         cuts = [match.start() + 1 for match in _BRACKETED.finditer(text) if match[1] in inert]
         runs = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
         return [i for run in runs for i in self._encode_plain(run)]
@@ -242,7 +242,26 @@ def _is_bracketed(piece: str) -> bool:
     return match is not None and match[1] == piece
 
 
-def _checked_text(text: str) -> str:
+def checked_text(text: str) -> str:
+    """Text that can be encoded, or a sentence on why it cannot.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+
+    Returns
+    -------
+    str
+        The same.
+
+    Raises
+    ------
+    TypeError
+        If it is not a str.
+    ValueError
+        If it holds half a surrogate pair.
+    """
     if not isinstance(text, str):
         raise TypeError(f"text is {text!r:.60}: expected a str")
     try:

@@ -125,6 +125,18 @@ def test_an_empty_name_is_not_the_current_folder():
     one_sentence(error)
 
 
+def test_a_name_that_is_none_is_one_sentence():
+    with pytest.raises(TypeError, match="the model is None: expected the name of a model or its folder") as error:
+        find_model(None)
+    one_sentence(error)
+
+
+def test_the_home_of_nobody_is_one_sentence():
+    with pytest.raises(FileNotFoundError, match="the home of a user who is not known here") as error:
+        find_model("~nobody-of-this-name/model")
+    one_sentence(error)
+
+
 def test_a_partly_deleted_cache_is_one_sentence(tmp_path):
     folder = put_in_cache(tmp_path / "cache")
     (folder / "config.json").unlink()

@@ -2,7 +2,7 @@
 
 import pytest
 
-import refgemma.ops.linear as module
+import refgemma.ops.tiles as module
 from tests.ops.weights import use_threads
 
 

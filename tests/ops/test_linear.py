@@ -1,5 +1,7 @@
 """Products with every kind of weight, against sums of exact fractions; and no stored matrix is ever widened whole."""
 
+import os
+import signal
 import threading
 import tracemalloc
 from fractions import Fraction
@@ -7,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-import refgemma.ops.linear as module
+import refgemma.ops.tiles as module
 from refgemma.numerics import FLOAT32, Bfloat16Matrix, from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted, Delta, linear, table_rows
 from tests.ops.weights import DTYPES, KINDS, normal, unit, use_threads, values, weight
@@ -210,3 +212,18 @@ def test_a_weight_wider_than_the_activations_is_refused():
         linear(x, Adapted(np.ones((5, 8), np.float32), (Delta(a=np.ones((2, 8)), b=np.ones((5, 2)), scale=1.0),)))
     with pytest.raises(ValueError, match=message):
         table_rows(np.array([[1]]), wide, FLOAT32)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork, which this system lacks")
+@pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_has_threads_of_its_own(monkeypatch):
+    """A child inherits the pool but none of its threads, and waited for them for ever."""
+    use_threads(monkeypatch, 2)
+    rng = np.random.default_rng(7)
+    x, w = normal(rng, 1, 64), weight(rng, 128, 64, "bfloat16")
+    want = linear(x, w)  # the parent's threads exist from here on
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends a child that waits
+        os._exit(0 if np.array_equal(linear(x, w), want) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-import refgemma.ops.linear as module
+import refgemma.ops.tiles as module
 from refgemma.numerics import Bfloat16Matrix, from_bfloat16, to_bfloat16
 
 DTYPES = (np.float32, np.float64)

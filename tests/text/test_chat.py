@@ -310,5 +310,5 @@ def test_unknown_policy(small_tokenizer):
 
 
 def test_half_a_surrogate_pair_in_a_message(small_tokenizer):
-    with pytest.raises(ValueError, match=r"^text holds half a surrogate pair"):
-        encode_chat(small_tokenizer, [user("\ud800")])
+    with pytest.raises(ValueError, match=r"^text holds half a surrogate pair, U\+D800 at index 1"):
+        encode_chat(small_tokenizer, [user("a\ud800")])

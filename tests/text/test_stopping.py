@@ -47,7 +47,13 @@ def test_generation_config_is_optional(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(b"{", "is not valid JSON"), (b"\xff", "is not valid JSON"), (b"[1]", "holds a JSON list")]
+    ("text", "message"),
+    [
+        (b"{", "is not valid JSON"),
+        (b"\xff", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"[1]", "holds a JSON list"),
+    ],
 )
 def test_broken_generation_config(tmp_path, text, message):
     (tmp_path / "generation_config.json").write_bytes(text)
