@@ -1,9 +1,10 @@
 """The Gemma you can read, run and believe: Google's Gemma in pure Python and NumPy."""
 
 from refgemma import sampling
+from refgemma.cache import PrefixCache
 from refgemma.config import SIZES, Config
 from refgemma.gemma import Gemma, Score, load
-from refgemma.generation import Event, Generation, PrefixCache
+from refgemma.generation import Event, Generation
 from refgemma.sampling import SamplingParams
 
 __all__ = [

@@ -6,12 +6,13 @@ seen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from refgemma.config import Config
-from refgemma.numerics import Array
+from refgemma.numerics import Array, Numerics
 
 
 class KVCache:
@@ -138,6 +139,57 @@ class KVCache:
             f"  {self.length} of {capacity} slots filled, {per_slot * self.length:,} of {per_slot * capacity:,} bytes\n"
             f"{rows}"
         )
+
+
+class PrefixCache:
+    """Keys and values of the last run of one row, so that a prompt which begins like it need not be read again.
+
+    A chat is the use: every turn's prompt begins with all that went before. A run with other weights or other
+    arithmetic starts afresh.
+
+    Attributes
+    ----------
+    tokens : list of int
+        What has been fed, in order; slot i of the cache holds token i.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self._cache: KVCache | None = None
+        self._params: object | None = None
+        self._numerics: Numerics | None = None
+
+    def resume(self, prompt: Sequence[int], params: object, config: Config, numerics: Numerics) -> KVCache:
+        """Cache that holds the longest beginning of the prompt that was fed before.
+
+        Parameters
+        ----------
+        prompt : sequence of int
+            Token ids; at least the last one is left to be fed.
+        params : Params
+            Weights; others, of an adapter say, make other keys.
+        config : Config
+            Shape of the model.
+        numerics : Numerics
+            Arithmetic of activations.
+
+        Returns
+        -------
+        KVCache
+            With room for the whole context; `length` tells how much of the prompt it holds.
+        """
+        if self._cache is None or self._params is not params or self._numerics != numerics:
+            self._cache = KVCache(config, batch=1, capacity=config.max_positions, dtype=numerics.dtype)
+            self._params, self._numerics = params, numerics
+            self.tokens = []
+        same = 0
+        for ours, theirs in zip(self.tokens, prompt[:-1], strict=False):
+            if ours != theirs:
+                break
+            same += 1
+        self._cache.truncate(same)
+        self.tokens = self.tokens[:same]  # a new list, by which an abandoned run can tell that it was taken over
+        return self._cache
 
 
 def _ranges(positions: Array) -> str:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from refgemma import checkpoint, generation
-from refgemma.cache import KVCache
+from refgemma.cache import KVCache, PrefixCache
+from refgemma.checkpoint.load import Progress
 from refgemma.config import Config, read_config
-from refgemma.generation import CHUNK, Event, Generation, PrefixCache, Progress
+from refgemma.generation import CHUNK, Event, Generation
 from refgemma.model import Params, forward
 from refgemma.numerics import PROFILES, Array, Numerics
 from refgemma.sampling import SamplingParams
@@ -69,6 +70,13 @@ class Gemma:
     tokenizer: Tokenizer
     numerics: Numerics
     stop_ids: frozenset[int]
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"Gemma: {c.num_parameters:,} parameters, {c.num_layers} layers of width {c.hidden_size}, "
+            f"context {c.max_positions:,}, arithmetic {self.numerics.name}"
+        )
 
     def encode_prompt(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """Token ids that a prompt is fed as.
@@ -158,7 +166,7 @@ class Gemma:
         Raises
         ------
         ValueError
-            If the text is longer than the model reads.
+            If the text is longer than the model reads, or the model computes NaN.
         """
         tokens = self.tokenizer.encode(text, bos=True, control=control)
         self._check_length(len(tokens))
@@ -167,13 +175,23 @@ class Gemma:
         for part, scores in self._chunks(ids[None], _SCORE_CHUNK, "all", progress):
             following = ids[part.start + 1 : part.stop + 1]
             rows = scores[0, : len(following)].astype(np.float64)
+            if np.isnan(rows).any():
+                raise ValueError(
+                    "logits hold NaN: the weights of this model are damaged, or too large for the arithmetic"
+                )
             rows -= rows.max(axis=-1, keepdims=True)
             own = rows[np.arange(len(following)), following]
             logprobs[part.start : part.start + len(following)] = own - np.log(np.exp(rows, out=rows).sum(axis=-1))
         return Score(tokens, logprobs, float(logprobs.sum()))
 
     def generate(
-        self, prompt: Prompt, *, raw: bool = False, progress: Progress | None = None, **settings: Any
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        progress: Progress | None = None,
+        record: bool = False,
+        **settings: Any,
     ) -> Generation:
         """Answer a prompt.
 
@@ -185,6 +203,8 @@ class Gemma:
             Continue a text as it stands: no template, control text live, ``<bos>`` added if absent.
         progress : callable, optional
             ``progress(read, total)`` while the prompt is read, in tokens.
+        record : bool
+            Whether the result is to hold every decision with its logits: a megabyte a token at V = 256,000.
         **settings
             Fields of `SamplingParams`.
 
@@ -193,10 +213,16 @@ class Gemma:
         Generation
             Text, tokens, why it ended, and the seed that gives it again.
         """
-        return self._run([self.encode_prompt(prompt, raw=raw)], SamplingParams(**settings), progress)[0]
+        return self._run([self.encode_prompt(prompt, raw=raw)], SamplingParams(**settings), progress, record)[0]
 
     def generate_batch(
-        self, prompts: Sequence[Prompt], *, raw: bool = False, progress: Progress | None = None, **settings: Any
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        raw: bool = False,
+        progress: Progress | None = None,
+        record: bool = False,
+        **settings: Any,
     ) -> list[Generation]:
         """Answer several prompts side by side.
 
@@ -208,6 +234,8 @@ class Gemma:
             Continue texts as they stand.
         progress : callable, optional
             ``progress(read, total)`` while the prompts are read, in tokens a row.
+        record : bool
+            Whether the results are to hold every decision with its logits.
         **settings
             Fields of `SamplingParams`, the same for every row. With a seed, each row comes out as `generate` would give
             it alone, up to the first decision so close that rounding decides it.
@@ -220,7 +248,7 @@ class Gemma:
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):
             raise TypeError(f"prompts is a {type(prompts).__name__}: expected a list of prompts")
         ids = [self.encode_prompt(prompt, raw=raw) for prompt in prompts]
-        return self._run(ids, SamplingParams(**settings), progress)
+        return self._run(ids, SamplingParams(**settings), progress, record)
 
     def stream(
         self,
@@ -229,6 +257,7 @@ class Gemma:
         raw: bool = False,
         prefix: PrefixCache | None = None,
         progress: Progress | None = None,
+        record: bool = False,
         **settings: Any,
     ) -> Iterator[Event]:
         """Answer a prompt token by token.
@@ -243,6 +272,8 @@ class Gemma:
             Keep one through a chat, and what earlier turns have in common with this prompt is not read again.
         progress : callable, optional
             ``progress(read, total)`` while the prompt is read, in tokens.
+        record : bool
+            Whether events are to hold what each step did, and the result every decision with its logits.
         **settings
             Fields of `SamplingParams`.
 
@@ -252,12 +283,14 @@ class Gemma:
             One a token; the texts put together are the answer's, and the last holds the whole result.
         """
         ids = self.encode_prompt(prompt, raw=raw)
-        return self._events([ids], SamplingParams(**settings), prefix=prefix, progress=progress)
+        return self._events([ids], SamplingParams(**settings), prefix=prefix, progress=progress, record=record)
 
-    def _run(self, prompts: list[list[int]], settings: SamplingParams, progress: Progress | None) -> list[Generation]:
+    def _run(
+        self, prompts: list[list[int]], settings: SamplingParams, progress: Progress | None, record: bool
+    ) -> list[Generation]:
         results = {
             event.row: event.result
-            for event in self._events(prompts, settings, progress=progress)
+            for event in self._events(prompts, settings, progress=progress, record=record)
             if event.result is not None
         }
         return [results[row] for row in range(len(prompts))]
@@ -356,5 +389,8 @@ def load(
             "these files do not belong together"
         )
     params = checkpoint.load_params(folder, config, weights=weights, norm_dtype=profile.dtype, progress=progress)
-    stops = frozenset(stop_ids(tokenizer, read_generation_config(folder)))
+    try:
+        stops = frozenset(stop_ids(tokenizer, read_generation_config(folder)))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'generation_config.json'}: {error}") from None
     return Gemma(config, params, tokenizer, profile, stops)

@@ -7,22 +7,23 @@ decides the next, and releases what text is certain: never half a character, nev
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
-from refgemma.cache import KVCache
+from refgemma.cache import KVCache, PrefixCache
+from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
 from refgemma.model import Params, forward
 from refgemma.numerics import Array, Numerics
-from refgemma.sampling import Decision, SamplingParams, decide, uniform
+from refgemma.sampling import Decision, Record, SamplingParams, decide, uniform
+from refgemma.text.stopping import split_at_stop
 from refgemma.text.streaming import StreamDecoder
 from refgemma.text.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
-Progress = Callable[[int, int], None]
 
 # Tokens fed in one call: large enough for fast matrix products, small enough that scores and MLP rows stay bounded.
 CHUNK = 512
@@ -65,6 +66,8 @@ class Generation:
         Tokens counted.
     seed : int
         Of the draws; the same seed, prompt and settings give the same output again.
+    record : Record or None
+        Every decision, where that was asked for.
     """
 
     text: str
@@ -72,6 +75,7 @@ class Generation:
     finish_reason: FinishReason
     usage: Usage
     seed: int
+    record: Record | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,57 +101,6 @@ class Event:
     row: int
     decision: Decision
     result: Generation | None = None
-
-
-class PrefixCache:
-    """Keys and values of the last run of one row, so that a prompt which begins like it need not be read again.
-
-    A chat is the use: every turn's prompt begins with all that went before. A run with other weights or other
-    arithmetic starts afresh.
-
-    Attributes
-    ----------
-    tokens : list of int
-        What has been fed, in order; slot i of the cache holds token i.
-    """
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self._cache: KVCache | None = None
-        self._params: Params | None = None
-        self._numerics: Numerics | None = None
-
-    def resume(self, prompt: Sequence[int], params: Params, config: Config, numerics: Numerics) -> KVCache:
-        """Cache that holds the longest beginning of the prompt that was fed before.
-
-        Parameters
-        ----------
-        prompt : sequence of int
-            Token ids; at least the last one is left to be fed.
-        params : Params
-            Weights.
-        config : Config
-            Shape of the model.
-        numerics : Numerics
-            Arithmetic of activations.
-
-        Returns
-        -------
-        KVCache
-            With room for the whole context; `length` tells how much of the prompt it holds.
-        """
-        if self._cache is None or self._params is not params or self._numerics != numerics:
-            self._cache = KVCache(config, batch=1, capacity=config.max_positions, dtype=numerics.dtype)
-            self._params, self._numerics = params, numerics
-            self.tokens = []
-        same = 0
-        for ours, theirs in zip(self.tokens, prompt[:-1], strict=False):
-            if ours != theirs:
-                break
-            same += 1
-        self._cache.truncate(same)
-        self.tokens = self.tokens[:same]  # a new list, by which an abandoned run can tell that it was taken over
-        return self._cache
 
 
 def generate(
@@ -186,7 +139,7 @@ def generate(
     progress : callable, optional
         ``progress(read, total)`` while the prompts are read, in tokens a row.
     record : bool
-        Whether decisions keep what each step changed.
+        Whether decisions keep what each step changed, and results every decision with its logits.
 
     Returns
     -------
@@ -198,7 +151,7 @@ def generate(
     ValueError
         At once, if a prompt is empty, or leaves no room in the context for a single new token.
     """
-    rows = [_Row(i, list(prompt), settings, tokenizer, config, stop_ids) for i, prompt in enumerate(prompts)]
+    rows = [_Row(i, list(prompt), settings, tokenizer, config, stop_ids, record) for i, prompt in enumerate(prompts)]
     if prefix is not None and len(rows) != 1:
         raise ValueError(f"a prefix cache serves one prompt, {len(rows)} were given")
 
@@ -216,7 +169,7 @@ def generate(
         while True:
             for row in live:
                 # Some tables have more rows than the vocabulary, to fill a multiple of 128; those are no tokens.
-                yield row.next(scores[row.index, : tokenizer.vocab_size], record)
+                yield row.next(scores[row.index, : tokenizer.vocab_size])
             live = [row for row in live if row.finish_reason is None]
             if not live:
                 return
@@ -296,6 +249,7 @@ class _Row:
         tokenizer: Tokenizer,
         config: Config,
         stop_ids: frozenset[int],
+        record: bool,
     ) -> None:
         if not prompt:
             raise ValueError("the prompt has no tokens: expected at least <bos>")
@@ -312,14 +266,18 @@ class _Row:
         self.output: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._stop_ids = stop_ids
+        self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer)
         self._released = ""
         self._held = ""  # decoded, but perhaps the beginning of a stop text
+        self._logits: list[Array] | None = [] if record else None
 
-    def next(self, scores: Array, record: bool) -> Event:
+    def next(self, scores: Array) -> Event:
         """Decide one token, and release the text that it makes certain."""
         u = uniform(self.seed, len(self.output))
-        decision = decide(scores, self.settings, self.prompt, self.output, u, record=record)
+        decision = decide(scores, self.settings, self.prompt, self.output, u, record=self._logits is not None)
+        if self._logits is not None:
+            self._logits.append(scores.copy())
         self.output.append(decision.token)
         if decision.token in self._stop_ids:
             self.finish_reason = "stop"
@@ -346,38 +304,17 @@ class _Row:
             finish_reason=self.finish_reason,
             usage=Usage(prompt_tokens=len(self.prompt), completion_tokens=len(self.output)),
             seed=self.seed,
+            record=self._record(),
         )
 
-
-def split_at_stop(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
-    """Split text that may hold a stop text, or the beginning of one at its end.
-
-    Parameters
-    ----------
-    text : str
-        Decoded, not yet released.
-    stops : sequence of str
-        Stop texts, none empty.
-
-    Returns
-    -------
-    certain : str
-        What comes before the first stop text, or before what may become one.
-    rest : str
-        What may become one; empty where one was found.
-    found : bool
-        Whether there is one.
-
-    Examples
-    --------
-    >>> split_at_stop("one STOP two", ["STOP"])
-    ('one ', '', True)
-    >>> split_at_stop("one ST", ["STOP"])
-    ('one ', 'ST', False)
-    """
-    found = [at for stop in stops if (at := text.find(stop)) >= 0]
-    if found:
-        return text[: min(found)], "", True
-    begun = max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-    certain = len(text) - begun
-    return text[:certain], text[certain:], False
+    def _record(self) -> Record | None:
+        if self._logits is None:
+            return None
+        return Record(
+            params=replace(self.settings, seed=self.seed),
+            prompt_tokens=tuple(self.prompt),
+            tokens=tuple(self.output),
+            uniforms=tuple(uniform(self.seed, t) for t in range(len(self.output))),
+            logits=self._logits,
+            piece=self._tokenizer.piece,
+        )

@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
+from refgemma.cache import PrefixCache
+from refgemma.checkpoint.load import Progress
 from refgemma.cli.terminal import progress_bar
 from refgemma.gemma import Gemma, Prompt
-from refgemma.generation import Generation, PrefixCache, Progress
+from refgemma.generation import Generation
 
 
 def answer(
@@ -22,6 +24,7 @@ def answer(
     raw: bool = False,
     prefix: PrefixCache | None = None,
     verbose: bool = False,
+    record: bool = False,
 ) -> Generation:
     """Answer a prompt.
 
@@ -41,6 +44,8 @@ def answer(
         What earlier turns have read.
     verbose : bool
         Print counts, times and the seed afterwards, on standard error.
+    record : bool
+        Keep every decision.
 
     Returns
     -------
@@ -49,7 +54,7 @@ def answer(
     """
     started = time.perf_counter()
     with progress_bar("reading the prompt") as progress:
-        events = gemma.stream(prompt, raw=raw, prefix=prefix, progress=progress, **settings)
+        events = gemma.stream(prompt, raw=raw, prefix=prefix, progress=progress, record=record, **settings)
         first = next(events)
     read = time.perf_counter()
     waiting: AbstractContextManager[Progress | None] = nullcontext() if aloud else progress_bar("writing the answer")

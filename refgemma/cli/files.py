@@ -124,3 +124,28 @@ def output_file(path: str) -> Iterator[IO[bytes]]:
         if not in_place:
             temporary.unlink(missing_ok=True)
         raise
+
+
+def check_place(path: str) -> None:
+    """Make sure that a file can be written, before the work is done that gives its content.
+
+    Parameters
+    ----------
+    path : str
+        Where.
+
+    Raises
+    ------
+    OSError
+        If it cannot.
+    """
+    target = Path(path).resolve()
+    if target.is_dir():
+        reason = "is a directory"
+    elif not target.parent.is_dir():
+        reason = "no such folder"
+    elif not os.access(target if target.exists() else target.parent, os.W_OK):
+        reason = "permission denied"
+    else:
+        return
+    raise OSError(f"cannot write {path}: {reason}")

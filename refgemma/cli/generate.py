@@ -5,6 +5,7 @@ examples:
   refgemma generate --raw "Once upon a time" --temperature 1 --seed 7
   refgemma generate --messages conversation.json --json
   refgemma generate - < question.txt
+  refgemma generate "Tell me a story." --record run.jsonl --page run.html
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import nullcontext
 
 from refgemma.cli.answer import answer, report
 from refgemma.cli.files import output_file
+from refgemma.cli.look import add_outputs, outputs, wanted
 from refgemma.cli.options import (
     add_json,
     add_model,
@@ -38,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     parser.add_argument("--output", metavar="FILE", help="write the answer there and not to standard output")
     parser.add_argument("--verbose", action="store_true", help="tell counts, times and the seed on standard error")
+    add_outputs(parser)
     add_sampling(parser)
     add_model(parser)
 
@@ -57,13 +60,16 @@ def run(args: argparse.Namespace) -> int:
     """
     settings = sampling_settings(args)
     prompt = read_prompt(args)
-    with output_file(args.output) if args.output else nullcontext() as file:
+    with outputs(args) as save, output_file(args.output) if args.output else nullcontext() as file:
         gemma = load_model(args)
         aloud = not args.json and file is None
-        result = answer(gemma, prompt, settings, aloud=aloud, raw=args.raw, verbose=args.verbose)
+        record = wanted(args)
+        result = answer(gemma, prompt, settings, aloud=aloud, raw=args.raw, verbose=args.verbose, record=record)
         if file is not None:
             text = to_json(report(result, args.model)) if args.json else result.text
             file.write(text.removesuffix("\n").encode() + b"\n")
         elif args.json:
             print_json(report(result, args.model))
+        if result.record is not None:
+            save(result.record, args.model, None)
     return 0

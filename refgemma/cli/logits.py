@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 from refgemma.cli.files import output_file
-from refgemma.cli.options import add_json, add_model, add_prompt, load_model, read_prompt
+from refgemma.cli.options import add_json, add_model, add_prompt, load_model, read_prompt, token_ids
 from refgemma.cli.terminal import print_json, print_table, progress_bar, visible
 from refgemma.gemma import Gemma
 from refgemma.numerics import Array
@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         Its parser.
     """
     add_prompt(parser)
-    parser.add_argument("--tokens", metavar="IDS", help="token ids, such as 2,106,1645, in place of a prompt")
+    parser.add_argument(
+        "--tokens", type=token_ids, metavar="IDS", help="token ids, such as 2,106,1645, in place of a prompt"
+    )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="how many tokens to show (default: 10)")
     parser.add_argument(
         "--output",
@@ -72,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
     if args.top < 1:
         raise ValueError(f"--top is {args.top}: expected a whole number of at least 1")
     save = _format_of(args.output) if args.output else None
-    tokens = None if args.tokens is None else _parse_tokens(args)
+    if args.tokens is not None and (args.prompt is not None or args.messages is not None or args.raw):
+        raise ValueError("--tokens was given with a prompt: expected one of the two")
+    tokens = None if args.tokens is None else list(args.tokens)
     prompt = "" if args.tokens is not None else read_prompt(args)
     with output_file(args.output) if args.output else nullcontext() as file:
         gemma = load_model(args)
@@ -112,12 +116,3 @@ def _format_of(path: str) -> Save:
     if ending not in _FORMATS:
         raise ValueError(f"{path} ends in {ending or 'nothing'!r}: expected {', '.join(_FORMATS)}")
     return _FORMATS[ending]
-
-
-def _parse_tokens(args: argparse.Namespace) -> list[int]:
-    if args.prompt is not None or args.messages is not None or args.raw:
-        raise ValueError("--tokens was given with a prompt: expected one of the two")
-    try:
-        return [int(word) for word in args.tokens.strip("[] ").split(",")]
-    except ValueError:
-        raise ValueError(f"--tokens is {args.tokens!r}: expected whole numbers, such as 2,106,1645") from None

@@ -15,15 +15,59 @@ from refgemma.numerics import PROFILES
 from refgemma.sampling import SamplingParams
 from refgemma.text import chat
 
+
+def token_ids(text: str) -> tuple[int, ...]:
+    """Parse the argument of an option that takes token ids.
+
+    Parameters
+    ----------
+    text : str
+        Such as ``2,106,1645``; brackets around it do not matter.
+
+    Returns
+    -------
+    tuple of int
+        The ids.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If it is something else.
+    """
+    try:
+        return tuple(int(word) for word in text.strip("[] ").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers, such as 2,106,1645, not {text!r}") from None
+
+
+def _bias(text: str) -> tuple[int, float]:
+    """Parse ID:X."""
+    token, _, bias = text.partition(":")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected ID:X, such as 107:-2.5, not {text!r}") from None
+
+
+# Name, what reads its argument, how help calls that, what it does.
 _SAMPLING = (
-    ("temperature", float, "divides the logits; 0 takes the most likely token"),
-    ("top_k", int, "keep this many tokens"),
-    ("top_p", float, "keep the most likely tokens up to this share of the probability"),
-    ("repetition_penalty", float, "divides positive logits of tokens that occurred, multiplies negative ones"),
-    ("frequency_penalty", float, "subtracted for every time that a token stands in the output"),
-    ("presence_penalty", float, "subtracted once from each token that stands in the output"),
-    ("seed", int, "decides the draws; one is drawn by default"),
-    ("max_tokens", int, "longest answer"),
+    ("logit_bias", _bias, "ID:X", "added to the logit of this token; may be given several times"),
+    ("banned", token_ids, "IDS", "tokens that may not be chosen"),
+    (
+        "repetition_penalty",
+        float,
+        "X",
+        "divides positive logits of tokens that occurred, multiplies negative ones",
+    ),
+    ("frequency_penalty", float, "X", "subtracted for every time that a token stands in the output"),
+    ("presence_penalty", float, "X", "subtracted once from each token that stands in the output"),
+    ("penalty_window", int, "N", "the penalties look back over this many tokens"),
+    ("temperature", float, "X", "divides the logits; 0 takes the most likely token"),
+    ("top_k", int, "N", "keep this many tokens"),
+    ("top_p", float, "X", "keep the most likely tokens up to this share of the probability"),
+    ("min_p", float, "X", "keep tokens at least this many times as likely as the most likely one"),
+    ("typical_p", float, "X", "keep the tokens nearest to the expected surprise, up to this share of the probability"),
+    ("seed", int, "N", "decides the draws; one is drawn by default"),
 )
 
 
@@ -150,27 +194,40 @@ def _parse_messages(text: str, path: str) -> list[Any]:
     return messages
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling(parser: argparse.ArgumentParser, *, generates: bool = True) -> None:
     """Add an option for every field of `SamplingParams`.
 
     Parameters
     ----------
     parser : ArgumentParser
         Of the subcommand.
+    generates : bool
+        Whether the subcommand writes a text, whose end needs settings of its own. If not, settings that are not given
+        are absent from the parsed arguments.
     """
-    group = parser.add_argument_group("sampling")
-    for name, kind, what in _SAMPLING:
+    group = parser.add_argument_group("sampling, in the order of the steps")
+    for name, kind, metavar, what in _SAMPLING:
         default = getattr(SamplingParams, name)
         group.add_argument(
             f"--{name.replace('_', '-')}",
             type=kind,
-            default=default,
-            metavar="N" if kind is int else "X",
-            help=what if default is None else f"{what} (default: {default:g})",
+            action="append" if kind is _bias else "store",
+            default=(list(default) if kind is _bias else default) if generates else argparse.SUPPRESS,
+            metavar=metavar,
+            help=what if default in (None, ()) else f"{what} (default: {default:g})",
         )
-    group.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
-    )
+    if generates:
+        longest = SamplingParams.max_tokens
+        group.add_argument(
+            "--max-tokens", type=int, default=longest, metavar="N", help=f"longest answer (default: {longest})"
+        )
+        group.add_argument(
+            "--stop",
+            action="append",
+            default=[],
+            metavar="TEXT",
+            help="end before this text; may be given several times",
+        )
 
 
 def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -191,7 +248,8 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
     ValueError
         If one is out of range.
     """
-    settings = {field.name: getattr(args, field.name) for field in fields(SamplingParams)}
-    settings["stop"] = tuple(text_argument(text) for text in args.stop)
+    settings = {field.name: getattr(args, field.name) for field in fields(SamplingParams) if hasattr(args, field.name)}
+    if "stop" in settings:
+        settings["stop"] = tuple(text_argument(text) for text in args.stop)
     SamplingParams(**settings)
     return settings

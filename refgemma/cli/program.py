@@ -18,10 +18,10 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import refgemma
-from refgemma.cli import chat, download, generate, inspect, logits, score
+from refgemma.cli import chat, download, generate, inspect, logits, sample, score
 
 # Each has a docstring that is its help, `add_arguments` and `run`.
-COMMANDS: tuple[ModuleType, ...] = (generate, chat, logits, score, inspect, download)
+COMMANDS: tuple[ModuleType, ...] = (generate, chat, logits, score, sample, inspect, download)
 
 BAD_USE = 2
 INTERRUPTED = 128 + 2  # by SIGINT, as shells count
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit code.
     """
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal cannot show must not end the program
         sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
@@ -141,6 +142,13 @@ def _run(argv: Sequence[str] | None) -> int:
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """One line for a warning, without the place in the code."""
     print(f"refgemma: warning: {message}", file=sys.stderr)
+
+
+def _open_closed_streams() -> None:
+    """Put /dev/null where the shell closed a stream (``<&-``): Python has None there, which nothing reads or writes."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  open until the program ends
 
 
 def _settle_stdout() -> None:

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.text is None) == (args.file is None):
         given = "no text was given" if args.text is None else "TEXT and --file were both given"
         raise ValueError(f"{given}: expected TEXT, - for standard input, or --file FILE")
-    source = args.file or args.text
+    source = args.text if args.file is None else args.file
     text = text_argument(args.text) if args.file is None and args.text != "-" else read_text(source)
     gemma = load_model(args)
     with progress_bar("reading the text") as progress:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from refgemma.generation import Progress
+from refgemma.checkpoint.load import Progress
 
 # A bar that comes and goes at once is noise.
 _DELAY = 0.5  # seconds
@@ -74,19 +74,35 @@ def print_table(
     text : collection of int
         Which columns are words, set flush left; the others are numbers.
     """
-    from rich.console import Console
     from rich.table import Table
 
-    width = None if sys.stdout.isatty() else _ENDLESS
-    console = Console(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=any(columns))
     for number, heading in enumerate(columns):
         table.add_column(heading, justify="left" if number in text else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     if title:
-        console.print(f"\n{title}", style="bold")
-    console.print(table)
+        show(f"\n{title}", style="bold")
+    show(table)
+
+
+def show(what: Any, style: str = "") -> None:
+    """Print something that rich draws, or a text as it stands.
+
+    Parameters
+    ----------
+    what : str or renderable
+        A text, a table.
+    style : str
+        Such as ``bold``.
+    """
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _ENDLESS
+    console = Console(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False)
+    with console.capture() as drawn:  # rich would end the program itself, with 1, where the reader has gone away
+        console.print(what, style=style)
+    sys.stdout.write(drawn.get())
 
 
 def print_json(value: Any) -> None:

@@ -1,10 +1,33 @@
-"""From logits to a token: settings, the pure steps that act on logits, and one decision.
+"""From logits to a token: settings, the pure steps that act on logits, one decision, and the record of many.
 
 A sampler here is a list of steps ``logits -> logits`` whose order is visible (`steps_of`); a removed token has a logit
 of minus infinity.
 """
 
+from refgemma.sampling.by_hand import record_logits
+from refgemma.sampling.comparison import Comparison, compare
 from refgemma.sampling.decision import Decision, Stage, decide, steps_of, uniform
+from refgemma.sampling.entry import Candidate, Entry, StepRecord
 from refgemma.sampling.params import SamplingParams
+from refgemma.sampling.record import Record
+from refgemma.sampling.record_file import read_record, write_record
+from refgemma.sampling.replay import Replay
 
-__all__ = ["Decision", "SamplingParams", "Stage", "decide", "steps_of", "uniform"]
+__all__ = [
+    "Candidate",
+    "Comparison",
+    "Decision",
+    "Entry",
+    "Record",
+    "Replay",
+    "SamplingParams",
+    "Stage",
+    "StepRecord",
+    "compare",
+    "decide",
+    "read_record",
+    "record_logits",
+    "steps_of",
+    "uniform",
+    "write_record",
+]

@@ -6,13 +6,14 @@ import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from refgemma.numerics import Array
 from refgemma.sampling import steps
 from refgemma.sampling.params import SamplingParams
+from refgemma.sampling.steps.cuts import exp_below, left
 
 Step: TypeAlias = tuple[str, Callable[[Array], Array]]
 
@@ -22,22 +23,34 @@ GREEDY_BELOW = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """What one step changed.
+    """What one step did; what it changed is looked for only when asked.
 
     Attributes
     ----------
     name : str
         The step.
-    ids : ndarray of int, shape (n,)
-        Tokens whose logit it changed.
-    before, after : ndarray of float64, shape (n,)
-        Their logits; minus infinity where it removed them.
+    logits_before, logits_after : ndarray of float64, shape (V,)
+        What went in and what came out; minus infinity for removed tokens.
     """
 
     name: str
-    ids: Array
-    before: Array
-    after: Array
+    logits_before: Array
+    logits_after: Array
+
+    @functools.cached_property
+    def ids(self) -> Array:
+        """Tokens whose logit it changed, ascending."""
+        return np.flatnonzero(self.logits_after != self.logits_before)
+
+    @property
+    def before(self) -> Array:
+        """Their logits, going in."""
+        return self.logits_before[self.ids]
+
+    @property
+    def after(self) -> Array:
+        """Their logits, coming out; minus infinity where it removed them."""
+        return self.logits_after[self.ids]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,27 +119,42 @@ def steps_of(params: SamplingParams, prompt_tokens: Sequence[int], output_tokens
     -------
     list of (str, callable)
         Each a name and a function of logits alone.
+
+    Notes
+    -----
+    Bias, ban; repetition, frequency, presence penalty; temperature; top-k, top-p, min-p, typical. A window has the
+    first penalty look at the last tokens of prompt and output, the two others at the last of the output. Without a
+    temperature, what follows it could not change the choice, and is left out.
     """
-    bind = functools.partial
-    every = [*prompt_tokens, *output_tokens]
+    window = slice(-params.penalty_window, None) if params.penalty_window else slice(None)
+    read, written = [*prompt_tokens, *output_tokens][window], output_tokens[window]
     chosen: list[Step] = []
-    if params.repetition_penalty != 1 and every:
-        step = bind(steps.repetition_penalty, tokens=every, penalty=params.repetition_penalty)
-        chosen.append(("repetition_penalty", step))
-    if params.frequency_penalty and output_tokens:
-        step = bind(steps.frequency_penalty, output_tokens=output_tokens, penalty=params.frequency_penalty)
-        chosen.append(("frequency_penalty", step))
-    if params.presence_penalty and output_tokens:
-        step = bind(steps.presence_penalty, output_tokens=output_tokens, penalty=params.presence_penalty)
-        chosen.append(("presence_penalty", step))
+
+    def add(step: Callable[..., Array], *settings: Any) -> None:
+        chosen.append((step.__name__, lambda logits: step(logits, *settings)))
+
+    if params.logit_bias:
+        add(steps.logit_bias, params.logit_bias)
+    if params.banned:
+        add(steps.banned, params.banned)
+    if params.repetition_penalty != 1 and read:
+        add(steps.repetition_penalty, read, params.repetition_penalty)
+    if params.frequency_penalty and written:
+        add(steps.frequency_penalty, written, params.frequency_penalty)
+    if params.presence_penalty and written:
+        add(steps.presence_penalty, written, params.presence_penalty)
     if params.temperature < GREEDY_BELOW:
         return chosen
     if params.temperature != 1:
-        chosen.append(("temperature", bind(steps.temperature, value=params.temperature)))
+        add(steps.temperature, params.temperature)
     if params.top_k is not None:
-        chosen.append(("top_k", bind(steps.top_k, k=params.top_k)))
+        add(steps.top_k, params.top_k)
     if params.top_p is not None:
-        chosen.append(("top_p", bind(steps.top_p, p=params.top_p)))
+        add(steps.top_p, params.top_p)
+    if params.min_p is not None:
+        add(steps.min_p, params.min_p)
+    if params.typical_p is not None:
+        add(steps.typical, params.typical_p)
     return chosen
 
 
@@ -167,9 +195,11 @@ def decide(
     TypeError
         If token ids are no whole numbers.
     """
-    current, u = _check(logits, u), float(u)
-    prompt_tokens = _check_ids("prompt_tokens", prompt_tokens, len(current))
-    output_tokens = _check_ids("output_tokens", output_tokens, len(current))
+    current, u = check_logits(logits, u), float(u)
+    prompt_tokens = check_ids("prompt_tokens", prompt_tokens, len(current))
+    output_tokens = check_ids("output_tokens", output_tokens, len(current))
+    check_ids("logit_bias", list(dict(params.logit_bias)), len(current))
+    check_ids("banned", tuple(params.banned), len(current))
     stages = []
     for name, step in steps_of(params, prompt_tokens, output_tokens):
         with np.errstate(over="ignore", invalid="ignore"):  # said in words below
@@ -177,8 +207,7 @@ def decide(
         if not np.isfinite(changed.max()):
             raise ValueError(f"{name} drives the logits out of the range of float64: expected a milder setting")
         if record:
-            ids = np.flatnonzero(changed != current)
-            stages.append(Stage(name, ids, current[ids], changed[ids]))
+            stages.append(Stage(name, current, changed))
         current = changed
 
     if params.temperature < GREEDY_BELOW:
@@ -186,17 +215,72 @@ def decide(
         probs = np.zeros_like(current)
         probs[token] = 1.0
         return Decision(token, probs, np.array([token]), u, tuple(stages))
-    weights = np.exp(current - current.max())
-    probs = weights / weights.sum()
-    kept = np.flatnonzero(current > -np.inf)
-    cumulative = np.cumsum(probs[kept])
-    picked = np.searchsorted(cumulative, u * cumulative[-1], side="right")
-    token = int(kept[min(picked, len(kept) - 1)])
+    kept, values = left(current)
+    probs = exp_below(values)
+    if len(kept) < len(current):
+        probs = np.zeros_like(current)
+        probs[kept] = exp_below(values)
+    probs /= probs.sum()
+    token = int(kept[draw(cumulative(probs, kept), u)])
     return Decision(token, probs, kept, u, tuple(stages))
 
 
-def _check(logits: Array, u: float) -> Array:
-    """Logits in float64, or a sentence on what is wrong."""
+def cumulative(probs: Array, kept: Array) -> Array:
+    """Running sums of the probabilities that are left.
+
+    Parameters
+    ----------
+    probs : ndarray of float64, shape (V,)
+        Probabilities.
+    kept : ndarray of int, shape (n,)
+        Ids of the tokens that are left, ascending.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+        Up to and including each of them.
+    """
+    return np.cumsum(probs if len(kept) == len(probs) else probs[kept])
+
+
+def draw(running: Array, u: float) -> int:
+    """Place that a uniform number picks.
+
+    Parameters
+    ----------
+    running : ndarray of float64, shape (n,)
+        Running sums.
+    u : float
+        In [0, 1).
+
+    Returns
+    -------
+    int
+        The first whose running sum exceeds `u` times the last one.
+    """
+    return int(np.searchsorted(running, u * running[-1], side="right"))  # u < 1: never beyond the last
+
+
+def check_logits(logits: Array, u: float) -> Array:
+    """Logits in float64, or a sentence on what is wrong.
+
+    Parameters
+    ----------
+    logits : array_like of float, shape (V,)
+        Scores.
+    u : float
+        Uniform number of the draw.
+
+    Returns
+    -------
+    ndarray of float64, shape (V,)
+        A copy.
+
+    Raises
+    ------
+    ValueError
+        If they are empty, of another shape, hold NaN or plus infinity, or leave nothing; or if `u` is not in [0, 1).
+    """
     logits = np.asarray(logits)
     if logits.ndim != 1 or not logits.size or logits.dtype.kind not in "fiu":
         raise ValueError(
@@ -214,8 +298,30 @@ def _check(logits: Array, u: float) -> Array:
     return wide
 
 
-def _check_ids(name: str, tokens: Sequence[int], V: int) -> list[int]:
-    """Token ids as plain numbers, or a sentence on what is wrong."""
+def check_ids(name: str, tokens: Sequence[int], V: int) -> list[int]:
+    """Token ids as plain numbers, or a sentence on what is wrong.
+
+    Parameters
+    ----------
+    name : str
+        What they are, for the message.
+    tokens : sequence of int
+        The ids.
+    V : int
+        Size of the vocabulary.
+
+    Returns
+    -------
+    list of int
+        The same.
+
+    Raises
+    ------
+    TypeError
+        If they are no list of whole numbers.
+    ValueError
+        If one is outside the vocabulary.
+    """
     try:
         ids = [operator.index(token) for token in tokens]
     except TypeError:

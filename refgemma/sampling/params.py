@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import numbers
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 MAX_SEED = 2**64 - 1
@@ -29,6 +30,17 @@ class SamplingParams:
         Subtracted once for every time that a token stands in the output.
     presence_penalty : float
         Subtracted once from every token that stands in the output.
+    penalty_window : int or None
+        The penalties look back over this many tokens: repetition over the last of prompt and output together, the two
+        others over the last of the output. None looks back over all.
+    min_p : float or None
+        Keep tokens at least this many times as likely as the most likely one.
+    typical_p : float or None
+        Keep the tokens whose surprise is nearest to the entropy, while the mass before them is below this share.
+    logit_bias : mapping of int to float
+        Added to the logits of these tokens, before all else; kept as pairs, ids ascending.
+    banned : iterable of int
+        Tokens that may not be chosen; kept as a tuple, ids ascending.
     seed : int or None
         Decides the draws, 0 to 2**64 - 1; None has one drawn, and the result reports it.
     max_tokens : int
@@ -43,6 +55,11 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    penalty_window: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
+    banned: Iterable[int] = ()
     seed: int | None = None
     max_tokens: int = 256
     stop: str | tuple[str, ...] = ()
@@ -57,10 +74,14 @@ class SamplingParams:
             )
         settle("frequency_penalty", _number("frequency_penalty", self.frequency_penalty))
         settle("presence_penalty", _number("presence_penalty", self.presence_penalty))
-        if self.top_p is not None:
-            settle("top_p", _number("top_p", self.top_p, low=0, high=1))
-        if self.top_k is not None:
-            settle("top_k", _whole("top_k", self.top_k, low=1, hint=" (None is off)"))
+        for name in ("top_p", "min_p", "typical_p"):
+            if getattr(self, name) is not None:
+                settle(name, _number(name, getattr(self, name), low=0, high=1))
+        for name in ("top_k", "penalty_window"):
+            if getattr(self, name) is not None:
+                settle(name, _whole(name, getattr(self, name), low=1, hint=" (None is off)"))
+        settle("logit_bias", _biases(self.logit_bias))
+        settle("banned", _ids("banned", self.banned))
         if self.seed is not None:
             settle("seed", _whole("seed", self.seed, low=0, high=MAX_SEED))
         settle("max_tokens", _whole("max_tokens", self.max_tokens, low=1))
@@ -89,3 +110,24 @@ def _whole(name: str, value: object, low: int, high: int | None = None, hint: st
         wanted = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise ValueError(f"{name} is {value!r}: expected a whole number {wanted}{hint}")
     return number
+
+
+def _ids(name: str, values: object) -> tuple[int, ...]:
+    """Token ids, ascending, each once; the vocabulary's end is not known here."""
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
+        raise ValueError(f"{name} is {values!r:.60}: expected a list of token ids")
+    return tuple(sorted({_whole(f"a token id of {name}", value, low=0) for value in values}))
+
+
+def _biases(given: object) -> tuple[tuple[int, float], ...]:
+    """Pairs of id and bias: they compare, hash and copy, as the settings do that hold them."""
+    pairs = tuple(given.items()) if isinstance(given, Mapping) else given
+    if not isinstance(pairs, (tuple, list)) or not all(
+        isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs
+    ):
+        raise ValueError(f"logit_bias is {given!r:.60}: expected a mapping from token ids to numbers")
+    ids = _ids("logit_bias", [token for token, _ in pairs])
+    if len(ids) < len(pairs):
+        raise ValueError(f"logit_bias is {given!r:.60}: expected every token id once")
+    biases = {int(token): _number(f"the bias of token {token}", bias) for token, bias in pairs}
+    return tuple((token, biases[token]) for token in ids)

@@ -1,4 +1,4 @@
-"""Where an answer ends: ``<eos>``, ``<end_of_turn>``, and what the model's own files add.
+"""Where an answer ends: ``<eos>``, ``<end_of_turn>``, what the model's own files add, and the stop texts of a user.
 
 The ids are looked up by name. Gemma 1 and 2 end a turn with id 107, which is a newline in Gemma 3: a copied number
 stops there at the first line end, https://github.com/mlc-ai/mlc-llm/pull/3191.
@@ -7,7 +7,7 @@ stops there at the first line end, https://github.com/mlc-ai/mlc-llm/pull/3191.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +77,37 @@ def read_generation_config(folder: str | Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError(f"{path} holds a JSON {type(fields).__name__}: expected an object")
     return fields
+
+
+def split_at_stop(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
+    """Split text that may hold a stop text, or the beginning of one at its end.
+
+    Parameters
+    ----------
+    text : str
+        Decoded, not yet released.
+    stops : sequence of str
+        Stop texts, none empty.
+
+    Returns
+    -------
+    certain : str
+        What comes before the first stop text, or before what may become one.
+    rest : str
+        What may become one; empty where one was found.
+    found : bool
+        Whether there is one.
+
+    Examples
+    --------
+    >>> split_at_stop("one STOP two", ["STOP"])
+    ('one ', '', True)
+    >>> split_at_stop("one ST", ["STOP"])
+    ('one ', 'ST', False)
+    """
+    found = [at for stop in stops if (at := text.find(stop)) >= 0]
+    if found:
+        return text[: min(found)], "", True
+    begun = max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+    certain = len(text) - begun
+    return text[:certain], text[certain:], False

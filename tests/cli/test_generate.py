@@ -60,11 +60,15 @@ def test_every_setting_reaches_the_sampler(run, asked):
         "repetition_penalty": 1.1,
         "frequency_penalty": -0.25,
         "presence_penalty": 0.5,
+        "penalty_window": 64,
+        "min_p": 0.05,
+        "typical_p": 0.95,
         "seed": 11,
         "max_tokens": 3,
     }
     options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    settings["stop"] = ("END", "\n\n")
+    options += ["--logit-bias", "5:-2.5", "--logit-bias", "7:1e3", "--banned", "3,4"]
+    settings |= {"stop": ("END", "\n\n"), "logit_bias": [(5, -2.5), (7, 1000.0)], "banned": (3, 4)}
     assert settings.keys() == {field.name for field in fields(SamplingParams)}
     assert all(value != getattr(SamplingParams, name) for name, value in settings.items())
     run("generate", "hello", *options, "--stop", "END", "--stop", "\n\n")
@@ -137,3 +141,34 @@ def test_a_link_stays_a_link_and_a_device_a_device(run, tmp_path):
     assert real.is_file()
     assert run("generate", "hello", *HOT, "--output", os.devnull)[0] == 0
     assert not Path(os.devnull).is_file()
+
+
+def test_the_record_goes_to_a_file_a_page_and_a_picture(run, gemma, tmp_path):
+    pytest.importorskip("matplotlib")
+    endings = {"record": "jsonl", "page": "html", "picture": "svg"}
+    paths = {name: tmp_path / f"run.{ending}" for name, ending in endings.items()}
+    options = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+    code, out, err = run("generate", "hello world", *HOT, *options)
+    assert (code, out, err) == run("generate", "hello world", *HOT)
+    record = refgemma.sampling.read_record(paths["record"])
+    assert list(record.tokens) == gemma.generate("hello world", **HOT_SETTINGS).tokens
+    assert record.piece(record.tokens[0]) == gemma.tokenizer.piece(record.tokens[0])
+    assert paths["page"].read_text().startswith("<!doctype html>")
+    assert paths["picture"].read_text().startswith("<?xml")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"run.jsonl", "run.logits.safetensors", "run.html", "run.svg"}
+
+
+def test_nothing_is_recorded_unless_asked(run, asked):
+    run("generate", "hello", "--max-tokens", "1")
+    assert not asked[0][1]["record"]
+
+
+@pytest.mark.parametrize("option", ["--record", "--page", "--picture"])
+def test_places_of_the_record_are_tried_before_the_model_is_loaded(run, tmp_path, monkeypatch, option):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("refgemma.cli.options.load", lambda *_, **__: pytest.fail("loaded"))
+    code, out, err = run("generate", "hello", option, str(tmp_path / "no folder" / "run.png"))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"refgemma: cannot write {tmp_path}")
+    assert list(tmp_path.iterdir()) == []

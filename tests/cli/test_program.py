@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -112,7 +113,7 @@ def test_each_subcommand_is_here_and_has_its_help(capsys):
         shown = capsys.readouterr().out
         assert shown.startswith(f"usage: refgemma {name} ")
         assert "--json" in shown
-        assert "--model" in shown or name == "download"  # which is about another machine's models
+        assert "--model" in shown or name in {"download", "sample"}  # which are about no model of this machine
         if name in ("generate", "chat"):
             for field in fields(SamplingParams):
                 assert f"--{field.name.replace('_', '-')} " in shown
@@ -162,12 +163,24 @@ def test_a_warning_is_one_line(run):
     assert err.count("\n") == 1
 
 
-def test_a_reader_that_goes_away_ends_it_quietly(folder):
-    command = [sys.executable, "-m", "refgemma", "generate", "hello", "--model", str(folder)]
+@pytest.mark.parametrize("arguments", [["generate", "hello"], ["inspect"], ["score", "hello"], ["logits", "hello"]])
+def test_a_reader_that_goes_away_ends_it_quietly(folder, arguments):
+    command = [sys.executable, "-m", "refgemma", *arguments, "--model", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_stream_is_an_empty_one(folder, closed):
+    """Where the shell closes a stream, Python has None in its place."""
+    command = shlex.join([sys.executable, "-m", "refgemma", "generate", "hello", "--model", str(folder)])
+    done = subprocess.run(["sh", "-c", f"{command} {closed}"], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    done = subprocess.run(["sh", "-c", f"{command} --temperature -1 {closed}"], capture_output=True)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full, /dev/full")

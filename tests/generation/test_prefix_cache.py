@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from refgemma import generation
-from refgemma.generation import PrefixCache
+from refgemma.cache import PrefixCache
 from refgemma.model import forward
 from refgemma.numerics import FLOAT32, Numerics
 from tests.generation.runs import CONTEXT, SETTINGS, results

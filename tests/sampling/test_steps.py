@@ -251,3 +251,105 @@ def test_top_p_leaves_its_input_alone():
     before = logits.copy()
     steps.top_p(logits, 0.5)
     assert np.array_equal(logits, before)
+
+
+# ---- bias and bans
+
+
+def test_logit_bias_adds():
+    logits = np.array([1.0, -2.0, -np.inf, 4.0])
+    for biases in ({0: 0.5, 1: -1.5, 2: 100.0}, ((0, 0.5), (1, -1.5), (2, 100.0))):
+        assert steps.logit_bias(logits, biases).tolist() == [1.5, -3.5, -np.inf, 4.0]  # what is removed stays removed
+    assert logits.tolist() == [1.0, -2.0, -np.inf, 4.0]
+
+
+def test_banned_removes():
+    logits = np.array([1.0, -2.0, 3.0])
+    assert steps.banned(logits, (0, 2)).tolist() == [-np.inf, -2.0, -np.inf]
+    assert logits.tolist() == [1.0, -2.0, 3.0]
+    for nothing_left in ((0, 1, 2), [2, 0, 1, 1]):
+        with pytest.raises(ValueError, match=r"^banned holds every token that could be chosen: "):
+            steps.banned(logits, nothing_left)
+    with pytest.raises(ValueError, match=r"^banned holds every token that could be chosen: "):
+        steps.banned(np.array([-np.inf, 0.0]), (1,))
+
+
+# ---- min-p
+
+
+@pytest.mark.parametrize(
+    ("p", "want"),
+    [(0.0, [0, 1, 2, 3]), (0.2, [0, 1, 2, 3]), (0.25, [0, 1, 2, 3]), (0.26, [0, 1]), (0.5, [0, 1]), (1, [0])],
+)
+def test_min_p_worked_example(p, want):
+    """p = .5 .25 .125 .125; at equality, as at .5 and .25, a token stays, as in vLLM and transformers."""
+    logits = logits_of(0.5, 0.25, 0.125, 0.125)
+    assert kept(steps.min_p(logits, p)) == want
+    assert kept(steps.min_p(logits + 3.0, p)) == want  # three digits of exp are gone, but differences are exact enough
+    of_the_total = [i for i, own in enumerate((0.5, 0.25, 0.125, 0.125)) if own >= p]
+    if p in (0.2, 0.5, 1):
+        assert of_the_total != want  # the wrong variant: p of 1, and not of the highest probability
+
+
+def test_min_p_keeps_all_that_tie_and_leaves_its_input_alone():
+    logits = np.array([2.0, 3.0, -np.inf, 3.0])
+    assert kept(steps.min_p(logits, 1.0)) == [1, 3]
+    assert kept(steps.min_p(logits, 1e-300)) == [0, 1, 3]
+    assert logits.tolist() == [2.0, 3.0, -np.inf, 3.0]
+
+
+# ---- typical
+
+
+def test_typical_worked_example():
+    """p = .4 .3 .2 .1: entropy 1.280, surprises .916 1.204 1.609 2.303, distances .364 .076 .330 1.023."""
+    logits = logits_of(0.4, 0.3, 0.2, 0.1)
+    wants = {0.0: [1], 0.3: [1], 0.31: [1, 2], 0.49: [1, 2], 0.51: [0, 1, 2], 0.89: [0, 1, 2], 0.91: [0, 1, 2, 3]}
+    for p, want in wants.items():
+        assert kept(steps.typical(logits, p)) == want
+    assert kept(steps.top_p(logits, 0.49)) == [0, 1]  # the most likely are others
+    assert kept(steps.typical(logits, 1.0)) == [0, 1, 2, 3]
+
+
+def typical_by_hand(logits, p):
+    """Fewest and most tokens that p may keep, and all in order, from exact sums."""
+    left = [i for i in range(len(logits)) if logits[i] > -math.inf]
+    weights = {i: math.exp(logits[i] - max(logits)) for i in left}
+    total = math.fsum(weights.values())
+    entropy = -math.fsum(w / total * math.log(w / total) for w in weights.values())
+    order = sorted(left, key=lambda i: (abs(-math.log(weights[i] / total) - entropy), i))
+    before = [math.fsum(weights[i] for i in order[:n]) / total for n in range(len(order))]
+    # Up to 40 terms a sum, each good to some units: 1e-13 is more than they can be off by together.
+    return [max(1, sum(mass < p + slack for mass in before)) for slack in (-1e-13, 1e-13)], order
+
+
+def test_typical_is_a_walk_from_the_entropy_outwards():
+    rng = np.random.default_rng(17)
+    sharp = not_the_likeliest = 0
+    for _ in range(300):
+        logits = rng.normal(size=rng.integers(1, 40)) * rng.uniform(0.1, 4)
+        logits[1:][rng.random(len(logits) - 1) < 0.2] = -np.inf
+        p = float(rng.uniform(0, 1))
+        (fewest, most), order = typical_by_hand(logits.tolist(), p)
+        out = steps.typical(logits, p)
+        got = len(kept(out))
+        assert fewest <= got <= most
+        assert kept(out) == sorted(order[:got])
+        assert np.array_equal(out[kept(out)], logits[kept(out)])
+        sharp += fewest == most
+        not_the_likeliest += kept(out) != kept(steps.top_p(logits, p))
+    assert sharp == 300
+    assert not_the_likeliest > 100
+
+
+def test_typical_of_a_flat_distribution_takes_lower_ids_and_of_a_large_one_grows():
+    assert kept(steps.typical(np.zeros(8), 0.5)) == [0, 1, 2, 3]
+    logits = logits_named("normal", 50_000)
+    out = steps.typical(logits, 0.9)
+    probs = np.exp(logits - logits.max())
+    probs /= probs.sum()
+    distance = np.abs(-np.log(probs) + (probs * np.log(probs)).sum())
+    stays = out > -np.inf
+    assert distance[stays].max() <= distance[~stays].min() + 1e-12
+    assert 0.9 <= probs[stays].sum() < 0.9 + 2 * probs.max()
+    assert stays.sum() > 1024  # more than the head that is looked at first

@@ -1,0 +1,95 @@
+"""Where a record of decisions goes: a file to read again, a page, a picture; `sample` and `generate` share it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+from refgemma.cli.files import check_place, output_file
+from refgemma.cli.terminal import progress_bar
+from refgemma.sampling import Record, show
+
+Save: TypeAlias = Callable[[Record, str, int | None], None]
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where a record goes.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Of the subcommand.
+    """
+    group = parser.add_argument_group("the record of every decision")
+    group.add_argument(
+        "--record", metavar="FILE.jsonl", help="save it, to be replayed by `refgemma sample`; logits go beside it"
+    )
+    group.add_argument("--page", metavar="FILE.html", help="save it as a page: click a token to see why")
+    group.add_argument("--picture", metavar="FILE.png|.svg|.pdf", help="save it as a picture")
+
+
+def wanted(args: argparse.Namespace) -> bool:
+    """Whether a record is to go anywhere.
+
+    Parameters
+    ----------
+    args : Namespace
+        With the options of `add_outputs`.
+
+    Returns
+    -------
+    bool
+        True if one of them was given.
+    """
+    return bool(args.record or args.page or args.picture)
+
+
+@contextmanager
+def outputs(args: argparse.Namespace) -> Iterator[Save]:
+    """Open the files, so that a place that cannot be written to is known before the work is done.
+
+    Parameters
+    ----------
+    args : Namespace
+        With the options of `add_outputs`.
+
+    Yields
+    ------
+    callable
+        ``save(record, title, t)``; `t` is the token to draw in the picture.
+
+    Raises
+    ------
+    OSError
+        If a place cannot be written to.
+    ValueError
+        If a file ends in what it cannot be.
+    """
+    form = None
+    if args.picture:
+        ending = Path(args.picture).suffix
+        form = next((form for form in show.FORMATS if ending == f".{form}"), None)
+        if form is None:
+            endings = ", ".join(f".{form}" for form in show.FORMATS)
+            raise ValueError(f"{args.picture} ends in {ending or 'nothing'!r}: expected {endings}")
+        show.check_matplotlib()
+    if args.record:
+        check_place(args.record)
+    with ExitStack() as stack:
+        page = stack.enter_context(output_file(args.page)) if args.page else None
+        picture = stack.enter_context(output_file(args.picture)) if args.picture else None
+
+        def save(record: Record, title: str, t: int | None) -> None:
+            if args.record:
+                record.save(args.record)
+            if page is not None:
+                with progress_bar("writing the page") as progress:
+                    page.write(show.page(record, title=title, progress=progress).encode("ascii"))
+            if picture is not None and form is not None:
+                with progress_bar("drawing the picture"):
+                    picture.write(show.picture(record, t, format=form))
+
+        yield save

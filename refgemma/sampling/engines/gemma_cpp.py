@@ -1,0 +1,111 @@
+"""gemma.cpp: exactly k tokens and their softmax; a temperature that, in this version, has no effect."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from refgemma.numerics import Array
+from refgemma.sampling import steps as shared
+from refgemma.sampling.engines.engine import Engine, Step
+from refgemma.sampling.engines.parts import Refused, is_on, refuse, softmax
+from refgemma.sampling.params import SamplingParams
+from refgemma.sampling.steps.cuts import only
+
+
+def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], V: int) -> list[Step]:
+    """Steps that these settings switch on.
+
+    Parameters
+    ----------
+    params : SamplingParams
+        The settings; a `top_k` of None is V here, though the engine's own default is 1.
+    prompt, output : sequence of int
+        Not looked at.
+    V : int
+        Size of the vocabulary.
+
+    Returns
+    -------
+    list of (str, callable)
+        In order.
+
+    Raises
+    ------
+    Refused
+        Where the engine does not have a setting.
+    """
+    refuse("gemma.cpp", params, "repetition_penalty", "frequency_penalty", "presence_penalty", "penalty_window")
+    refuse("gemma.cpp", params, "logit_bias", "top_p", "min_p", "typical_p")
+    k = V if params.top_k is None else params.top_k
+    if k > V:
+        raise Refused(f"gemma.cpp refuses top_k {k}: there are {V} tokens, and it stops where k is larger")
+    bind = functools.partial
+    chosen: list[Step] = []
+    if is_on(params, "banned"):  # a filter, accept_token
+        chosen.append(("banned", bind(shared.banned, tokens=tuple(params.banned))))
+    if k == 1 and not chosen:  # a short cut of its own, in full precision
+        return [("top_k", bind(shared.top_k, k=1))]
+    chosen += [("top_k", bind(top_k_packed, k=k)), ("softmax", softmax)]
+    if is_on(params, "temperature"):
+        chosen.append(("temperature", bind(temperature_without_effect, value=params.temperature)))
+    return chosen
+
+
+def top_k_packed(logits: Array, k: int) -> Array:
+    """Keep exactly the k largest logits, less their last three bits, which make room for the token id.
+
+    Parameters
+    ----------
+    logits : ndarray of float32, shape (V,)
+        Scores.
+    k : int
+        From 1 to V.
+
+    Returns
+    -------
+    ndarray, shape (V,)
+        With all others removed, and the last three bits of the others' mantissas zero. Ties go by the packed bits: to
+        the higher id where the logit is positive, to the lower where it is negative.
+
+    References
+    ----------
+    `PackTokenAndProb` and `TopK`, google/gemma.cpp at 3ed403e2, ``ops/ops-inl.h``: a double holds the logit in its
+    upper half, and the id in its lower.
+    """
+    left = np.flatnonzero(logits > -np.inf)
+    upper = logits[left].astype(np.float64).view(np.uint64) & np.uint64(0xFFFFFFFF00000000)
+    packed = (upper | left.astype(np.uint64)).view(np.float64)
+    stay = left[np.argsort(-packed, kind="stable")[:k]]
+    return only((logits.view(np.uint32) & np.uint32(0xFFFFFFF8)).view(np.float32), stay)
+
+
+def temperature_without_effect(probs: Array, value: float) -> Array:
+    """Divide the exponentials by the temperature, which their sum undoes: it has no effect in this version.
+
+    Parameters
+    ----------
+    probs : ndarray of float32, shape (V,)
+        Exponentials of the logits, whatever their sum.
+    value : float
+        The temperature; 0 makes them infinite.
+
+    Returns
+    -------
+    ndarray, shape (V,)
+        ``probs / value``.
+
+    Notes
+    -----
+    Meant was a division before the exponential: https://github.com/google/gemma.cpp/pull/981.
+
+    References
+    ----------
+    `Softmax`, google/gemma.cpp at 3ed403e2, ``ops/ops-inl.h``.
+    """
+    return np.where(probs > -np.inf, probs * (np.float32(1) / np.float32(value)), -np.inf)
+
+
+ENGINE = Engine("gemma.cpp", "google/gemma.cpp at 3ed403e2: ops/ops-inl.h, gemma/gemma.cc", steps)

@@ -1,0 +1,83 @@
+"""keras-hub: top-k, then top-p of the probabilities as they were before top-k, keeping one token more at equality."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from refgemma.numerics import Array
+from refgemma.sampling import steps as shared
+from refgemma.sampling.engines.engine import Engine, Step
+from refgemma.sampling.engines.parts import Refused, is_on, refuse, softmax
+from refgemma.sampling.params import SamplingParams
+from refgemma.sampling.steps.cuts import only
+
+
+def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], V: int) -> list[Step]:
+    """Steps that these settings switch on.
+
+    Parameters
+    ----------
+    params : SamplingParams
+        The settings: with neither top_k nor top_p its RandomSampler, with top_k its TopKSampler, else its TopPSampler.
+    prompt, output : sequence of int
+        Not looked at.
+    V : int
+        Size of the vocabulary.
+
+    Returns
+    -------
+    list of (str, callable)
+        In order.
+
+    Raises
+    ------
+    Refused
+        Where the engine does not have a setting.
+    """
+    refuse("keras-hub", params, "repetition_penalty", "frequency_penalty", "presence_penalty", "penalty_window")
+    refuse("keras-hub", params, "logit_bias", "banned", "min_p", "typical_p")
+    if params.temperature == 0:
+        raise Refused("keras-hub divides by temperature 0: its greedy choice is GreedySampler, not a temperature")
+    if params.top_k is not None and params.top_k > V:
+        raise Refused(f"keras-hub refuses top_k {params.top_k}: there are {V} tokens, and its top_k takes no more")
+    bind = functools.partial
+    chosen: list[Step] = []
+    if is_on(params, "temperature"):
+        chosen.append(("temperature", bind(shared.temperature, value=params.temperature)))
+    chosen.append(("softmax", softmax))
+    if params.top_k is not None:
+        chosen.append(("top_k", bind(shared.top_k, k=params.top_k)))
+    if params.top_p is not None and params.top_p < 1:
+        chosen.append(("top_p", bind(top_p_not_beyond, p=params.top_p)))
+    return chosen
+
+
+def top_p_not_beyond(probs: Array, p: float) -> Array:
+    """Keep a token as long as the mass of the more likely ones, as it was before top-k, is not above p.
+
+    Parameters
+    ----------
+    probs : ndarray of float32, shape (V,)
+        Probabilities that need not sum to 1: after top-k they may all together stay below p, and nothing is removed.
+    p : float
+        Share of the probability.
+
+    Returns
+    -------
+    ndarray, shape (V,)
+        With all others removed; of tokens tied at the border the lower ids stay.
+
+    References
+    ----------
+    `TopPSampler.get_next_token`, keras-team/keras-hub at 71453d08, ``keras_hub/src/samplers/top_p_sampler.py``.
+    """
+    left = np.flatnonzero(probs > -np.inf)
+    descending = left[np.argsort(-probs[left], kind="stable")]
+    mass = np.cumsum(probs[descending])
+    return only(probs, descending[: 1 + np.count_nonzero(mass <= np.float32(p))])
+
+
+ENGINE = Engine("keras-hub", "keras-team/keras-hub at 71453d08: keras_hub/src/samplers", steps)

@@ -1,0 +1,118 @@
+"""What several engines share: which settings are on, and steps that are nobody's own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refgemma.numerics import Array
+from refgemma.sampling.params import SamplingParams
+from refgemma.sampling.steps.cuts import only
+
+
+class Refused(ValueError):
+    """An engine does not take these settings, or gets no probabilities from them."""
+
+
+# What a setting is when it does nothing; anything else asks for a step.
+OFF: dict[str, tuple[object, ...]] = {
+    "repetition_penalty": (1.0,),
+    "frequency_penalty": (0.0,),
+    "presence_penalty": (0.0,),
+    "penalty_window": (None,),
+    "temperature": (1.0,),
+    "top_k": (None,),
+    "top_p": (None, 1.0),
+    "min_p": (None, 0.0),
+    "typical_p": (None, 1.0),
+    "logit_bias": ((),),
+    "banned": ((),),
+}
+
+
+def is_on(params: SamplingParams, name: str) -> bool:
+    """Whether a setting asks for anything.
+
+    Parameters
+    ----------
+    params : SamplingParams
+        The settings.
+    name : str
+        A key of `OFF`.
+
+    Returns
+    -------
+    bool
+        False where the setting has the value that does nothing.
+    """
+    return getattr(params, name) not in OFF[name]
+
+
+def refuse(engine: str, params: SamplingParams, *names: str) -> None:
+    """Raise where a setting is on that the engine does not have.
+
+    Parameters
+    ----------
+    engine : str
+        Its name.
+    params : SamplingParams
+        The settings.
+    *names : str
+        Settings that it does not have.
+
+    Raises
+    ------
+    Refused
+        Naming the first of them.
+    """
+    for name in names:
+        if is_on(params, name):
+            raise Refused(f"{engine} has no {name} (given {getattr(params, name)!r}): leave it at {OFF[name][0]!r}")
+
+
+def exponentials(logits: Array) -> Array:
+    """Exponentials of the logits less the highest: shares of the probability that cannot overflow.
+
+    Parameters
+    ----------
+    logits : ndarray of float, shape (V,)
+        Scores.
+
+    Returns
+    -------
+    ndarray, shape (V,)
+        From 0 to 1; 0 for removed tokens.
+    """
+    return np.asarray(np.exp(logits - logits.max()))
+
+
+def softmax(logits: Array) -> Array:
+    """Turn logits into probabilities.
+
+    Parameters
+    ----------
+    logits : ndarray of float32, shape (V,)
+        Scores.
+
+    Returns
+    -------
+    ndarray of float32, shape (V,)
+        Summing to 1; removed tokens stay at minus infinity.
+    """
+    weights = exponentials(logits)
+    return np.where(logits > -np.inf, weights / weights.sum(), -np.inf).astype(logits.dtype, copy=False)
+
+
+def first_maximum(logits: Array) -> Array:
+    """Keep the most likely token alone, on ties the lowest id.
+
+    Parameters
+    ----------
+    logits : ndarray of float, shape (V,)
+        Scores.
+
+    Returns
+    -------
+    ndarray, shape (V,)
+        All others removed.
+    """
+    return only(logits, np.array([logits.argmax()]))

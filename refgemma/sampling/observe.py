@@ -1,0 +1,194 @@
+"""Look closely at one decision.
+
+All that a record says follows from the logits, the settings, the tokens so far and u, so nothing of it needs to be
+worked out while a text is generated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from refgemma.numerics import Array
+from refgemma.sampling.borders import CUTS, border, order_of
+from refgemma.sampling.decision import GREEDY_BELOW, Decision, Stage, cumulative, decide
+from refgemma.sampling.entry import Candidate, Entry, StepRecord
+from refgemma.sampling.near_tie import kind_of_near_tie, nearest_flip
+from refgemma.sampling.params import SamplingParams
+from refgemma.sampling.steps.cuts import exp_below, largest, left
+
+SHOWN = 20  # candidates, the most likely before all steps
+
+# Steps whose changes are few enough to list.
+_LISTED = ("logit_bias", "banned", "repetition_penalty", "frequency_penalty", "presence_penalty")
+
+
+def observe(
+    logits: Array,
+    params: SamplingParams,
+    prompt_tokens: Sequence[int],
+    output_tokens: Sequence[int],
+    u: float,
+    token: int | None = None,
+) -> Entry:
+    """Make a decision, and say all that there is to know of it.
+
+    Parameters
+    ----------
+    logits : ndarray of float, shape (V,)
+        As the model gave them.
+    params : SamplingParams
+        The settings.
+    prompt_tokens, output_tokens : sequence of int
+        What has been read and written so far.
+    u : float
+        Uniform number in [0, 1).
+    token : int, optional
+        What was chosen, where that was not decided here.
+
+    Returns
+    -------
+    Entry
+        Numbered after `output_tokens`.
+
+    Raises
+    ------
+    ValueError
+        As `decide` does.
+    """
+    decision = decide(logits, params, prompt_tokens, output_tokens, u, record=True)
+    raw = np.asarray(logits, dtype=np.float64)
+    token = decision.token if token is None else token
+    steps = tuple(_step(stage, params) for stage in decision.stages)
+    borders = {i for step in steps for i in (step.last_kept, step.first_removed) if i is not None}
+    raw_total, raw_entropy = log_total_and_entropy(raw)
+    candidates = _candidates(raw, raw_total, decision, {token, decision.token, *borders})
+    size = max(abs(candidate.raw) for candidate in candidates if candidate.raw is not None)
+    flip = nearest_flip(raw, params, decision)
+    return Entry(
+        t=len(output_tokens),
+        token=token,
+        u=decision.u,
+        drawn=decision.token,
+        interval=interval(decision, token),
+        raw_logprob=_finite(raw[token] - raw_total),
+        logprob=math.log(decision.probs[token]) if decision.probs[token] else None,
+        raw_entropy=raw_entropy,
+        entropy=0.0 if params.temperature < GREEDY_BELOW else steps[-1].entropy if steps else raw_entropy,
+        rank=int(np.count_nonzero(raw > raw[token])),
+        kept=len(decision.kept),
+        candidates=candidates,
+        steps=steps,
+        flip=_finite(flip.size),
+        flip_step=flip.step if flip.token is not None else None,
+        flip_token=flip.token,
+        near_tie=kind_of_near_tie(flip.size, size),
+        size=size,
+    )
+
+
+def _step(stage: Stage, params: SamplingParams) -> StepRecord:
+    """What one step did, of the arrays that went in and came out."""
+    listed = stage.ids if stage.name in _LISTED else np.arange(0)
+    ids, before = left(stage.logits_before)  # few, after a cut
+    after = stage.logits_after if len(ids) == len(stage.logits_after) else stage.logits_after[ids]
+    stays = after > -np.inf
+    removed = len(ids) - int(np.count_nonzero(stays))
+    last = first = margin = None
+    mass = 0.0
+    if removed:
+        weights = exp_below(before)
+        total = weights.sum()
+        weights[stays] = 0
+        mass = float(weights.sum() / total)
+    if removed and stage.name in CUTS:
+        order = order_of(stage.name, before)
+        last, first = border(order, stays)
+        assert first is not None, "something was removed"
+        last, first, margin = int(ids[last]), int(ids[first]), float(order[last] - order[first])
+    log_total, entropy = log_total_and_entropy(after)
+    return StepRecord(
+        name=stage.name,
+        value=getattr(params, "typical_p" if stage.name == "typical" else stage.name),
+        ids=tuple(listed.tolist()),
+        before=_finite_all(stage.logits_before[listed]),
+        after=_finite_all(stage.logits_after[listed]),
+        removed=removed,
+        mass=mass,
+        last_kept=last,
+        first_removed=first,
+        margin=margin,
+        log_total=log_total,
+        entropy=entropy,
+    )
+
+
+def _candidates(raw: Array, raw_total: float, decision: Decision, others: set[int]) -> tuple[Candidate, ...]:
+    """The most likely tokens before all steps, and these others."""
+    ids = sorted({*largest(raw, min(SHOWN, len(raw))).tolist(), *others}, key=lambda i: (-raw[i], i))
+    return tuple(
+        Candidate(
+            id=i,
+            raw=_finite(raw[i]),
+            raw_prob=float(np.exp(raw[i] - raw_total)),
+            logits=tuple(_finite(stage.logits_after[i]) for stage in decision.stages),
+            prob=float(decision.probs[i]),
+        )
+        for i in ids
+    )
+
+
+def interval(decision: Decision, token: int) -> tuple[float, float] | None:
+    """Where u must fall for a token.
+
+    Parameters
+    ----------
+    decision : Decision
+        How probability was divided.
+    token : int
+        Which token.
+
+    Returns
+    -------
+    tuple of float or None
+        From the first number up to below the second; None where the token was removed.
+    """
+    place = int(np.searchsorted(decision.kept, token))
+    if place == len(decision.kept) or decision.kept[place] != token:
+        return None
+    running = cumulative(decision.probs, decision.kept)
+    low = running[place - 1] if place else 0.0
+    return float(low / running[-1]), float(running[place] / running[-1])
+
+
+def log_total_and_entropy(logits: Array) -> tuple[float, float]:
+    """Measure a distribution.
+
+    Parameters
+    ----------
+    logits : ndarray of float64, shape (V,)
+        Scores; minus infinity for removed tokens.
+
+    Returns
+    -------
+    log_total : float
+        Natural log of the sum of their exponentials.
+    entropy : float
+        In nats.
+    """
+    values = left(logits)[1]
+    weights = exp_below(values)
+    total = weights.sum()
+    log_total = float(values.max() + np.log(total))
+    weights *= values
+    return log_total, max(0.0, log_total - float(weights.sum() / total))
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _finite_all(values: Array) -> tuple[float | None, ...]:
+    return tuple(map(_finite, values.tolist()))

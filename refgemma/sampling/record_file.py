@@ -1,0 +1,244 @@
+"""Records on disk: JSON lines, and beside them the logits.
+
+``run.jsonl``: the first line says what it is, and each further line holds one decision::
+
+    {"format": "refgemma sampling record", "version": 1, "params": {...}, "prompt_tokens": [...], "tokens": T,
+     "vocab_size": V, "logits": {"file": "run.logits.safetensors", "sha256": "..."}, "pieces": {"5": "▁cat", ...}}
+    {"t": 0, "token": 5, "u": 0.872, ...}
+
+``run.logits.safetensors``: one tensor, ``logits``, of shape (T, V), in F16, BF16, F32 or F64.
+
+Only ``t``, ``token`` and ``u`` are read from a line. The rest, the fields of `Entry`, follows from the logits and is
+written for other programs. So a record made by hand needs no more than these three and the logits, and may leave out
+``sha256`` and ``pieces``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import reprlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from refgemma.checkpoint.safetensors_file import read_safetensors
+from refgemma.numerics import Array, from_bfloat16
+from refgemma.sampling.entry import Entry
+from refgemma.sampling.params import SamplingParams
+from refgemma.sampling.record import Record, no_piece
+
+FORMAT, VERSION = "refgemma sampling record", 1
+
+_DTYPES = {"float16": "F16", "float32": "F32", "float64": "F64"}
+
+
+def write_record(record: Record, path: str | Path) -> None:
+    """Write a record to ``PATH`` and its logits beside it, each whole or not at all.
+
+    Parameters
+    ----------
+    record : Record
+        What to write.
+    path : str or Path
+        Of the JSON lines.
+
+    Raises
+    ------
+    ValueError
+        If the record is empty.
+    OSError
+        If the files cannot be written.
+    """
+    path = Path(path)
+    if not len(record):
+        raise ValueError("the record holds no decision: expected at least one token")
+    sidecar = path.with_name(f"{path.name.removesuffix('.jsonl')}.logits.safetensors")
+    with _whole(path) as file, _whole(sidecar) as logits_file:
+        digest = _write_logits(record.logits, logits_file)
+        entries = list(record)
+        ids = {*record.prompt_tokens, *(i for entry in entries for i in _mentioned(entry))}
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "params": dataclasses.asdict(record.params),
+            "prompt_tokens": record.prompt_tokens,
+            "tokens": len(record),
+            "vocab_size": record.vocab_size,
+            "logits": {"file": sidecar.name, "sha256": digest},
+            "pieces": {str(i): piece for i in sorted(ids) if (piece := record.piece(i))},
+        }
+        for line in (header, *(entry.to_json() for entry in entries)):
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def read_record(path: str | Path) -> Record:
+    """Read a record and its logits.
+
+    Parameters
+    ----------
+    path : str or Path
+        Of the JSON lines.
+
+    Returns
+    -------
+    Record
+        Its logits are mapped: they cost no memory until they are looked at.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one of the two files is missing.
+    ValueError
+        If a file is cut off, damaged, of another version, or the two do not belong together.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is no file: expected a sampling record, JSON lines")
+    try:
+        header, *lines = _parse(path.read_bytes())
+        _check(isinstance(header, dict) and header.get("format") == FORMAT, f"its first line is not of a {FORMAT}")
+        version = header.get("version")
+        _check(version == VERSION, f"it is of version {version!r}: this reader knows version {VERSION}")
+        params = _params(header.get("params"))
+        T, V = (header.get(name) for name in ("tokens", "vocab_size"))
+        _check(
+            _is_count(T) and _is_count(V), f"tokens is {T!r} and vocab_size {V!r}: expected two whole numbers above 0"
+        )
+        _check(
+            len(lines) == T, f"{len(lines)} decisions are there, its first line promises {T}: it is cut off or damaged"
+        )
+        prompt = _ids("prompt_tokens", header.get("prompt_tokens"), V)
+        for t, line in enumerate(lines):
+            _check(isinstance(line, dict) and line.get("t") == t, f"line {t + 2} is not that of token {t}")
+        tokens = _ids("token", [line.get("token") for line in lines], V)
+        uniforms = [line.get("u") for line in lines]
+        for t, u in enumerate(uniforms):
+            _check(type(u) in (int, float) and 0 <= u < 1, f"u of token {t} is {u!r}: expected a number in [0, 1)")
+        pieces = header.get("pieces", {})
+        _check(
+            isinstance(pieces, dict) and all(isinstance(piece, str) for piece in pieces.values()),
+            f"pieces is {reprlib.repr(pieces)}: expected texts by token id",
+        )
+        logits = _read_logits(path, header.get("logits"), (T, V))
+    except ValueError as error:
+        raise ValueError(f"{path} is no sound record: {error}") from None
+    return Record(
+        params=params,
+        prompt_tokens=prompt,
+        tokens=tokens,
+        uniforms=tuple(map(float, uniforms)),
+        logits=logits,
+        piece=(lambda token: pieces.get(str(token), "")) if pieces else no_piece,
+    )
+
+
+def _mentioned(entry: Entry) -> Iterator[int]:
+    """Token ids of which the entry speaks."""
+    for candidate in entry.candidates:
+        yield candidate.id
+    for step in entry.steps:
+        yield from step.ids
+    if entry.flip_token is not None:
+        yield entry.flip_token
+
+
+def _parse(data: bytes) -> list[Any]:
+    """One value a line."""
+    _check(bool(data), "it is empty")
+    _check(data.endswith(b"\n"), "its last line is cut off")
+    values = []
+    for number, line in enumerate(data[:-1].split(b"\n"), start=1):  # and not where Unicode sees a line end
+        try:
+            values.append(json.loads(line.decode("utf-8"), parse_constant=_no_constant))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {number} is no JSON ({error})") from None
+    return values
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is not a number of JSON")
+
+
+def _check(sound: bool, problem: str) -> None:
+    if not sound:
+        raise ValueError(problem)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _ids(name: str, values: Any, V: int) -> tuple[int, ...]:
+    _check(isinstance(values, list), f"{name} is {reprlib.repr(values)}: expected a list of token ids")
+    for value in values:
+        _check(type(value) is int and 0 <= value < V, f"{name} has {value!r}: expected a token id from 0 to {V - 1}")
+    return tuple(values)
+
+
+def _params(fields: Any) -> SamplingParams:
+    _check(isinstance(fields, dict), f"params is {reprlib.repr(fields)}: expected settings by name")
+    known = {field.name for field in dataclasses.fields(SamplingParams)}
+    _check(fields.keys() <= known, f"params has {', '.join(sorted(fields.keys() - known))}, which is no setting")
+    return SamplingParams(**fields)
+
+
+def _read_logits(path: Path, source: Any, shape: tuple[int, int]) -> Array:
+    """The tensor beside the record, once it is the right one."""
+    name = source.get("file") if isinstance(source, dict) else None
+    if not isinstance(name, str) or not name or Path(name).name != name:
+        raise ValueError(f"logits is {reprlib.repr(source)}: expected the name of a file beside it")
+    sidecar = path.with_name(name)
+    if not sidecar.is_file():
+        raise FileNotFoundError(f"{sidecar} is missing: it belongs to {path} and holds its logits")
+    tensor = read_safetensors(sidecar).get("logits")
+    if tensor is None:
+        raise ValueError(f"{sidecar} holds no tensor called logits")
+    _check(
+        tensor.dtype in ("BF16", *_DTYPES.values()) and tensor.shape == shape,
+        f"{sidecar} holds {tensor.dtype} of shape {tensor.shape}: expected floats of shape {shape}",
+    )
+    digest = source.get("sha256")
+    if digest is not None:
+        with sidecar.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        _check(found == digest, f"{sidecar} is not the file that was written with it: their sha256 differ")
+    return from_bfloat16(tensor.data) if tensor.dtype == "BF16" else tensor.data
+
+
+def _write_logits(rows: Sequence[Array] | Array, file: IO[bytes]) -> str:
+    """Write rows as one tensor, without ever holding them side by side; the sha256 of the file."""
+    dtype = rows[0].dtype if rows[0].dtype.name in _DTYPES else np.dtype(np.float64)
+    size = len(rows) * len(rows[0]) * dtype.itemsize
+    entry = {"dtype": _DTYPES[dtype.name], "shape": [len(rows), len(rows[0])], "data_offsets": [0, size]}
+    header = json.dumps({"logits": entry}).encode()
+    header += b" " * (-len(header) % 8)  # so that the numbers are aligned
+    digest = hashlib.sha256()
+    little_endian = dtype.newbyteorder("<")
+    for part in (len(header).to_bytes(8, "little"), header, *(row.astype(little_endian, copy=False) for row in rows)):
+        data = part if isinstance(part, bytes) else np.ascontiguousarray(part).data
+        file.write(data)
+        digest.update(data)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears at its place whole, at the end, or not at all."""
+    target = path.resolve()  # a link stays, what it points to is replaced
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(target)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            raise OSError(f"cannot write {path}: {error.strerror}") from None
+        raise

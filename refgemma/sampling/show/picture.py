@@ -1,0 +1,132 @@
+"""A record as a picture: how surprising each token was, and the candidates of one of them through the steps."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from typing import Any, Literal
+
+import numpy as np
+
+from refgemma.sampling.record import Record
+from refgemma.sampling.show.view import Column, View, label, settings, view
+
+Format = Literal["png", "svg", "pdf"]
+
+FORMATS: tuple[Format, ...] = ("png", "svg", "pdf")
+
+_CANDIDATES = 12
+_LONGEST = 100  # characters of any text, so that the bars keep their room
+# Dark enough on white, and apart in lightness, so that print and colour-blind eyes tell them apart.
+_BAR, _CHOSEN, _FAINT = "#9dbfe4", "#0a58b0", "#6b6862"
+
+
+def picture(record: Record, t: int | None = None, *, format: Format = "png") -> bytes:
+    """Draw a record.
+
+    Parameters
+    ----------
+    record : Record
+        The decisions.
+    t : int, optional
+        Whose candidates to draw, from 0; by default those of the token that surprised the model most.
+    format : {"png", "svg", "pdf"}
+        Of the picture.
+
+    Returns
+    -------
+    bytes
+        A whole file.
+
+    Raises
+    ------
+    ValueError
+        If matplotlib is not installed, or the format is none of the three.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"the picture is to be {format!r}: expected {', '.join(FORMATS)}")
+    check_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    logprobs = [record[i].raw_logprob for i in range(len(record))]
+    surprises = np.array([np.inf if logprob is None else -logprob for logprob in logprobs])
+    if t is None:
+        t = int(surprises.argmax())
+    shown = view(record, t).head(_CANDIDATES)
+    several = len(record) > 1
+    strip = 1.5 if several else 0.0
+    bars = 1.3 + 0.28 * len(shown.rows)
+    # A figure of its own, without pyplot: no window, nothing global is touched.
+    figure: Any = Figure(figsize=(max(7.0, 2.2 + 1.75 * len(shown.columns)), strip + bars + 0.7), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(_plain(settings(record)), fontsize=9, color=_FAINT)
+    areas = figure.subfigures(2 if several else 1, 1, height_ratios=[strip, bars] if several else None)
+    if several:
+        _surprises(areas[0], surprises, t)
+    _candidates(areas[1] if several else areas, shown, f"token {t}: {label(record, record.tokens[t])}")
+    out = io.BytesIO()
+    figure.savefig(out, format=format, dpi=160)
+    return out.getvalue()
+
+
+def check_matplotlib() -> None:
+    """Make sure that pictures can be drawn.
+
+    Raises
+    ------
+    ValueError
+        If matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError('the picture is drawn with matplotlib, which is not installed: pip install "refgemma[plot]"')
+
+
+def _surprises(area: Any, surprises: Any, t: int) -> None:
+    """One bar a token, the drawn one dark."""
+    axes = area.subplots()
+    colours = [_CHOSEN if i == t else _BAR for i in range(len(surprises))]
+    highest = surprises.max(initial=1.0, where=np.isfinite(surprises))  # a token that cannot be has a bar as high
+    axes.bar(range(len(surprises)), np.minimum(surprises, highest), width=0.9, color=colours)
+    axes.set_xlim(-0.7, len(surprises) - 0.3)
+    axes.set_ylabel("surprise, nats", fontsize=8)
+    axes.set_xlabel("token", fontsize=8, loc="left")
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _candidates(area: Any, shown: View, title: str) -> None:
+    """Horizontal bars, one panel a step."""
+    area.suptitle(_plain(title), fontsize=11, fontweight="bold", x=0.01, ha="left")
+    panels = np.atleast_1d(area.subplots(1, len(shown.columns), sharey=True))
+    for j, (axes, column) in enumerate(zip(panels, shown.columns, strict=True)):
+        for i, row in enumerate(shown.rows):
+            p = row.probs[j]
+            if p is not None:
+                axes.barh(i, p, height=0.72, color=_CHOSEN if row.chosen else _BAR)
+                axes.text(p + 0.02, i, f"{100 * p:.3g} %", va="center", fontsize=7.5)
+            elif j == 0 or row.probs[j - 1] is not None:
+                axes.text(0.02, i, "removed", va="center", fontsize=7.5, color=_FAINT, style="italic")
+        axes.set_title(_heading(column), fontsize=8.5, loc="left")
+        axes.set_xlim(0, 1.35)
+        axes.set_xticks([])
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.tick_params(left=False)
+    panels[0].set_yticks(range(len(shown.rows)), [_plain(row.label, 28) for row in shown.rows], fontsize=8.5)
+    for name, row in zip(panels[0].get_yticklabels(), shown.rows, strict=True):
+        name.set_fontweight("bold" if row.chosen else "normal")
+    panels[0].invert_yaxis()
+
+
+def _heading(column: Column) -> str:
+    removed = f"\u2212{column.removed:,}, {100 * column.mass:.3g} %" if column.removed else ""
+    return f"{column.title}\n{removed}"
+
+
+def _plain(text: str, longest: int = _LONGEST) -> str:
+    """Text that matplotlib takes as it stands, in characters that its font has, and not as a formula."""
+    from matplotlib import font_manager, ft2font
+
+    known = ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    shown = "".join(c if ord(c) in known else f"<U+{ord(c):04X}>" for c in text)
+    return (shown if len(shown) <= longest else f"{shown[: longest - 1]}\u2026").replace("$", r"\$")

@@ -1,0 +1,182 @@
+"""Logits from files of other programs: read exactly, or refused in one sentence."""
+
+import io
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from refgemma.numerics import from_bfloat16, to_bfloat16
+from refgemma.sampling.logits_file import read_logits
+
+ROWS = np.array([[0.1, -2.5, -np.inf, 3.0], [1e-3, 7.0, 0.0, -0.0]])
+
+
+def save(path, array, **others):
+    if path.suffix == ".npy":
+        np.save(path, array)
+    elif path.suffix == ".npz":
+        np.savez(path, **{"logits": array, **others})
+    elif path.suffix == ".safetensors":
+        safetensors.numpy.save_file({"logits": np.ascontiguousarray(array), **others}, path)
+    else:
+        path.write_text(json.dumps({"logits": array.tolist(), **others} if others else array.tolist()))
+    return path
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "safetensors", "json"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_numbers_come_as_they_are(tmp_path, ending, dtype):
+    array = ROWS.astype(dtype)
+    read = read_logits(save(tmp_path / f"x.{ending}", array))
+    assert read.dtype == (np.float64 if ending == "json" else dtype)
+    np.testing.assert_array_equal(read, array)
+    one = read_logits(save(tmp_path / f"y.{ending}", array[0]))
+    np.testing.assert_array_equal(one, array[:1])
+
+
+def test_bfloat16_is_widened_exactly(tmp_path):
+    bits = to_bfloat16(ROWS.astype(np.float32))
+    header = json.dumps({"x": {"dtype": "BF16", "shape": [2, 4], "data_offsets": [0, 16]}}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bits.tobytes())
+    np.testing.assert_array_equal(read_logits(path), from_bfloat16(bits))
+    assert read_logits(path).dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<i4", "u1", np.longdouble])
+def test_other_numbers_are_converted(tmp_path, dtype):
+    array = np.array([3, 1, 2], dtype)
+    read = read_logits(save(tmp_path / "x.npy", array))
+    assert read.dtype == (np.float32 if dtype == ">f4" else np.float64)
+    assert read.dtype.isnative
+    np.testing.assert_array_equal(read, [[3, 1, 2]])
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors", "json"])
+def test_an_array_is_found_by_its_name(tmp_path, ending):
+    other = [9.0, 8.0] if ending == "json" else np.array([9.0, 8.0])
+    path = save(tmp_path / f"x.{ending}", ROWS, tokens=other)
+    np.testing.assert_array_equal(read_logits(path), ROWS)
+    np.testing.assert_array_equal(read_logits(path, "tokens"), [[9.0, 8.0]])
+    with pytest.raises(ValueError, match=r"has no array 'absent': it has the arrays 'logits', 'tokens'"):
+        read_logits(path, "absent")
+
+
+def test_of_several_arrays_none_is_guessed(tmp_path):
+    np.savez(tmp_path / "x.npz", a=ROWS, b=ROWS)
+    with pytest.raises(ValueError, match="holds the arrays 'a', 'b': expected one, or one called 'logits'"):
+        read_logits(tmp_path / "x.npz")
+    np.savez(tmp_path / "y.npz", scores=ROWS)  # a single one may have any name
+    np.testing.assert_array_equal(read_logits(tmp_path / "y.npz"), ROWS)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (
+            np.zeros((1, 2, 3)),
+            "holds float64 of shape (1, 2, 3): expected logits (V,) or (T, V); save one row of the batch",
+        ),
+        (np.float32(3), "of shape ()"),
+        (np.zeros(0), "of shape (0,)"),
+        (np.zeros((0, 5)), "of shape (0, 5)"),
+        (np.zeros((5, 0)), "of shape (5, 0)"),
+        (np.array(["a", "b"]), "holds <U1 of shape (2,)"),
+        (np.array([1j, 2]), "holds complex128"),
+        (np.array([True, False]), "holds bool"),
+        (np.array([1.0, np.nan]), "x.npy holds NaN, first for token 1"),
+        (np.array([[1.0, 2.0], [0.0, np.nan]]), "row 1 of"),
+        (np.array([1.0, np.inf]), "holds plus infinity, for token 1"),
+        (np.array([[1.0, 2.0], [-np.inf, -np.inf]]), "is all minus infinity"),
+    ],
+)
+def test_what_is_no_logits(tmp_path, array, words):
+    with pytest.raises(ValueError, match="expected") as error:
+        read_logits(save(tmp_path / "x.npy", array))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+class Bomb:
+    """What a pickle can do: run anything."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("unpickled",))
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "plain"])
+def test_pickled_objects_are_never_opened(tmp_path, form):
+    path = tmp_path / ("x.npz" if form == "npz" else "x.npy")
+    array = np.array([Bomb(), Bomb()], dtype=object)
+    if form == "plain":
+        path.write_bytes(pickle.dumps(Bomb()))
+    else:
+        save(path, array)
+    with pytest.raises(ValueError, match="holds pickled objects, which are never opened because they can run code"):
+        read_logits(path)
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.npy", b"", "is no .npy file: expected one that numpy.save wrote"),
+        ("x.npy", b"hello, world", "is no .npy file"),
+        ("x.npy", npy(ROWS)[:-1], "is damaged"),
+        ("x.npy", npy(ROWS)[:20], "is damaged"),
+        ("x.npz", npy(ROWS), "is no .npz file: expected one that numpy.savez wrote"),
+        ("x.npz", b"PK\x03\x04" + bytes(50), "is damaged"),
+        ("x.safetensors", b"hello", "is cut off"),
+        ("x.json", b"", "is not valid JSON"),
+        ("x.json", b"[1, 2", "is not valid JSON"),
+        ("x.json", b"\xff\xfe", "is not valid JSON"),
+        ("x.json", b"[" * 100_000, "is not valid JSON"),
+        ("x.json", b"[]", "holds []: expected a list of numbers"),
+        ("x.json", b"3", "holds 3"),
+        ("x.json", b'"text"', "holds 'text'"),
+        ("x.json", b'[1, "2"]', "holds '2' for token 1"),
+        ("x.json", b"[1, null]", "holds None for token 1"),
+        ("x.json", b"[1, true]", "holds True for token 1"),
+        ("x.json", b"[[1, 2], [3]]", "row 1 of"),
+        ("x.json", b"[[1, 2], 3]", "row 1 of"),
+        ("x.json", b"[[[1]]]", "holds [1] for token 0"),
+        ("x.json", b"[1, NaN]", "holds NaN, first for token 1"),
+        ("x.json", b"[1e999, 2]", "holds plus infinity, for token 0"),
+        ("x.json", b"[" + b"9" * 400 + b", 2]", "holds a number beyond float64"),
+        ("x.json", b"{}", "holds no arrays"),
+        ("x.txt", b"1 2", "ends in '.txt': expected logits in .npy, .npz, .safetensors, .json"),
+        ("x", b"1 2", "ends in 'nothing': expected logits"),
+    ],
+)
+def test_broken_files_are_one_sentence(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\b") as error:
+        read_logits(tmp_path / name)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_archive_that_is_not_numpy_s(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:  # as torch.save makes them
+        archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
+    with pytest.raises(ValueError, match=r"is no \.npz file: expected one that numpy\.savez wrote"):
+        read_logits(tmp_path / "x.npz")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist or is no file: expected logits"):
+        read_logits(tmp_path / "x.npy")
+
+
+def test_a_name_for_a_file_that_has_none(tmp_path):
+    with pytest.raises(ValueError, match="holds one array without a name: leave out --tensor"):
+        read_logits(save(tmp_path / "x.npy", ROWS), "logits")
