@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import IO
 
@@ -132,7 +133,7 @@ def check_place(path: str) -> None:
     Parameters
     ----------
     path : str
-        Where.
+        Where; no device and no pipe.
 
     Raises
     ------
@@ -144,8 +145,35 @@ def check_place(path: str) -> None:
         reason = "is a directory"
     elif not target.parent.is_dir():
         reason = "no such folder"
+    elif target.exists() and not target.is_file():
+        reason = "is a device or a pipe"
     elif not os.access(target if target.exists() else target.parent, os.W_OK):
         reason = "permission denied"
     else:
         return
     raise OSError(f"cannot write {path}: {reason}")
+
+
+def check_apart(read: Mapping[str, str | Path | None], written: Mapping[str, str | Path | None]) -> None:
+    """Make sure that no file is written twice, and none that was read.
+
+    Parameters
+    ----------
+    read, written : mapping of str to path or None
+        Files by what the user calls them; None for what was not given.
+
+    Raises
+    ------
+    ValueError
+        If two of them are the same file, of which one is written. Devices and pipes may be shared.
+    """
+    files = [(what, Path(path)) for what, path in (*written.items(), *read.items()) if path is not None]
+    for (what, path), (other, elsewhere) in combinations(files, 2):
+        if what in written and _same_file(path, elsewhere):
+            raise ValueError(f"{what} and {other} are the same file, {path}: expected a file of its own for each")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():  # links, and file systems that do not tell upper from lower case
+        return one.is_file() and one.samefile(other)
+    return one.resolve() == other.resolve()

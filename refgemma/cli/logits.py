@@ -17,7 +17,7 @@ from typing import IO, TypeAlias
 import numpy as np
 import safetensors.numpy
 
-from refgemma.cli.files import output_file
+from refgemma.cli.files import check_apart, output_file
 from refgemma.cli.options import add_json, add_model, add_prompt, load_model, read_prompt, token_ids
 from refgemma.cli.terminal import print_json, print_table, progress_bar, visible
 from refgemma.gemma import Gemma
@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.top < 1:
         raise ValueError(f"--top is {args.top}: expected a whole number of at least 1")
     save = _format_of(args.output) if args.output else None
+    check_apart({"--messages": args.messages}, {"--output": args.output})
     if args.tokens is not None and (args.prompt is not None or args.messages is not None or args.raw):
         raise ValueError("--tokens was given with a prompt: expected one of the two")
     tokens = None if args.tokens is None else list(args.tokens)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-from refgemma.cli.files import check_place, output_file
+from refgemma.cli.files import check_apart, check_place, output_file
 from refgemma.cli.terminal import progress_bar
 from refgemma.sampling import Record, show
 
@@ -66,8 +67,9 @@ def outputs(args: argparse.Namespace) -> Iterator[Save]:
     OSError
         If a place cannot be written to.
     ValueError
-        If a file ends in what it cannot be.
+        If a file ends in what it cannot be, or is written twice, or read and written.
     """
+    _check_files(args)
     form = None
     if args.picture:
         ending = Path(args.picture).suffix
@@ -78,6 +80,7 @@ def outputs(args: argparse.Namespace) -> Iterator[Save]:
         show.check_matplotlib()
     if args.record:
         check_place(args.record)
+        check_place(_beside(args.record))
     with ExitStack() as stack:
         page = stack.enter_context(output_file(args.page)) if args.page else None
         picture = stack.enter_context(output_file(args.picture)) if args.picture else None
@@ -93,3 +96,37 @@ def outputs(args: argparse.Namespace) -> Iterator[Save]:
                     picture.write(show.picture(record, t, format=form))
 
         yield save
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Refuse to write over what is read, and to write two things to one place."""
+    read: dict[str, str | Path | None] = {
+        "LOGITS": getattr(args, "logits", None),
+        "--replay": getattr(args, "replay", None),
+        "--tokenizer": getattr(args, "tokenizer", None),
+        "--messages": getattr(args, "messages", None),
+    }
+    if read["--replay"] is not None:
+        read["the logits of --replay"] = _logits_of(Path(read["--replay"]))
+    written: dict[str, str | Path | None] = {
+        "--record": args.record,
+        "the logits beside --record": _beside(args.record) if args.record else None,
+        "--page": args.page,
+        "--picture": args.picture,
+        "--output": getattr(args, "output", None),
+    }
+    check_apart(read, written)
+
+
+def _beside(record: str) -> str:
+    """Where the logits of a record are written, see `refgemma.sampling.record_file`."""
+    return f"{record.removesuffix('.jsonl')}.logits.safetensors"
+
+
+def _logits_of(record: Path) -> Path | None:
+    """Where the logits of a record are that someone wrote; none if it is no sound record, which its reader will say."""
+    try:
+        with record.open("rb") as file:
+            return record.with_name(json.loads(file.readline())["logits"]["file"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None

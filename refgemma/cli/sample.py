@@ -110,6 +110,8 @@ def _check(args: argparse.Namespace) -> None:
         if args.replay is not None and getattr(args, name):
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} and --replay were both given: the record has its own; leave out {option}")
+    if args.uniforms is not None and hasattr(args, "seed"):
+        raise ValueError("--uniforms and --seed were both given: a seed stands for uniform numbers; leave out one")
 
 
 def _read(args: argparse.Namespace, changes: dict[str, Any]) -> tuple[Record, Replay | None]:

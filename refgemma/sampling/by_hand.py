@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from refgemma.sampling.decision import check_ids, decide, uniform
 from refgemma.sampling.params import SamplingParams
-from refgemma.sampling.record import Record, no_piece
+from refgemma.sampling.record import Record, no_piece, plain_uniforms
 
 
 def record_logits(
@@ -51,7 +51,7 @@ def record_logits(
     ValueError
         If counts do not match, or logits, ids or numbers are out of range.
     TypeError
-        If token ids are no whole numbers.
+        If token ids are no whole numbers, or `uniforms` are no list of numbers.
     """
     try:
         rows = np.asarray(logits)
@@ -61,14 +61,15 @@ def record_logits(
     if rows.ndim != 2 or not rows.size:
         raise ValueError(f"logits have shape {rows.shape}: expected (V,), or (T, V) for T tokens")
     T = len(rows)
-    seed = secrets.randbits(32) if params.seed is None else params.seed
-    params = replace(params, seed=seed)
     if uniforms is None:
+        seed = secrets.randbits(32) if params.seed is None else params.seed
+        params = replace(params, seed=seed)
         uniforms = [uniform(seed, t) for t in range(T)]
-    for name, values in (("uniforms", uniforms), ("tokens", tokens)):
+    uniforms = plain_uniforms(uniforms)
+    given = None if tokens is None else check_ids("tokens", tokens, rows.shape[1])
+    for name, values in (("uniforms", uniforms), ("tokens", given)):
         if values is not None and len(values) != T:
             raise ValueError(f"{len(values)} {name} were given for {T} rows of logits: expected one for each")
-    given = None if tokens is None else check_ids("tokens", tokens, rows.shape[1])
     output: list[int] = []
     for t, (row, u) in enumerate(zip(rows, uniforms, strict=True)):
         try:
@@ -80,7 +81,7 @@ def record_logits(
         params=params,
         prompt_tokens=tuple(map(operator.index, prompt_tokens)),
         tokens=tuple(output),
-        uniforms=tuple(map(float, uniforms)),
+        uniforms=uniforms,
         logits=rows,
         piece=piece,
     )

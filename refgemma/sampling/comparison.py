@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from refgemma.sampling.params import SamplingParams
 from refgemma.sampling.parting import Parting, parting, removed_at
 
 ROWS = 12  # tokens that the table shows
+_LONG = 1e6  # from here on a logit is written with an exponent
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,27 +44,33 @@ class Comparison:
         return str(self)
 
     def __str__(self) -> str:
+        return "\n".join([*self._table(), *(f"{reason}." for reason in self.refusals.values()), *self._outcome()])
+
+    def _table(self) -> list[str]:
+        """What each engine makes of the tokens; nothing where all refuse."""
+        if not self.distributions:
+            return []
         names = list(self.distributions)
         shown = self._tokens()
         rows = [["token", "logit", *names]]
         for token in shown:
-            rows.append([str(token), f"{self.logits[token]:.4f}", *(self._cell(name, token) for name in names)])
+            rows.append([str(token), _number(float(self.logits[token])), *(self._cell(name, token) for name in names)])
         rows.append(["kept", "", *(f"{len(d.kept)} of {len(self.logits)}" for d in self.distributions.values())])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         if len(shown) < len(self.logits):
             lines.append(f"({len(self.logits) - len(shown)} more tokens)")
-        lines += [f"{reason}." for reason in self.refusals.values()]
-        lines += map(str, self.partings)
-        if not self.partings and len(names) > 1:
-            lines.append("They agree: the same tokens, and the same probabilities but for rounding.")
-        return "\n".join(lines)
+        return lines
+
+    def _outcome(self) -> list[str]:
+        """Where the engines part, or that they agree."""
+        if not self.partings and len(self.distributions) > 1:
+            return ["They agree: the same tokens, and the same probabilities but for rounding."]
+        return list(map(str, self.partings))
 
     def _tokens(self) -> list[int]:
         """Tokens worth a row: the most likely, and the most likely of those on which the engines differ."""
         everyone = list(self.distributions.values())
-        if not everyone:
-            return []
         keepers = np.sum([np.isin(np.arange(len(self.logits)), d.kept) for d in everyone], axis=0)
         likely = np.max([d.probs for d in everyone], axis=0)
         order = np.lexsort((-self.logits, -likely))  # what all removed is in the order in which the model had it
@@ -124,7 +131,8 @@ def compare(
       In the end only transformers keeps 1.
       The tokens more likely than 1 hold 0.4727339 with transformers, 0.6000000 with llama.cpp.
     """
-    names = [] if isinstance(engines, str) else [find(engine).name for engine in engines]
+    several = isinstance(engines, Iterable) and not isinstance(engines, str)
+    names = [find(engine).name for engine in engines] if several else []
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(f"engines are {engines!r}: expected two or more of {', '.join(ENGINES)}, each once")
     distributions: dict[str, Distribution] = {}
@@ -137,3 +145,7 @@ def compare(
     first, *others = distributions.values() if distributions else [None]
     found = [parting(first, other) for other in others if first and other]
     return Comparison(np.asarray(logits), params, distributions, refusals, tuple(part for part in found if part))
+
+
+def _number(logit: float) -> str:
+    return f"{logit:.4f}" if abs(logit) < _LONG else f"{logit:.4g}"

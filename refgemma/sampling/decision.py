@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -193,7 +194,7 @@ def decide(
         If logits are empty, hold NaN or plus infinity, leave nothing to choose, or are driven out of range by the
         settings; or `u` or a token id is out of range.
     TypeError
-        If token ids are no whole numbers.
+        If token ids are no whole numbers, or `u` is no number.
     """
     current, u = check_logits(logits, u), float(u)
     prompt_tokens = check_ids("prompt_tokens", prompt_tokens, len(current))
@@ -280,6 +281,8 @@ def check_logits(logits: Array, u: float) -> Array:
     ------
     ValueError
         If they are empty, of another shape, hold NaN or plus infinity, or leave nothing; or if `u` is not in [0, 1).
+    TypeError
+        If `u` is no number.
     """
     logits = np.asarray(logits)
     if logits.ndim != 1 or not logits.size or logits.dtype.kind not in "fiu":
@@ -293,6 +296,8 @@ def check_logits(logits: Array, u: float) -> Array:
     if np.isinf(highest):
         reason = "all minus infinity" if highest < 0 else f"plus infinity for token {int(wide.argmax())}"
         raise ValueError(f"logits are {reason}: no token can be chosen")
+    if not isinstance(u, numbers.Real):
+        raise TypeError(f"u is {u!r}: expected a number in [0, 1)")
     if not 0 <= u < 1:
         raise ValueError(f"u is {u!r}: expected a number in [0, 1)")
     return wide

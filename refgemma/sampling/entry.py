@@ -106,7 +106,7 @@ class Entry:
         In the order in which they acted.
     flip : float or None
         Smallest change of the raw logits, each by at most this, that gives another token than `drawn`; None where none
-        does. See `refgemma.sampling.near_tie`.
+        was found: to first order, which is no proof. See `refgemma.sampling.near_tie`.
     flip_step : str or None
         Where: a cut, or "draw".
     flip_token : int or None
@@ -114,7 +114,8 @@ class Entry:
     near_tie : {"float32", "bfloat16"} or None
         The finest format of which one rounding, at the size of these logits, is no less than `flip`.
     size : float
-        Largest absolute raw logit of the candidates.
+        Largest absolute raw logit of `drawn`, of `flip_token`, and of the candidates with a probability above 2**-53
+        after all steps: masked tokens do not count.
     """
 
     t: int

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refgemma.sampling.borders import border, order_of
+from refgemma.sampling.borders import CUTS, border, order_of
 from refgemma.sampling.decision import GREEDY_BELOW, Decision, Stage
 from refgemma.sampling.entry import Entry, StepRecord
 from refgemma.sampling.near_tie import UNITS
@@ -96,14 +96,15 @@ def why_not(record: Record, t: int, token: int) -> str:
 
 def _told(record: Record, step: StepRecord) -> str:
     """What one step did, in a sentence."""
+    lost = f", {step.removed:,} of them to minus infinity" if step.removed else ""
     if step.name == "temperature":
-        return f"temperature divided all logits by {step.value:g}."
-    if step.name in ("logit_bias", "banned"):
-        gone = f", with {_percent(step.mass)} of the probability" if step.name == "banned" else ""
-        done = "removed" if step.name == "banned" else "moved the logits of"
-        return f"{step.name} {done} {_count(len(step.ids))}{gone}."
-    if not step.removed and step.margin is None and step.name.endswith("penalty"):
-        return f"{step.name} {step.value:g} moved the logits of {_count(len(step.ids))}."
+        return f"temperature divided all logits by {step.value:g}{lost}."
+    if step.name == "banned":
+        gone = f"{_count(len(step.ids))}, with {_percent(step.mass)} of the probability" if step.ids else "none"
+        return f"banned removed {gone}."
+    if step.name not in CUTS:
+        name = step.name if step.name == "logit_bias" else f"{step.name} {step.value:g}"
+        return f"{name} moved {f'the logits of {_count(len(step.ids))}{lost}' if step.ids else 'no logit'}."
     if step.last_kept is None or step.first_removed is None:
         return f"{step.name} {step.value:g} removed none."
     unit = " nats further from the entropy" if step.name == "typical" else " lower"
@@ -116,8 +117,12 @@ def _told(record: Record, step: StepRecord) -> str:
 
 def _draw_told(record: Record, entry: Entry) -> str:
     if record.params.temperature < GREEDY_BELOW:
-        drawn = "It had the highest logit" if entry.token == entry.drawn else f"{record.text(entry.drawn)} had"
-        return f"{drawn}." if entry.token == entry.drawn else f"But the highest logit {drawn}."
+        if entry.token == entry.drawn:
+            return "It had the highest logit."
+        return (
+            f"But {record.text(entry.drawn)} had the highest logit: another engine or other settings must have chosen "
+            f"{record.text(entry.token)}."
+        )
     left = f"{_count(entry.kept)} were left" if entry.kept != 1 else "One token was left"
     left += f" (entropy {entry.entropy:.3f} nats, {entry.raw_entropy:.3f} before all steps)"
     if entry.token != entry.drawn:
@@ -132,7 +137,7 @@ def _draw_told(record: Record, entry: Entry) -> str:
 
 def _near_tie_told(record: Record, entry: Entry) -> str:
     if entry.flip is None or entry.flip_token is None:
-        return "No small change of the logits gives another token."
+        return "No change of the logits was found that gives another token; the search is of first order, no proof."
     where = "the draw" if entry.flip_step == "draw" else entry.flip_step
     told = (
         f"The smallest change of the logits that gives another token is about {entry.flip:.3g}: then "
@@ -150,6 +155,8 @@ def _removal(record: Record, stage: Stage, token: int) -> str:
     """By how much a step removed a token."""
     if stage.name == "banned":
         return "it is banned."
+    if stage.name not in CUTS:  # beyond float64
+        return f"that drove its logit from {stage.logits_before[token]:.6g} to minus infinity."
     name, value = stage.name, getattr(record.params, "typical_p" if stage.name == "typical" else stage.name)
     ids, logits = left(stage.logits_before)
     place = int(np.searchsorted(ids, token))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ ENDINGS = (".npy", ".npz", ".safetensors", ".json")
 
 # How files begin: one that NumPy would have to unpickle, and NumPy's own two.
 _PICKLE, _NPY, _ZIP = b"\x80", b"\x93NUMPY", b"PK\x03\x04"
+_WRITERS = {".npy": "numpy.save", ".npz": "numpy.savez"}
 _UNOPENED = "which are never opened because they can run code: save plain numbers"
 
 
@@ -115,8 +114,7 @@ def _from_numpy(path: Path, name: str | None) -> Array:
         if beginning.startswith(_PICKLE):
             raise ValueError(f"{path} holds pickled objects, {_UNOPENED}")
         if not beginning.startswith(_NPY if path.suffix == ".npy" else _ZIP):
-            writer = "numpy.save" if path.suffix == ".npy" else "numpy.savez"
-            raise ValueError(f"{path} is no {path.suffix} file: expected one that {writer} wrote")
+            raise ValueError(f"{path} is no {path.suffix} file: expected one that {_WRITERS[path.suffix]} wrote")
         file.seek(0)
         with _sentences(path):
             loaded: Any = np.load(file, allow_pickle=False)
@@ -135,13 +133,16 @@ def _from_numpy(path: Path, name: str | None) -> Array:
 @contextmanager
 def _sentences(path: Path) -> Iterator[None]:
     """Turn what NumPy says of a file that it cannot read into a sentence."""
+    wanted = f"expected what {_WRITERS[path.suffix]} writes; save it again"
     try:
         yield
-    except (EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except MemoryError as error:
+        raise ValueError(f"{path} promises more numbers than fit into memory ({error}): {wanted}, with fewer") from None
+    except Exception as error:  # a damaged header goes through Python's tokenizer and parser, zip and zlib: any kind
         if "allow_pickle" in str(error):
             raise ValueError(f"{path} holds pickled objects, {_UNOPENED}") from None
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is damaged ({reason}): save it again") from None
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is damaged or of another kind ({reason}): {wanted}") from None
 
 
 def _from_json(path: Path, name: str | None) -> Array:

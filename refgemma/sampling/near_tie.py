@@ -3,12 +3,15 @@
 The size of a change of logits is the most that any one of them moves. Looked for is the smallest size with which
 another token comes, where each logit may move up or down on its own, as rounding moves it. Every border that decides is
 tried: each cut with the last kept and the first removed token swapped, the one dropped, or the other let in, all later
-steps done again on what is then left, and the two ends of the interval that u falls in.
+steps done again on what is then left, and the two ends of the interval that u falls in. Where several tokens tie at a
+border, any of them may be the one; those tried are the extremes for the draw: the highest ids stay, or the lowest, each
+with the drawn token or without it.
 
 A move of all tokens inside a border by +e and of all others by -e moves the log-odds of the mass inside by 2 e / T, so
 the size for a draw after no cut and no repetition penalty is exact, however large. All else is first order in the
 change: slopes are those at the recorded logits, and the moves that two borders need are not set against each other, so
-where both must be crossed the size is a bound from below. Cuts that let two tokens in or out at once are not tried.
+where both must be crossed the size is a bound from below. Cuts that let two tokens of unlike logits in or out at once
+are not tried. So that no near-tie was found is an estimate, and no proof that there is none.
 """
 
 from __future__ import annotations
@@ -90,7 +93,7 @@ def kind_of_near_tie(flip: float, size: float) -> str | None:
     flip : float
         Smallest change that gives another token.
     size : float
-        Largest absolute logit that counts.
+        Largest absolute logit that counts: that of a token without probability, such as a mask of -1e9, does not.
 
     Returns
     -------
@@ -108,11 +111,12 @@ def _nearest(
         return _flip_of_draw(ids, values, slopes, decision)
     (name, value), *rest = cuts
     best = Flip(limit, "", None)
-    for size, stay in _outcomes(name, value, values, slopes):
+    for nth, (size, stay) in enumerate(_outcomes(name, value, values, slopes, ids == decision.token)):
         if size < best.size:
             found = _nearest(ids[stay], values[stay], slopes[stay], rest, decision, best.size)
             if max(size, found.size) < best.size:
-                best = found if found.size >= size else Flip(size, name, found.token)
+                # The first outcome is the cut as it is, and crosses nothing.
+                best = found if found.size > size or nth == 0 else Flip(size, name, found.token)
     return best
 
 
@@ -138,47 +142,85 @@ def _flip_of_draw(ids: Array, values: Array, slopes: Array, decision: Decision) 
     return best
 
 
-def _outcomes(name: str, value: float, values: Array, slopes: Array) -> Iterator[tuple[float, Array]]:
+def _outcomes(name: str, value: float, values: Array, slopes: Array, drawn: Array) -> Iterator[tuple[float, Array]]:
     """What a cut keeps, and what it would keep one border further: the change that takes, and who stays."""
     stay = CUTS[name](values, value) > -np.inf
     yield 0.0, stay
     last, first = border(order_of(name, values), stay)
-    if name == "top_k":
-        if first is not None:
-            yield _gap(values, slopes, last, first), _with(stay, out=last, into=first)
-        return
     if name == "min_p":
-        top = int(values.argmax())
-        over = values - values[top] - (math.log(value) if value else -math.inf)
-        if last != top:
-            yield over[last] / (slopes[last] + slopes[top]), _with(stay, out=last)
-        if first is not None:
-            yield -over[first] / (slopes[first] + slopes[top]), _with(stay, into=first)
+        yield from _outcomes_of_min_p(value, values, slopes, stay, drawn)
         return
+    at_last = values == values[last]
+    kept = int(np.count_nonzero(stay & at_last))
     weights = exp_below(values)
     wanted = value * weights.sum()
-    before = _with(stay, out=last)
-    if before.any():
-        yield _to_reach(value, weights, slopes, before, ~before), before
-        if name == "typical":  # the last two may change places, and differ in mass
+    tied = first is not None and values[first] == values[last]
+    if tied:
+        yield from ((0.0, other) for other in _choices(stay, at_last, kept, drawn))
+    if name != "top_k":
+        for before in _choices(stay, at_last, kept - 1, drawn):
+            if before.any():
+                yield _to_reach(value, weights, slopes, before, ~before), before
+        before = _with(stay, out=last)
+        if name == "typical" and before.any():  # the last two may change places, and differ in mass
             second, _ = border(order_of(name, values), before)
             if weights[other := _with(stay, out=second)].sum() >= wanted:
                 yield _gap_of_distances(values, slopes, second, last), other
-    if first is not None:
-        yield _to_reach(value, weights, slopes, stay, ~stay), _with(stay, into=first)
-        gap = _gap(values, slopes, last, first) if name == "top_p" else _gap_of_distances(values, slopes, last, first)
-        swapped = _with(before, into=first)
-        if weights[swapped].sum() < wanted:  # not yet enough: the last one comes after
-            swapped[last] = True
-        yield gap, swapped
+    if first is None:
+        return
+    at_first = values == values[first]
+    if name != "top_k":
+        count = int(np.count_nonzero(stay & at_first)) + 1
+        for more in _choices(stay, at_first, count, drawn):
+            yield _to_reach(value, weights, slopes, stay, ~stay), more
+    if tied:
+        return
+    gap = (_gap_of_distances if name == "typical" else _gap)(values, slopes, last, first)
+    for fewer in _choices(stay, at_last, kept - 1, drawn):
+        for swapped in _choices(fewer, at_first, 1, drawn):
+            if name != "top_k" and weights[swapped].sum() < wanted:  # not yet enough: the one that left comes after
+                swapped |= stay
+            yield gap, swapped
 
 
-def _with(stay: Array, *, out: int | None = None, into: int | None = None) -> Array:
+def _outcomes_of_min_p(
+    value: float, values: Array, slopes: Array, stay: Array, drawn: Array
+) -> Iterator[tuple[float, Array]]:
+    """The same for a cut that measures each token against the most likely one, so that tied ones need no exchange."""
+    top = int(values.argmax())
+    last, first = border(values, stay)
+    over = values - values[top] - (math.log(value) if value else -math.inf)
+    earlier = np.arange(len(values)) < (int(drawn.argmax()) if drawn.any() else 0)
+    for edge in (last, first):
+        if edge is None or edge == top:
+            continue
+        size = float(abs(over[edge]) / (slopes[edge] + slopes[top]))
+        group = values == values[edge]
+        parts = [group & drawn, group & earlier, group & ~earlier & ~drawn, group]
+        for part in (part for part in parts if part.any()):
+            changed = stay & ~part if edge == last else stay | part
+            if changed.any():
+                yield size, changed
+
+
+def _choices(stay: Array, tied: Array, count: int, drawn: Array) -> Iterator[Array]:
+    """Who may stay where so many of the tied do: their lowest ids or highest, with the drawn token or without it."""
+    rest = stay & ~tied
+    places = np.flatnonzero(tied)
+    others = places[~drawn[places]]
+    tried = set()
+    for pool in (places, others):
+        for chosen in (pool[:count], pool[len(pool) - count :] if count <= len(pool) else pool[:0]):
+            if len(chosen) == count and (key := tuple(chosen.tolist())) not in tried:
+                tried.add(key)
+                changed = rest.copy()
+                changed[chosen] = True
+                yield changed
+
+
+def _with(stay: Array, *, out: int) -> Array:
     changed = stay.copy()
-    if out is not None:
-        changed[out] = False
-    if into is not None:
-        changed[into] = True
+    changed[out] = False
     return changed
 
 
@@ -211,4 +253,5 @@ def _gap_of_distances(values: Array, slopes: Array, near: int, far: int) -> floa
     effect = (sign_far - sign_near) * probs * (1 + log_probs + entropy)
     effect[far] -= sign_far
     effect[near] += sign_near
-    return float((abs(surplus[far]) - abs(surplus[near])) / (slopes * np.abs(effect)).sum())
+    gap = abs(surplus[far]) - abs(surplus[near])
+    return float(gap / (slopes * np.abs(effect)).sum()) if gap else 0.0  # equal already, and perhaps without effect

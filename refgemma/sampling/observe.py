@@ -21,6 +21,9 @@ from refgemma.sampling.steps.cuts import exp_below, largest, left
 
 SHOWN = 20  # candidates, the most likely before all steps
 
+# A share of one that is lost in its rounding: no move of such a token's logit by a rounding is seen in the draw.
+NO_PROBABILITY = 2.0**-53
+
 # Steps whose changes are few enough to list.
 _LISTED = ("logit_bias", "banned", "repetition_penalty", "frequency_penalty", "presence_penalty")
 
@@ -65,8 +68,8 @@ def observe(
     borders = {i for step in steps for i in (step.last_kept, step.first_removed) if i is not None}
     raw_total, raw_entropy = log_total_and_entropy(raw)
     candidates = _candidates(raw, raw_total, decision, {token, decision.token, *borders})
-    size = max(abs(candidate.raw) for candidate in candidates if candidate.raw is not None)
     flip = nearest_flip(raw, params, decision)
+    size = _size(raw, decision, candidates, flip.token)
     return Entry(
         t=len(output_tokens),
         token=token,
@@ -138,6 +141,18 @@ def _candidates(raw: Array, raw_total: float, decision: Decision, others: set[in
         )
         for i in ids
     )
+
+
+def _size(raw: Array, decision: Decision, candidates: Sequence[Candidate], other: int | None) -> float:
+    """Largest absolute raw logit of those whose rounding can matter.
+
+    They are the token drawn, and of the candidates and the token that comes next those with probability after all
+    steps; and that token, too, where it is now removed. So masks, such as -1e9 or the lowest float32, are left out.
+    """
+    ids = {decision.token, *(candidate.id for candidate in candidates if candidate.prob > NO_PROBABILITY)}
+    if other is not None and not 0 < decision.probs[other] <= NO_PROBABILITY:
+        ids.add(other)
+    return float(max(abs(raw[i]) for i in ids))
 
 
 def interval(decision: Decision, token: int) -> tuple[float, float] | None:

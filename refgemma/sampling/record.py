@@ -6,8 +6,9 @@ All else follows from these four and is worked out when it is asked for, by the 
 from __future__ import annotations
 
 import functools
+import numbers
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,33 @@ def no_piece(token: int) -> str:
     return ""
 
 
+def plain_uniforms(values: Iterable[float]) -> tuple[float, ...]:
+    """Uniform numbers as plain floats, or a sentence on what is wrong.
+
+    Parameters
+    ----------
+    values : iterable of float
+        One for each decision; their range is checked where they are used.
+
+    Returns
+    -------
+    tuple of float
+        The same.
+
+    Raises
+    ------
+    TypeError
+        If they are no list of numbers.
+    """
+    try:
+        given = tuple(values)
+    except TypeError:
+        given = ("",)
+    if isinstance(values, str) or not all(isinstance(u, numbers.Real) and not isinstance(u, bool) for u in given):
+        raise TypeError(f"uniforms are {values!r:.60}: expected a list of numbers in [0, 1), one for each token")
+    return tuple(map(float, given))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Record:
     """Every decision of one output.
@@ -44,7 +72,7 @@ class Record:
     Attributes
     ----------
     params : SamplingParams
-        The settings, with the seed that was used.
+        The settings, with the seed that was used; None where the uniform numbers came from elsewhere.
     prompt_tokens : tuple of int
         What was read.
     tokens : tuple of int
@@ -67,6 +95,15 @@ class Record:
     uniforms: tuple[float, ...]
     logits: Sequence[Array] | Array
     piece: Callable[[int], str] = no_piece
+
+    def __post_init__(self) -> None:
+        settle = functools.partial(object.__setattr__, self)  # frozen, but arrays are to become plain numbers
+        try:
+            settle("prompt_tokens", tuple(map(operator.index, self.prompt_tokens)))
+            settle("tokens", tuple(map(operator.index, self.tokens)))
+        except TypeError:
+            raise TypeError("prompt_tokens or tokens of the record are no list of token ids") from None
+        settle("uniforms", plain_uniforms(self.uniforms))
 
     def __repr__(self) -> str:
         return f"Record({len(self)} tokens after {len(self.prompt_tokens)}, V={self.vocab_size})"

@@ -91,15 +91,20 @@ def _reason(record: Record, other: Record, t: int) -> str:
     """What differs at this token, `other` being the record with the settings replaced."""
     was, now = record.tokens[t], other.decision(t).token
     then = record.decision(t)
-    sentences = [f"Token {t} is {record.text(now)} and not {record.text(was)}{_with(record.params, other.params)}."]
-    removed = interval(other.decision(t), was) is None
-    came_in = interval(then, now) is None
-    if removed or other.params.temperature < GREEDY_BELOW:
-        sentences.append(why_not(other, t, was))
-    elif came_in:
-        sentences.append(f"In the record, {why_not(record, t, now)}")
+    differs = f"Token {t} is {record.text(now)} and not {record.text(was)}"
+    foreign = f"another engine or other settings must have chosen {record.text(was)}"
+    if then.token == now:
+        sentences = [f"{differs}, with the recorded settings already: {foreign}.", why_not(record, t, was)]
     else:
-        sentences.append(_shift(record, other, t, was, now))
+        sentences = [f"{differs}{_with(record.params, other.params)}."]
+        if then.token != was:
+            sentences.append(f"The recorded settings give neither but {record.text(then.token)}: {foreign}.")
+        if interval(other.decision(t), was) is None or other.params.temperature < GREEDY_BELOW:
+            sentences.append(why_not(other, t, was))
+        elif interval(then, now) is None:
+            sentences.append(f"In the record, {why_not(record, t, now)}")
+        else:
+            sentences.append(_shift(record, other, t, was, now))
     if t + 1 < len(record):
         sentences.append(
             "The logits recorded after it follow the recorded token, not this one, so they say nothing of how the text "

@@ -159,6 +159,25 @@ def test_the_record_goes_to_a_file_a_page_and_a_picture(run, gemma, tmp_path):
     assert names == {"run.jsonl", "run.logits.safetensors", "run.html", "run.svg"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "pair"),
+    [
+        (["--output", "m.json"], "--output and --messages"),
+        (["--record", "m.json"], "--record and --messages"),
+        (["--output", "a", "--page", "a"], "--page and --output"),
+    ],
+)
+def test_no_file_is_written_over_another(run, tmp_path, monkeypatch, arguments, pair):
+    monkeypatch.setattr("refgemma.cli.options.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.chdir(tmp_path)
+    talk = '[{"role": "user", "content": "Hi"}]'
+    Path("m.json").write_text(talk)
+    code, out, err = run("generate", "--messages", "m.json", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"refgemma: {pair} are the same file, ")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("m.json", talk)]
+
+
 def test_nothing_is_recorded_unless_asked(run, asked):
     run("generate", "hello", "--max-tokens", "1")
     assert not asked[0][1]["record"]

@@ -85,3 +85,12 @@ def test_bad_use(run, arguments, words):
     assert (code, out) == (2, "")
     assert words in err
     assert err.count("\n") == 1
+
+
+def test_the_conversation_is_not_written_over(run, tmp_path):
+    path = tmp_path / "m.npy"
+    path.write_text('[{"role": "user", "content": "Hi"}]')
+    code, out, err = run("logits", "--messages", str(path), "--output", str(path))
+    assert (code, out) == (2, "")
+    assert err.startswith("refgemma: --output and --messages are the same file, ")
+    assert path.read_text().startswith("[")

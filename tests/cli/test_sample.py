@@ -1,6 +1,7 @@
 """`refgemma sample`: tokens from logits of any model, and from records, with no model loaded."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -243,6 +244,7 @@ def test_awkward_texts_pass(sample, tmp_path):
         (["x.npy", "--tokens", "1"], "1 tokens were given for 2 rows of logits"),
         (["x.npy", "--tokens", "1,9"], "token id 9"),
         (["x.npy", "--uniforms", "0.5,1"], "u is 1.0: expected a number in [0, 1)"),
+        (["x.npy", "--uniforms", "0.5,0.5", "--seed", "7"], "--uniforms and --seed were both given"),
         (["x.npy", "--uniforms", "0.5,x"], "argument --uniforms: expected numbers"),
         (["x.npy", "--explain", "2"], "--explain asks for token 2: expected 0 to 1"),
         (["x.npy", "--explain", "-1"], "--explain asks for token -1"),
@@ -271,6 +273,45 @@ def test_bad_use_is_one_sentence(sample, logits, recorded, tmp_path, monkeypatch
     assert words in err
     assert err.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_record_takes_the_place_of_no_device(sample, logits, tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # and not a real device, which the superuser could lose here
+    assert "is a device or a pipe" in sample(logits, "--record", tmp_path / "pipe")[2]
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "one", "other"),
+    [
+        (["x.npy", "--record", "x.npy"], "--record", "LOGITS"),
+        (["x.npy", "--page", "./x.npy"], "--page", "LOGITS"),
+        (["x.npy", "--page", "link"], "--page", "LOGITS"),
+        (["x.png", "--picture", "x.png"], "--picture", "LOGITS"),
+        (["x.npy", "--record", "b.jsonl", "--page", "b.jsonl"], "--record", "--page"),
+        (["x.npy", "--record", "b", "--page", "b.logits.safetensors"], "the logits beside --record", "--page"),
+        (["x.npy", "--page", "p.png", "--picture", "p.png"], "--page", "--picture"),
+        (["x.npy", "--page", "t.json", "--tokenizer", "t.json"], "--page", "--tokenizer"),
+        (["run.logits.safetensors", "--record", "run.jsonl"], "the logits beside --record", "LOGITS"),
+        (["--replay", "run.jsonl", "--record", "run.jsonl"], "--record", "--replay"),
+        (["--replay", "run.jsonl", "--record", "run"], "the logits beside --record", "the logits of --replay"),
+        (["--replay", "run.jsonl", "--page", "run.logits.safetensors"], "--page", "the logits of --replay"),
+    ],
+)
+def test_no_file_is_written_over_another(sample, logits, recorded, tmp_path, monkeypatch, arguments, one, other):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.json").write_text('["a", "b", "c", "d"]')
+    (tmp_path / "x.png").write_text("old")
+    (tmp_path / "link").symlink_to("x.npy")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    code, out, err = sample(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"refgemma: {one} and {other} are the same file, ")
+    assert err.endswith(": expected a file of its own for each\n")
+    assert err.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_failure_leaves_old_files_as_they_were(sample, logits, tmp_path):

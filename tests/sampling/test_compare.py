@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import refgemma
 from refgemma.sampling import SamplingParams
 from refgemma.sampling.comparison import compare
 from refgemma.sampling.engines import ENGINES, distribution
@@ -168,7 +169,26 @@ def test_engines_that_refuse_are_told():
     assert everyone.distributions == {}
     assert everyone.partings == ()
     assert "keras-hub divides by temperature 0" in str(everyone)
-    assert "agree" not in str(everyone)
+    assert str(everyone).splitlines() == [f"{reason}." for reason in everyone.refusals.values()]
+
+
+def test_the_package_itself_compares():
+    logits, params = logits_of(0.6, 0.3, 0.1), SamplingParams(temperature=2.0, top_p=0.59)
+    result = refgemma.sampling.compare(logits, params, ["transformers", "llama.cpp"])
+    assert {name: d.kept.tolist() for name, d in result.distributions.items()} == {
+        "transformers": [0, 1],
+        "llama.cpp": [0],
+    }
+    # By hand: at temperature 2 the roots of .6 and .3 share what is left, 1 / (1 + 2**-.5) of it the first. 1e-6: some
+    # float32 roundings of 6e-8 each.
+    np.testing.assert_allclose(result.distributions["transformers"].probs[:2], [0.585786, 0.414214], atol=1e-6)
+    assert result.distributions["llama.cpp"].probs.tolist() == [1, 0, 0]
+    assert [found.step for found in result.partings] == ["top_p"]
+
+
+def test_long_numbers_keep_the_table_narrow():
+    lines = str(compared(["refgemma", "transformers"], np.array([1e38, -123456.75, -1e38]))).splitlines()
+    assert [line.split()[1] for line in lines[1:4]] == ["1e+38", "-123456.7500", "-1e+38"]
 
 
 def test_the_others_are_held_against_the_first():
@@ -184,7 +204,9 @@ def test_where_a_token_went():
     assert [removed_at(got, token) for token in range(5)] == [None, None, "top_p", "top_k", "logits"]
 
 
-@pytest.mark.parametrize("engines", ["vllm", ["vllm"], [], ["vllm", "vLLM"], ["deepmind", "google-deepmind/gemma"]])
+@pytest.mark.parametrize(
+    "engines", ["vllm", ["vllm"], [], ["vllm", "vLLM"], None, 3, ["deepmind", "google-deepmind/gemma"]]
+)
 def test_two_different_engines_are_wanted(engines):
     with pytest.raises(ValueError, match=r"^engines are .*: expected two or more of refgemma, .*, each once"):
         compared(engines, np.zeros(3))

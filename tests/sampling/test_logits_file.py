@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from refgemma.cli import main
 from refgemma.numerics import from_bfloat16, to_bfloat16
 from refgemma.sampling.logits_file import read_logits
 
@@ -163,6 +164,75 @@ def test_broken_files_are_one_sentence(tmp_path, name, content, words):
         read_logits(tmp_path / name)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def with_header(text):
+    """A .npy file, version 1, whose header is this text."""
+    header = text.encode("latin-1").ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64)
+
+
+def with_shape(shape):
+    return with_header(f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}")
+
+
+def npz(*changes):
+    """A .npz file, in both of whose headers these fields of two bytes are changed: (place in the local one, value)."""
+    file = io.BytesIO()
+    np.savez(file, logits=ROWS)
+    content = bytearray(file.getvalue())
+    central = content.index(b"PK\x01\x02")
+    for place, value in changes:
+        for start in (0, central + 2):  # the central one has a field more before
+            content[start + place : start + place + 2] = value.to_bytes(2, "little")
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.npy", with_header("((("), "is damaged or of another kind ("),
+        ("x.npy", with_header("{" * 100), "is damaged or of another kind ("),
+        ("x.npy", with_shape("(True,)"), "is damaged or of another kind ("),
+        ("x.npy", with_shape("(1" + "0" * 22 + ",)"), "is damaged or of another kind ("),
+        ("x.npy", with_shape("(1" + "0" * 15 + ",)"), "promises more numbers than fit into memory ("),
+        ("x.npz", npz((4, 199)), "is damaged or of another kind ("),  # a zip of version 19.9
+        ("x.npz", npz((6, 1)), "is encrypted"),
+        ("x.npz", npz((6, 32)), "is damaged or of another kind ("),  # compressed patched data
+        ("x.npz", npz((8, 99)), "is damaged or of another kind ("),  # an unknown compression
+        ("x.npz", npz((8, 12)), "is damaged or of another kind ("),  # said to be bzip2, but stored
+    ],
+)
+def test_what_numpy_stumbles_over_is_one_sentence(tmp_path, capsys, name, content, words):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert main(["sample", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"refgemma: {path} ")
+    assert words in err
+    assert f"expected what {'numpy.save' if name == 'x.npy' else 'numpy.savez'} writes; save it again" in err
+    assert err.count("\n") == 1
+    assert "--weights" not in err  # the advice for a model that is too large
+
+
+@pytest.mark.filterwarnings("ignore")  # what NumPy warns of in a damaged file, the sentence says
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_damage_anywhere_ends_in_a_sentence(tmp_path, ending):
+    sound = npy(ROWS) if ending == "npy" else npz()
+    path = tmp_path / f"x.{ending}"
+    rng = np.random.default_rng(17)
+    said = []
+    for _ in range(400):
+        content = np.frombuffer(sound, np.uint8).copy()
+        content[rng.integers(len(content), size=rng.integers(1, 4))] = rng.integers(256, size=1)
+        path.write_bytes(content[: rng.integers(8, len(content) + 1)] if rng.random() < 0.2 else content)
+        try:
+            read_logits(path)
+        except ValueError as error:
+            said.append(str(error))
+    assert len(said) > 100
+    assert all(str(path) in words and "\n" not in words for words in said)
 
 
 def test_an_archive_that_is_not_numpy_s(tmp_path):

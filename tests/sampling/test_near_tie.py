@@ -63,6 +63,63 @@ def test_nothing_smaller_flips_and_this_does(cuts):
     assert steps >= {"draw", *(cut.removesuffix("_p") if cut == "typical_p" else cut for cut in cuts)}
 
 
+@pytest.mark.parametrize(
+    "cuts", [("top_k",), ("top_p",), ("typical_p",), ("top_k", "top_p"), ("top_k", "top_p", "min_p")]
+)
+def test_of_tied_logits_none_is_missed(cuts):
+    """On a coarse grid, as bfloat16 has for large logits, most borders run through tokens that tie. Then a move of
+    1e-9, far below every other border here, parts them; and where it does not, no flip of size 0 may be told."""
+    rng = np.random.default_rng([7, *map(ord, "".join(cuts))])
+    tied = 0
+    for _ in range(150):
+        logits = rng.integers(-2, 3, size=V) / 2  # five levels
+        params, u = random_settings(rng, cuts), float(rng.random())
+        flip = nearest(logits, params, u)
+        flipped = flips(logits, params, u, 1e-9)
+        if flipped:
+            assert flip.size < 1e-9
+        if flip.size < 1e-9 and "typical_p" not in cuts:  # two on either side of the entropy are not told apart there
+            assert flipped
+            assert flip.step != "draw"
+        tied += flipped
+    assert tied >= 10
+
+
+@pytest.mark.parametrize(
+    ("logits", "settings", "u", "step", "token"),
+    [
+        ([1.0, 1.0, 1.0], {"top_k": 2}, 0.1, "top_k", 1),  # 1 and 2 may stay: the first one's interval is the second's
+        ([1.0, 1.0, 1.0], {"top_p": 0.6}, 0.1, "top_p", 1),
+        ([1.0, 1.0, 0.0], {"top_k": 1}, 0.5, "top_k", 1),
+        ([2.0, 1.0, 1.0, 1.0], {"top_k": 3}, 0.72, "top_k", 2),  # 2 and 3 in place of 1 and 2
+        ([0.0, 0.0, 0.0, 0.0], {"typical_p": 0.5}, 0.1, "typical", 1),
+        ([0.0, 0.0, 0.0, 0.0], {"min_p": 1.0}, 0.1, "min_p", 1),
+    ],
+)
+def test_ties_across_a_border_are_near_ties(logits, settings, u, step, token):
+    entry = record_logits(logits, SamplingParams(temperature=1, **settings), uniforms=[u])[0]
+    assert (entry.flip, entry.flip_step) == (0.0, step)
+    assert entry.flip_token != entry.drawn
+    assert entry.near_tie == "float32"
+    moved = [
+        decide(np.array(logits) + 1e-7 * np.array(signs), SamplingParams(temperature=1, **settings), u=u).token
+        for signs in itertools.product((-1, 1), repeat=len(logits))
+    ]
+    assert {entry.drawn, token, entry.flip_token} <= set(moved)
+
+
+@pytest.mark.parametrize("mask", [-50.0, -1e9, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}])
+def test_masked_logits_are_not_the_measure(mask, settings):
+    """A rounding of 3 is at most 2**-8 * 3 = .012; one of a mask would be larger than any flip."""
+    logits = np.full((1, 30), mask)
+    logits[0, [4, 9]] = 3.0, 2.0
+    entry = record_logits(logits, SamplingParams(**{"temperature": 1.0} | settings), uniforms=[0.5])[0]
+    assert entry.size == 3
+    assert entry.flip > 0.1
+    assert entry.near_tie is None
+
+
 def test_the_draw_alone_is_exact_however_far():
     """Log-odds move by twice the change, so this is no approximation: 1e-9 stands for rounding."""
     rng = np.random.default_rng(3)

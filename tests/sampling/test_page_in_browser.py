@@ -3,9 +3,10 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
-from refgemma.sampling import show
+from refgemma.sampling import SamplingParams, record_logits, show
 from tests.sampling.browser import browser
 from tests.sampling.shown import AWKWARD, SPELLED, awkward_record, plain_record
 
@@ -129,6 +130,34 @@ def test_any_text_survives(visit):
     assert js("document.querySelectorAll('b, i[onclick]').length") == js("document.querySelectorAll('aside b').length")
     wide = js("[...document.querySelectorAll('.token')].map(t => t.getBoundingClientRect().width)")
     assert min(wide) > 0  # a token without a text of its own can be clicked, too
+
+
+def written(*pieces):
+    """A record whose tokens are these."""
+    T = len(pieces)
+    return record_logits(np.zeros((T, T)), SamplingParams(), tokens=list(range(T)), piece=pieces.__getitem__)
+
+
+LEFTS = "[...document.querySelectorAll('.token')].map(t => t.getBoundingClientRect().left)"
+
+
+@pytest.mark.parametrize("control", ["\u202e", "\u202b", "\u2067", "\u202e\u2067", "\u2069\u202e"])
+def test_a_token_that_turns_the_direction_turns_no_other(visit, control):
+    js = visit(written("one", f"x{control}y", "two", "\u2581three", "\u202c", "four", "!"))
+    lefts = js(LEFTS)
+    assert lefts == sorted(lefts)
+    assert js("document.querySelectorAll('.override').length") == 2
+
+
+def test_words_from_right_to_left_stay_so_across_tokens(visit):
+    lefts = visit(written("\u05e9\u05dc", "\u05d5\u05dd", "\u2581\u05e2\u05d5", "\u05dc\u05dd"))(LEFTS)
+    assert lefts == sorted(lefts, reverse=True)
+
+
+def test_candidates_are_named_without_turning_the_direction(visit):
+    js = visit(written("a", "\u202eb"))
+    assert [row[0] for row in cells(js)] == ["\u25b8 'a'", "\u25b9 '\\u202eb'"]
+    assert "\u202e" not in js("document.querySelector('aside').textContent")
 
 
 def test_five_hundred_tokens(visit, driver):

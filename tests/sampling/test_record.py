@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from refgemma.sampling import SamplingParams, decide, record_logits, uniform
+from refgemma.sampling import Record, SamplingParams, decide, read_record, record_logits, uniform
 
 PIECES = ["<bos>", "▁cat", "▁dog", "▁cow", "s", "▁'quote'"]
 
@@ -263,3 +263,63 @@ def test_logits_of_any_dtype_and_shape_and_tokens_that_feed_the_penalties():
 def test_bad_records_by_hand_are_one_clear_sentence(arguments, reason):
     with pytest.raises(ValueError, match=reason):
         record_logits(**{"logits": [WORKED, WORKED], "params": SamplingParams()} | arguments)
+
+
+LOWEST = np.finfo(np.float64).min
+
+
+@pytest.mark.parametrize(
+    ("logits", "settings", "step", "before"),
+    [
+        ([0, -1, LOWEST], {"temperature": 0.6}, "temperature", "-1.79769e+308"),
+        ([0, -1, -1.5e308], {"temperature": 1, "logit_bias": {2: -1.7e308}}, "logit_bias", "-1.5e+308"),
+        ([0, -1, -1.5e308], {"temperature": 1, "repetition_penalty": 2}, "repetition_penalty", "-1.5e+308"),
+    ],
+)
+def test_a_step_that_drives_a_logit_beyond_float64_is_no_cut(logits, settings, step, before):
+    record = record_logits(np.array(logits), SamplingParams(**settings), prompt_tokens=[2], uniforms=[0.1])
+    want = f"token 2 was removed by {step}: that drove its logit from {before} to minus infinity."
+    assert record.why_not(0, 2) == want
+    assert ", 1 of them to minus infinity" in record.explain(0)
+
+
+def test_a_greedy_token_of_another_engine_is_told_in_a_sentence():
+    record = record_logits(WORKED, SamplingParams(temperature=0), tokens=[1])
+    assert "But token 0 had the highest logit: another engine or other settings must have chosen token 1." in (
+        record.explain(0)
+    )
+
+
+def test_steps_that_move_nothing_say_so():
+    record = record_logits(WORKED, SamplingParams(logit_bias={0: 0.0, 5: 2.0}, banned=[5]))
+    assert "logit_bias moved no logit. banned removed none. " in record.explain(0)
+
+
+def test_a_record_by_hand_settles_arrays(tmp_path):
+    record = Record(
+        params=SamplingParams(temperature=1, seed=3),
+        prompt_tokens=np.array([0]),
+        tokens=np.array([1, 0]),
+        uniforms=np.array([0.5, 0.1], dtype=np.float32),
+        logits=np.array([WORKED, WORKED]),
+    )
+    assert (record.prompt_tokens, record.tokens) == ((0,), (1, 0))
+    assert {type(u) for u in record.uniforms} == {float}
+    record.save(tmp_path / "run.jsonl")
+    assert read_record(tmp_path / "run.jsonl").tokens == (1, 0)
+
+
+@pytest.mark.parametrize("uniforms", [0.5, ["a"], "a", [None], [True]])
+def test_uniforms_that_are_no_list_of_numbers_are_one_clear_sentence(uniforms):
+    with pytest.raises(TypeError, match=r"^uniforms are .*: expected a list of numbers in \[0, 1\), one for each tok"):
+        record_logits(WORKED, SamplingParams(), uniforms=uniforms)
+
+
+def test_a_uniform_number_that_is_none_is_one_clear_sentence():
+    with pytest.raises(TypeError, match=r"^u is 'x': expected a number in \[0, 1\)$"):
+        decide(WORKED, SamplingParams(), u="x")
+
+
+def test_given_uniforms_need_no_seed():
+    assert record_logits(WORKED, SamplingParams(), uniforms=[0.5]).params.seed is None
+    assert record_logits(WORKED, SamplingParams(seed=4), uniforms=[0.5]).params.seed == 4

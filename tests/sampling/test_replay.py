@@ -125,3 +125,24 @@ def test_a_record_with_its_own_uniform_numbers_keeps_them_unless_the_seed_change
 def test_changes_that_cannot_be_made_are_one_clear_sentence(changes, reason):
     with pytest.raises(ValueError, match=reason):
         RECORD.replay(**changes)
+
+
+def test_tokens_of_another_engine_are_not_blamed_on_the_change():
+    """The record's own settings give token 0, so min-p has no part in it."""
+    settings = SamplingParams(temperature=1, top_k=2)
+    record = record_logits([3.0, 0.0, 0.0], settings, tokens=[2], uniforms=[0.1])
+    for changes in ({}, {"min_p": 0.0001}):
+        replay = record.replay(**changes)
+        assert (replay.tokens, replay.first_difference) == ((0,), 0)
+        assert replay.reason.startswith(
+            "Token 0 is token 0 and not token 2, with the recorded settings already: another engine or other settings "
+            "must have chosen token 2. token 2 was removed by top_k: "
+        )
+        assert "min_p" not in replay.reason
+
+
+def test_where_record_settings_and_change_give_three_tokens_all_are_named():
+    record = record_logits(WORKED, SamplingParams(temperature=1), tokens=[2], uniforms=[0.5])
+    reason = record.replay(logit_bias={3: 9.0}).reason
+    assert reason.startswith("Token 0 is token 3 and not token 2 with logit_bias ((3, 9.0),) in place of (). ")
+    assert "The recorded settings give neither but token 1: another engine or other settings must have" in reason

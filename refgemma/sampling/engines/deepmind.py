@@ -1,4 +1,9 @@
-"""google-deepmind/gemma: one sampling method at a time, top-k or top-p; top-p keeps all that tie with its last."""
+"""google-deepmind/gemma: one sampling method at a time, top-k or top-p; top-p keeps all that tie with its last.
+
+A limit: the engine computes in the format of its logits, from the temperature to the running sums of top-p; the steps
+here are float32 from the start. From float32 logits they compute what the engine does; from half-precision logits its
+rounding, and the ties that come of it, are not imitated.
+"""
 
 from __future__ import annotations
 

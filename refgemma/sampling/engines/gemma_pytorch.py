@@ -1,4 +1,9 @@
-"""gemma_pytorch: top-p on the full distribution, keeping one token more at equality, then top-k by rank."""
+"""gemma_pytorch: top-p on the full distribution, keeping one token more at equality, then top-k by rank.
+
+A limit: the engine divides by the temperature in the format of its logits, and goes over to float32 in its softmax; the
+steps here are float32 from the start. From float32 logits they compute what the engine does; from half-precision logits
+the engine's rounding of that quotient is not imitated.
+"""
 
 from __future__ import annotations
 
