@@ -296,7 +296,8 @@ def check_logits(logits: Array, u: float) -> Array:
     if np.isinf(highest):
         reason = "all minus infinity" if highest < 0 else f"plus infinity for token {int(wide.argmax())}"
         raise ValueError(f"logits are {reason}: no token can be chosen")
-    if not isinstance(u, numbers.Real):
+    given: object = u
+    if not isinstance(given, numbers.Real):
         raise TypeError(f"u is {u!r}: expected a number in [0, 1)")
     if not 0 <= u < 1:
         raise ValueError(f"u is {u!r}: expected a number in [0, 1)")

@@ -38,13 +38,13 @@ def no_piece(token: int) -> str:
     return ""
 
 
-def plain_uniforms(values: Iterable[float]) -> tuple[float, ...]:
+def plain_uniforms(values: object) -> tuple[float, ...]:
     """Uniform numbers as plain floats, or a sentence on what is wrong.
 
     Parameters
     ----------
-    values : iterable of float
-        One for each decision; their range is checked where they are used.
+    values : object
+        What should be numbers, one for each decision; their range is checked where they are used.
 
     Returns
     -------
@@ -56,13 +56,11 @@ def plain_uniforms(values: Iterable[float]) -> tuple[float, ...]:
     TypeError
         If they are no list of numbers.
     """
-    try:
-        given = tuple(values)
-    except TypeError:
-        given = ("",)
-    if isinstance(values, str) or not all(isinstance(u, numbers.Real) and not isinstance(u, bool) for u in given):
+    given = tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (None,)
+    numeric = [float(u) for u in given if not isinstance(u, bool) and isinstance(u, numbers.Real)]
+    if len(numeric) < len(given):
         raise TypeError(f"uniforms are {values!r:.60}: expected a list of numbers in [0, 1), one for each token")
-    return tuple(map(float, given))
+    return tuple(numeric)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

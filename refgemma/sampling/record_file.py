@@ -104,7 +104,10 @@ def read_record(path: str | Path) -> Record:
         header, *lines = _parse(path.read_bytes())
         _check(isinstance(header, dict) and header.get("format") == FORMAT, f"its first line is not of a {FORMAT}")
         version = header.get("version")
-        _check(type(version) is int and version == VERSION, f"it is of version {version!r}: this reader knows version {VERSION}")
+        _check(
+            type(version) is int and version == VERSION,
+            f"it is of version {version!r}: this reader knows version {VERSION}",
+        )
         params = _params(header.get("params"))
         T, V = (header.get(name) for name in ("tokens", "vocab_size"))
         _check(
@@ -185,8 +188,9 @@ def _params(fields: Any) -> SamplingParams:
     _check(isinstance(fields, dict), f"params is {reprlib.repr(fields)}: expected settings by name")
     known = {field.name for field in dataclasses.fields(SamplingParams)}
     _check(fields.keys() <= known, f"params has {', '.join(sorted(fields.keys() - known))}, which is no setting")
+    settings = SamplingParams(**fields)
     _check("temperature" in fields, "params has no temperature: expected the one that the tokens were drawn with")
-    return SamplingParams(**fields)
+    return settings
 
 
 def _read_logits(path: Path, source: Any, shape: tuple[int, int]) -> Array:
