@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import refgemma
+from refgemma.checkpoint import find_model
 from refgemma.model import forward
 from refgemma.numerics import ROUNDING_POINTS, Array, Numerics, from_bfloat16
 from tests.judge import FLOAT64_BOUND, UNIT, error
@@ -59,7 +61,9 @@ def certificate():
 
 @functools.cache
 def recorded():
-    """The prompts, by name."""
+    """The prompts, by name; fails where the record is about other weights."""
+    if changed := changed_files(find_model("tiny-it")):
+        pytest.fail(f"{', '.join(changed)} of tiny-it changed since its logits were recorded: {REMAKE}")
     with np.load(GOLDEN.with_suffix(".npz")) as arrays:
         logits = dict(arrays)  # rows of all prompts, one after the other
     logits["bfloat16"] = from_bfloat16(logits["bfloat16"])
@@ -69,6 +73,11 @@ def recorded():
         prompts[entry["name"]] = Recorded(**entry, logits={dtype: array[rows] for dtype, array in logits.items()})
         row = rows.stop
     return prompts
+
+
+def changed_files(folder):
+    """Files of a model folder that are not those the logits were recorded with."""
+    return [name for name, digest in certificate()["weights_sha256"].items() if sha256(folder / name) != digest]
 
 
 def sha256(path):
@@ -110,9 +119,9 @@ class NoisyNumerics(Numerics):
 def bfloat16_bounds():
     """Largest error of bfloat16 for each prompt: twice the largest of a few runs with rounding errors drawn at random.
 
-    Twice: an engine is one more draw, and its errors are not quite independent. Its roundings of a peaked softmax, for one,
-    all lean the same way. They are also smaller than ours, which are spread evenly up to the largest possible. Measured: the
-    error of transformers is 0.6 to 1.1 of the largest of three.
+    Twice, for an engine is one more draw, and its errors are not as independent as ours: one in the rope table, say,
+    returns in every layer. Measured: transformers is at 0.2 to 0.8 of the largest of three runs. Its roundings are at
+    most half a spacing, and on average half of the largest possible, which all of ours may reach.
     """
     gemma = tiny_it("float64")
     bounds = {}

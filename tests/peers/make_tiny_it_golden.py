@@ -96,8 +96,8 @@ def main():
 def with_tokens(name, raw, prompt):
     """A prompt, its token ids, and the positions at which logits are kept.
 
-    The ids are what SentencePiece alone makes of the conversation written out by hand: no code of `refgemma` has a part in
-    them. It knows the turn markers; ``<bos>`` goes before.
+    The ids are what SentencePiece alone makes of the conversation written out by hand, ``<bos>`` before it: no code of
+    `refgemma` has a part in them.
     """
     spm = sentencepiece.SentencePieceProcessor(model_file=str(FOLDER / "tokenizer.model"))
     if name == "long":  # <bos> and 499 more
