@@ -100,7 +100,8 @@ def show(what: Any, style: str = "") -> None:
 
     width = None if sys.stdout.isatty() else _ENDLESS
     console = Console(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False)
-    with console.capture() as drawn:  # rich would end the program itself, with 1, where the reader has gone away
+    sys.stdout.flush()  # rich flushes what stands before, and ends the program with 1 where the reader has gone away
+    with console.capture() as drawn:
         console.print(what, style=style)
     sys.stdout.write(drawn.get())
 

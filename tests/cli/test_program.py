@@ -164,9 +164,11 @@ def test_a_warning_is_one_line(run):
 
 
 @pytest.mark.parametrize("arguments", [["generate", "hello"], ["inspect"], ["score", "hello"], ["logits", "hello"]])
-def test_a_reader_that_goes_away_ends_it_quietly(folder, arguments):
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # then every write meets the closed pipe, not only the last flush
+def test_a_reader_that_goes_away_ends_it_quietly(folder, arguments, unbuffered):
     command = [sys.executable, "-m", "refgemma", *arguments, "--model", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
