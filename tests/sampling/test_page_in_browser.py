@@ -133,9 +133,11 @@ def test_any_text_survives(visit):
 
 
 def written(*pieces):
-    """A record whose tokens are these."""
-    T = len(pieces)
-    return record_logits(np.zeros((T, T)), SamplingParams(), tokens=list(range(T)), piece=pieces.__getitem__)
+    """A record whose tokens are these; each draw would have given the last of them."""
+    T, uniforms = len(pieces), [0.99] * len(pieces)
+    return record_logits(
+        np.zeros((T, T)), SamplingParams(), uniforms=uniforms, tokens=range(T), piece=pieces.__getitem__
+    )
 
 
 LEFTS = "[...document.querySelectorAll('.token')].map(t => t.getBoundingClientRect().left)"
