@@ -219,8 +219,8 @@ def decide(
     kept, values = left(current)
     probs = exp_below(values)
     if len(kept) < len(current):
-        probs = np.zeros_like(current)
-        probs[kept] = exp_below(values)
+        among_kept, probs = probs, np.zeros_like(current)
+        probs[kept] = among_kept
     probs /= probs.sum()
     token = int(kept[draw(cumulative(probs, kept), u)])
     return Decision(token, probs, kept, u, tuple(stages))

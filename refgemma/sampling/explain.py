@@ -126,13 +126,15 @@ def _draw_told(record: Record, entry: Entry) -> str:
     left = f"{_count(entry.kept)} were left" if entry.kept != 1 else "One token was left"
     left += f" (entropy {entry.entropy:.3f} nats, {entry.raw_entropy:.3f} before all steps)"
     if entry.token != entry.drawn:
-        reason = "which had been removed" if entry.interval is None else f"whose interval is {_span(entry.interval)}"
+        reason = (
+            "which had been removed" if entry.interval is None else f"whose interval is {span_text(entry.interval)}"
+        )
         return (
             f"{left}, and u = {entry.u:.8f} gives {record.text(entry.drawn)}: another engine or other settings must "
             f"have chosen {record.text(entry.token)}, {reason}."
         )
     assert entry.interval is not None, "a token that was drawn had been kept"
-    return f"{left}, and u = {entry.u:.8f} fell into its interval {_span(entry.interval)}."
+    return f"{left}, and u = {entry.u:.8f} fell into its interval {span_text(entry.interval)}."
 
 
 def _near_tie_told(record: Record, entry: Entry) -> str:
@@ -201,7 +203,19 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _span(span: tuple[float, float]) -> str:
+def span_text(span: tuple[float, float]) -> str:
+    """Interval of the draw, as it is written in texts.
+
+    Parameters
+    ----------
+    span : (float, float)
+        Its ends.
+
+    Returns
+    -------
+    str
+        Closed below, open above.
+    """
     return f"[{span[0]:.8f}, {span[1]:.8f})"
 
 

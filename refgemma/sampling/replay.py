@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from refgemma.sampling.decision import GREEDY_BELOW, decide, uniform
-from refgemma.sampling.explain import why_not
+from refgemma.sampling.explain import span_text, why_not
 from refgemma.sampling.observe import interval
 from refgemma.sampling.params import SamplingParams
 
@@ -119,11 +119,11 @@ def _shift(record: Record, other: Record, t: int, was: int, now: int) -> str:
     new = interval(other.decision(t), now)
     assert after is not None, "it is still kept"
     assert new is not None, "it was drawn"
-    moved = f"moved from {_span(before)} to" if before is not None and before != after else "is"
+    moved = f"moved from {span_text(before)} to" if before is not None and before != after else "is"
     u, own = record.uniforms[t], other.uniforms[t]
     number = f"u = {own:.8f}" if own == u else f"u is now {own:.8f}, no longer {u:.8f}, and"
     return (
-        f"The interval of {record.text(was)} {moved} {_span(after)}; {number} falls into {_span(new)}, that of "
+        f"The interval of {record.text(was)} {moved} {span_text(after)}; {number} falls into {span_text(new)}, that of "
         f"{record.text(now)}."
     )
 
@@ -133,7 +133,3 @@ def _with(old: SamplingParams, new: SamplingParams) -> str:
     names = [field.name for field in dataclasses.fields(old) if getattr(old, field.name) != getattr(new, field.name)]
     clauses = [f"{name} {getattr(new, name)} in place of {getattr(old, name)}" for name in names]
     return f" with {' and '.join(clauses)}" if clauses else ""
-
-
-def _span(span: tuple[float, float]) -> str:
-    return f"[{span[0]:.8f}, {span[1]:.8f})"
