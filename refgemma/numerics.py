@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from refgemma.profiles import ENGINES, ROUNDINGS, roundings_of
 
 Array: TypeAlias = NDArray[Any]
 
@@ -126,6 +129,14 @@ class Numerics:
     rounding : mapping of str to str
         Rounding point to the narrower format that its values are rounded to ("bfloat16" or "float32"). Empty for plain
         float32 and float64. A rounded value stays in an array of `dtype`.
+
+    Examples
+    --------
+    >>> profile = PROFILES["bf16-transformers"]
+    >>> profile.without("rope.table").name
+    'bf16-transformers without rope.table'
+    >>> profile.with_("rope.frequency", "bfloat16").rounding["rope.frequency"]
+    'bfloat16'
     """
 
     name: str
@@ -176,34 +187,103 @@ class Numerics:
         narrow = self.rounding.get(point)
         if narrow is None:
             return value
+        single = value.astype(np.float32, copy=False)
         if narrow == "bfloat16":
-            return from_bfloat16(to_bfloat16(value.astype(np.float32))).astype(value.dtype)
-        return value.astype(np.float32).astype(value.dtype)
+            single = from_bfloat16(to_bfloat16(single))
+        return single.astype(value.dtype, copy=False)
+
+    def constant(self, point: str, value: float) -> float:
+        """Number of a formula as it is after the rounding, if any, at a named point.
+
+        Parameters
+        ----------
+        point : str
+            A key of `ROUNDING_POINTS`.
+        value : float
+            As the formula has it.
+
+        Returns
+        -------
+        float
+            Takes the dtype of the array that it meets.
+        """
+        return float(self.round(point, np.array(value))) if point in self.rounding else value
+
+    def inside(self, operation: str) -> bool:
+        """Whether any step inside an operation is rounded, so that the steps must be taken one by one.
+
+        Parameters
+        ----------
+        operation : str
+            What stands before the dot in the names of its points.
+
+        Returns
+        -------
+        bool
+            True if one of these points has a format.
+        """
+        return bool(self.rounding) and any(point.startswith(operation + ".") for point in self.rounding)
+
+    def without(self, *points: str) -> Numerics:
+        """Same arithmetic with some rounding points switched off.
+
+        Parameters
+        ----------
+        *points : str
+            Names of points, or patterns such as ``"norm.*"``.
+
+        Returns
+        -------
+        Numerics
+            Under a name that says so. A point that was not rounded anyway changes nothing.
+
+        Raises
+        ------
+        ValueError
+            If a name or pattern fits no rounding point.
+        """
+        off = {point for pattern in points for point in _matching(pattern)}
+        rounding = {point: narrow for point, narrow in self.rounding.items() if point not in off}
+        return replace(self, name=f"{self.name} without {', '.join(points)}", rounding=MappingProxyType(rounding))
+
+    def with_(self, points: str, narrow: str) -> Numerics:
+        """Same arithmetic with some rounding points set to a format.
+
+        Parameters
+        ----------
+        points : str
+            Name of a point, or a pattern such as ``"norm.*"``.
+        narrow : str
+            "bfloat16" or "float32".
+
+        Returns
+        -------
+        Numerics
+            Under a name that says so.
+
+        Raises
+        ------
+        ValueError
+            If the name or pattern fits no rounding point, or the format is unknown.
+        """
+        rounding = {**self.rounding, **dict.fromkeys(_matching(points), narrow)}
+        return replace(self, name=f"{self.name} with {points} in {narrow}", rounding=MappingProxyType(rounding))
 
 
-# Where an engine that computes in a narrow format rounds. Each point is passed once by every value it names.
-ROUNDING_POINTS: dict[str, str] = {
-    "embed.scale": "sqrt(D), before it multiplies the table row",
-    "embed": "the scaled embedding",
-    "norm.gain": "1 + weight, before it multiplies",
-    "norm.normed": "x / rms, before the gain",
-    "norm.out": "the output of every norm",
-    "linear": "the output of every matrix product with a weight",
-    "rope.frequency": "theta ** (-2 i / H)",
-    "rope.angle": "position times frequency",
-    "rope.table": "cosines and sines",
-    "rope.product": "each product of a half head with the table",
-    "rope.out": "their sum",
-    "attn.query": "the scaled query",
-    "attn.scores": "query times key",
-    "attn.probs": "the softmax",
-    "attn.mix": "probabilities times values",
-    "attn.residual": "the residual stream after attention",
-    "mlp.act": "gelu(gate)",
-    "mlp.gated": "gelu(gate) * up",
-    "out": "the residual stream after the MLP",
-}
+def _matching(pattern: str) -> list[str]:
+    """Rounding points of that name or pattern."""
+    found = [point for point in ROUNDING_POINTS if fnmatchcase(point, pattern)]
+    if not found:
+        raise ValueError(f"{pattern!r} is no rounding point: there are {', '.join(ROUNDING_POINTS)}")
+    return found
+
+
+# Where an engine that computes in a narrow format may round: point, what is rounded there.
+ROUNDING_POINTS: dict[str, str] = {point: meaning for point, (meaning, *_) in ROUNDINGS.items()}
 
 FLOAT64 = Numerics("float64", np.dtype(np.float64))
 FLOAT32 = Numerics("float32", np.dtype(np.float32))
-PROFILES: dict[str, Numerics] = {profile.name: profile for profile in (FLOAT32, FLOAT64)}
+PROFILES: dict[str, Numerics] = {
+    profile.name: profile
+    for profile in (FLOAT32, FLOAT64, *(Numerics(name, np.dtype(np.float32), roundings_of(name)) for name in ENGINES))
+}

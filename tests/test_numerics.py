@@ -113,10 +113,12 @@ def test_bfloat16_matrix_widens_rows(dtype):
 
 def logits(numerics, narrow=None, point=None):
     """Logits of a small model with at most one rounding point on."""
-    model = random_model(2, num_tokens=6, num_layers=2)
+    model = random_model(2, num_tokens=6, num_layers=2, head_dim=24, query_scale=24**-0.5)  # 2 i / 24 is seldom exact
     params = widened(model.params) if numerics is FLOAT64 else model.params
     numerics = Numerics("test", numerics.dtype, {point: narrow} if point else {})
-    return forward(params, model.config, model.tokens, positions=model.positions, numerics=numerics)
+    quiet = np.flatnonzero(np.abs(model.params["embed"]).max(axis=1) < 0.1)  # where the digits of eps count
+    tokens = np.where(np.arange(6) % 2, model.tokens, quiet[0])
+    return forward(params, model.config, tokens, positions=model.positions, numerics=numerics)
 
 
 @pytest.mark.parametrize(("numerics", "narrow"), [(FLOAT32, "bfloat16"), (FLOAT64, "bfloat16"), (FLOAT64, "float32")])
@@ -128,25 +130,35 @@ def test_every_rounding_point_is_live(numerics, narrow):
         assert not np.array_equal(rounded, plain), point
 
 
-def test_every_value_passes_its_points_once(monkeypatch):
+@pytest.mark.parametrize("scaled", ["attn.query", "attn.product"])
+def test_every_value_passes_its_points_once(monkeypatch, scaled):
+    """All points are on, so that every step is taken; the scale comes before the product or after it, not both."""
     calls = Counter()
     monkeypatch.setattr(Numerics, "round", lambda self, point, value: (calls.update([point]), value)[1])
-    logits(FLOAT32)
+    other = {"attn.query": "attn.product", "attn.product": "attn.query"}[scaled]
+    points = dict.fromkeys(ROUNDING_POINTS.keys() - {other}, "float32")
+    model = random_model(2, num_tokens=6, num_layers=2)
+    numerics = Numerics("test", np.dtype(np.float32), points)
+    forward(model.params, model.config, model.tokens, positions=model.positions, numerics=numerics)
     L = 2
+    norms = ["square", "mean", "eps", "shifted", "inverse", "normed", "gain", "out"]
+    gelus = ["square", "cube", "term", "sum", "inner", "tanh", "shifted"]
     assert calls == {
         "embed.scale": 1,
         "embed": 1,
-        **dict.fromkeys(["norm.gain", "norm.normed", "norm.out"], 2 * L + 1),
+        **dict.fromkeys([f"norm.{step}" for step in norms], 2 * L + 1),
         "linear": 7 * L + 1,
-        "rope.frequency": 1,
-        "rope.angle": 1,
+        **dict.fromkeys(["rope.exponent", "rope.timescale", "rope.frequency", "rope.angle"], 1),
         "rope.table": 2,  # cosines and sines
         "rope.product": 2 * 4 * L,  # of queries and keys, two halves with two tables
         "rope.out": 2 * L,
-        **dict.fromkeys(["attn.query", "attn.scores", "attn.probs", "attn.mix", "attn.residual"], L),
+        **dict.fromkeys(["attn.scale", scaled, "attn.scores", "attn.shifted", "attn.exp", "attn.total"], L),
+        **dict.fromkeys(["attn.probs", "attn.mix", "attn.residual"], L),
+        "gelu.constant": 2 * L,
+        **dict.fromkeys([f"gelu.{step}" for step in gelus], L),
         **dict.fromkeys(["mlp.act", "mlp.gated", "out"], L),
     }
-    assert set(calls) == set(ROUNDING_POINTS)
+    assert calls.keys() | {other} == ROUNDING_POINTS.keys()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -172,7 +184,8 @@ def test_unknown_points_and_formats_are_one_clear_sentence():
 
 
 def test_plain_profiles_round_nothing():
-    assert PROFILES == {"float32": FLOAT32, "float64": FLOAT64}
+    assert PROFILES["float32"] is FLOAT32
+    assert PROFILES["float64"] is FLOAT64
     x = np.array([1 / 3], np.float32)
     for point in ROUNDING_POINTS:
         assert FLOAT32.round(point, x) is x

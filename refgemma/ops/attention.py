@@ -52,6 +52,11 @@ def attention_scores(q: Array, k: Array, *, scale: float, numerics: Numerics = F
     ndarray, shape (B, N, T, S)
         Before the mask.
 
+    Notes
+    -----
+    Scaling the query is the cheaper order. Engines that scale the product instead round it first (point
+    ``attn.product``), which differs wherever the scale is no power of two.
+
     References
     ----------
     Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models", 2023, section 2.
@@ -59,9 +64,14 @@ def attention_scores(q: Array, k: Array, *, scale: float, numerics: Numerics = F
     B, T, N, H = q.shape
     K, S = k.shape[1:3]
     G = N // K
-    q = numerics.round("attn.query", q * scale)
+    scale = numerics.constant("attn.scale", scale)
+    scale_after = "attn.product" in numerics.rounding
+    if not scale_after:
+        q = numerics.round("attn.query", q * scale)
     grouped = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)  # head n reads kv head n // G
     scores = grouped @ k.swapaxes(-1, -2)  # BK(GT)S
+    if scale_after:
+        scores = numerics.round("attn.product", scores) * scale
     return numerics.round("attn.scores", scores.reshape(B, N, T, S))
 
 
@@ -87,8 +97,9 @@ def attention_probs(scores: Array, allowed: Array, *, numerics: Numerics = FLOAT
     highest = masked.max(axis=-1, keepdims=True)
     # Rows with no key: any finite number will do for their maximum, exp(-inf) is zero, and zero over one stays zero.
     masked -= xp.where(xp.isfinite(highest), highest, 0).astype(scores.dtype, copy=False)
-    weights = xp.exp(masked, out=masked)
-    total = weights.sum(axis=-1, keepdims=True)
+    masked = numerics.round("attn.shifted", masked)
+    weights = numerics.round("attn.exp", xp.exp(masked, out=masked))
+    total = numerics.round("attn.total", weights.sum(axis=-1, keepdims=True))
     weights /= xp.where(total > 0, total, 1).astype(scores.dtype, copy=False)
     return numerics.round("attn.probs", weights)
 

@@ -45,8 +45,21 @@ def rms_norm(x: Array, weight: Array, *, eps: float, numerics: Numerics = FLOAT3
     """
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"weight has shape {weight.shape}, x has {x.shape[-1]} channels: expected ({x.shape[-1]},)")
-    xp = namespace_of(x)
-    mean_square = xp.mean(xp.square(x), axis=-1, keepdims=True)  # ... 1
-    normed = numerics.round("norm.normed", x / xp.sqrt(mean_square + eps))
+    if numerics.inside("norm"):
+        normed = _normed_by_steps(x, eps, numerics)
+    else:
+        xp = namespace_of(x)
+        normed = x / xp.sqrt(xp.mean(xp.square(x), axis=-1, keepdims=True) + eps)
     gain = numerics.round("norm.gain", 1 + weight.astype(x.dtype, copy=False))
     return numerics.round("norm.out", normed * gain)
+
+
+def _normed_by_steps(x: Array, eps: float, numerics: Numerics) -> Array:
+    """``x / sqrt(mean(x**2) + eps)``, each step with its rounding point."""
+    xp = namespace_of(x)
+    square = numerics.round("norm.square", xp.square(x))
+    mean_square = numerics.round("norm.mean", xp.mean(square, axis=-1, keepdims=True))  # ... 1
+    rms = xp.sqrt(numerics.round("norm.shifted", mean_square + numerics.constant("norm.eps", eps)))
+    # Dividing by the root is one rounding less than multiplying by its inverse, which is what engines do.
+    normed: Array = x * numerics.round("norm.inverse", 1 / rms) if "norm.inverse" in numerics.rounding else x / rms
+    return numerics.round("norm.normed", normed)

@@ -33,15 +33,19 @@ def rope_table(positions: Array, head_dim: int, theta: float, *, numerics: Numer
     Notes
     -----
     Angles are formed in float64 and rounded once, as cosines and sines. In float32 the angle itself is off by up to
-    5e-4 at position 8191; engines that do that are imitated through the points ``rope.frequency`` and ``rope.angle``.
+    5e-4 at position 8191; engines that do that are imitated through the points ``rope.exponent`` to ``rope.angle``.
 
     References
     ----------
     Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, section 3.2.2.
     """
     xp = namespace_of(positions)
-    exponent = xp.arange(0, head_dim, 2, dtype=np.float64) / head_dim  # H/2
-    frequency = numerics.round("rope.frequency", theta**-exponent)
+    exponent = numerics.round("rope.exponent", xp.arange(0, head_dim, 2, dtype=np.float64) / head_dim)  # H/2
+    if "rope.timescale" in numerics.rounding:  # a power and its inverse, two roundings
+        frequency = 1 / numerics.round("rope.timescale", theta**exponent)
+    else:
+        frequency = theta**-exponent
+    frequency = numerics.round("rope.frequency", frequency)
     angle = numerics.round("rope.angle", positions[..., None] * frequency)  # B T H/2
     cos, sin = (f(angle).astype(numerics.dtype, copy=False) for f in (xp.cos, xp.sin))
     return numerics.round("rope.table", cos), numerics.round("rope.table", sin)
