@@ -12,6 +12,7 @@ from typing import TypeAlias
 from refgemma.cli.files import check_apart, check_place, output_file
 from refgemma.cli.terminal import progress_bar
 from refgemma.sampling import Record, show
+from refgemma.sampling.sidecar import sidecar_of
 
 Save: TypeAlias = Callable[[Record, str, int | None], None]
 
@@ -80,7 +81,7 @@ def outputs(args: argparse.Namespace) -> Iterator[Save]:
         show.check_matplotlib()
     if args.record:
         check_place(args.record)
-        check_place(_beside(args.record))
+        check_place(str(sidecar_of(Path(args.record))))
     with ExitStack() as stack:
         page = stack.enter_context(output_file(args.page)) if args.page else None
         picture = stack.enter_context(output_file(args.picture)) if args.picture else None
@@ -110,17 +111,12 @@ def _check_files(args: argparse.Namespace) -> None:
         read["the logits of --replay"] = _logits_of(Path(read["--replay"]))
     written: dict[str, str | Path | None] = {
         "--record": args.record,
-        "the logits beside --record": _beside(args.record) if args.record else None,
+        "the logits beside --record": sidecar_of(Path(args.record)) if args.record else None,
         "--page": args.page,
         "--picture": args.picture,
         "--output": getattr(args, "output", None),
     }
     check_apart(read, written)
-
-
-def _beside(record: str) -> str:
-    """Where the logits of a record are written, see `refgemma.sampling.record_file`."""
-    return f"{record.removesuffix('.jsonl')}.logits.safetensors"
 
 
 def _logits_of(record: Path) -> Path | None:

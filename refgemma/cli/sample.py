@@ -69,6 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="engines to hold against each other at token T of --explain (default: 0), such as transformers,llama.cpp",
     )
+    ask.add_argument(
+        "--logits-dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="format in which the engines of --compare have the logits (default: float16 for float16, else float32)",
+    )
     add_json(parser)
     add_outputs(parser)
     add_sampling(parser, generates=False)
@@ -110,6 +115,8 @@ def _check(args: argparse.Namespace) -> None:
         if args.replay is not None and getattr(args, name):
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} and --replay were both given: the record has its own; leave out {option}")
+    if args.logits_dtype is not None and args.compare is None:
+        raise ValueError("--logits-dtype was given without --compare: only other engines round as the logits do")
     if args.uniforms is not None and hasattr(args, "seed"):
         raise ValueError("--uniforms and --seed were both given: a seed stands for uniform numbers; leave out one")
 
@@ -164,7 +171,14 @@ def _answers(args: argparse.Namespace, record: Record, at: int | None) -> dict[s
     if args.compare is not None:
         t = at or 0
         engines = [name.strip() for name in args.compare.split(",")]
-        answers["compare"] = compare(record.logits[t], record.params, engines, record.prompt_tokens, record.tokens[:t])
+        answers["compare"] = compare(
+            record.logits[t],
+            record.params,
+            engines,
+            record.prompt_tokens,
+            record.tokens[:t],
+            logits_dtype=args.logits_dtype,
+        )
     return answers
 
 

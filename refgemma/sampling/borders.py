@@ -58,4 +58,6 @@ def border(order: Array, stays: Array) -> tuple[int, int | None]:
     last = len(kept) - 1 - int(order[kept][::-1].argmin())  # of those that tie the highest id goes first
     if len(kept) == len(order):
         return int(kept[last]), None
-    return int(kept[last]), int(np.where(stays, -np.inf, order).argmax())
+    others = order.copy()
+    np.copyto(others, -np.inf, where=stays)
+    return int(kept[last]), int(others.argmax())

@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from refgemma.sampling.decision import check_ids, decide, uniform
+from refgemma.sampling.checks import check_ids
+from refgemma.sampling.decision import decide, uniform
 from refgemma.sampling.params import SamplingParams
 from refgemma.sampling.record import Record, no_piece, plain_uniforms
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refgemma.numerics import Array
-from refgemma.sampling.engines import ENGINES, Distribution, Refused, distribution, find
+from refgemma.sampling.engines import ENGINES, Distribution, LogitsDtype, Refused, distribution, find
 from refgemma.sampling.params import SamplingParams
 from refgemma.sampling.parting import Parting, parting, removed_at
 
@@ -89,6 +89,8 @@ def compare(
     engines: Sequence[str] = ("refgemma", "transformers"),
     prompt_tokens: Sequence[int] = (),
     output_tokens: Sequence[int] = (),
+    *,
+    logits_dtype: LogitsDtype | None = None,
 ) -> Comparison:
     """Take the same logits and settings through several engines.
 
@@ -103,6 +105,9 @@ def compare(
         Two or more names of `engines.ENGINES`; the others are held against the first.
     prompt_tokens, output_tokens : sequence of int
         What has been read and written so far, token ids in ``[0, V)``.
+    logits_dtype : {"float32", "float16", "bfloat16"}, optional
+        Format in which the model gave the logits, for engines that go on in it. By default that of the array, where it
+        is float16, else float32; NumPy has no bfloat16, so that must be said.
 
     Returns
     -------
@@ -139,7 +144,9 @@ def compare(
     refusals: dict[str, str] = {}
     for name in names:
         try:
-            distributions[name] = distribution(name, logits, params, prompt_tokens, output_tokens)
+            distributions[name] = distribution(
+                name, logits, params, prompt_tokens, output_tokens, logits_dtype=logits_dtype
+            )
         except Refused as reason:
             refusals[name] = str(reason)
     first, *others = distributions.values() if distributions else [None]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import numbers
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,8 +11,9 @@ import numpy as np
 
 from refgemma.numerics import Array
 from refgemma.sampling import steps
+from refgemma.sampling.checks import check_ids, check_logits
 from refgemma.sampling.params import SamplingParams
-from refgemma.sampling.steps.cuts import exp_below, left
+from refgemma.sampling.steps.selection import exp_below, left
 
 Step: TypeAlias = tuple[str, Callable[[Array], Array]]
 
@@ -68,6 +67,8 @@ class Decision:
         Ids that were left, ascending.
     u : float
         The uniform number in [0, 1) that picked it.
+    running : ndarray of float64, shape (n,)
+        Running sums of the probabilities of the n tokens in `kept`.
     stages : tuple of Stage
         What each step changed; empty unless asked for.
     """
@@ -76,6 +77,7 @@ class Decision:
     probs: Array
     kept: Array
     u: float
+    running: Array
     stages: tuple[Stage, ...] = ()
 
 
@@ -215,33 +217,15 @@ def decide(
         token = int(current.argmax())  # the first, that is the lowest id, on ties
         probs = np.zeros_like(current)
         probs[token] = 1.0
-        return Decision(token, probs, np.array([token]), u, tuple(stages))
+        return Decision(token, probs, np.array([token]), u, np.ones(1), tuple(stages))
     kept, values = left(current)
     probs = exp_below(values)
     if len(kept) < len(current):
         among_kept, probs = probs, np.zeros_like(current)
         probs[kept] = among_kept
     probs /= probs.sum()
-    token = int(kept[draw(cumulative(probs, kept), u)])
-    return Decision(token, probs, kept, u, tuple(stages))
-
-
-def cumulative(probs: Array, kept: Array) -> Array:
-    """Running sums of the probabilities that are left.
-
-    Parameters
-    ----------
-    probs : ndarray of float64, shape (V,)
-        Probabilities.
-    kept : ndarray of int, shape (n,)
-        Ids of the tokens that are left, ascending.
-
-    Returns
-    -------
-    ndarray, shape (n,)
-        Up to and including each of them.
-    """
-    return np.cumsum(probs if len(kept) == len(probs) else probs[kept])
+    running = np.cumsum(probs if len(kept) == len(probs) else probs[kept])
+    return Decision(int(kept[draw(running, u)]), probs, kept, u, running, tuple(stages))
 
 
 def draw(running: Array, u: float) -> int:
@@ -260,79 +244,3 @@ def draw(running: Array, u: float) -> int:
         The first whose running sum exceeds `u` times the last one.
     """
     return int(np.searchsorted(running, u * running[-1], side="right"))  # u < 1: never beyond the last
-
-
-def check_logits(logits: Array, u: float) -> Array:
-    """Logits in float64, or a sentence on what is wrong.
-
-    Parameters
-    ----------
-    logits : array_like of float, shape (V,)
-        Scores.
-    u : float
-        Uniform number of the draw.
-
-    Returns
-    -------
-    ndarray of float64, shape (V,)
-        A copy.
-
-    Raises
-    ------
-    ValueError
-        If they are empty, of another shape, hold NaN or plus infinity, or leave nothing; or if `u` is not in [0, 1).
-    TypeError
-        If `u` is no number.
-    """
-    logits = np.asarray(logits)
-    if logits.ndim != 1 or not logits.size or logits.dtype.kind not in "fiu":
-        raise ValueError(
-            f"logits are {logits.dtype} of shape {logits.shape}: expected one number per vocabulary entry, (V,)"
-        )
-    wide = logits.astype(np.float64)
-    highest = wide.max()
-    if np.isnan(highest):
-        raise ValueError(f"logits hold NaN, first for token {int(np.isnan(wide).argmax())}: no token can be chosen")
-    if np.isinf(highest):
-        reason = "all minus infinity" if highest < 0 else f"plus infinity for token {int(wide.argmax())}"
-        raise ValueError(f"logits are {reason}: no token can be chosen")
-    given: object = u
-    if not isinstance(given, numbers.Real):
-        raise TypeError(f"u is {u!r}: expected a number in [0, 1)")
-    if not 0 <= u < 1:
-        raise ValueError(f"u is {u!r}: expected a number in [0, 1)")
-    return wide
-
-
-def check_ids(name: str, tokens: Sequence[int], V: int) -> list[int]:
-    """Token ids as plain numbers, or a sentence on what is wrong.
-
-    Parameters
-    ----------
-    name : str
-        What they are, for the message.
-    tokens : sequence of int
-        The ids.
-    V : int
-        Size of the vocabulary.
-
-    Returns
-    -------
-    list of int
-        The same.
-
-    Raises
-    ------
-    TypeError
-        If they are no list of whole numbers.
-    ValueError
-        If one is outside the vocabulary.
-    """
-    try:
-        ids = [operator.index(token) for token in tokens]
-    except TypeError:
-        raise TypeError(f"{name} are {tokens!r:.60}: expected a list of token ids") from None
-    for token in ids:
-        if not 0 <= token < V:
-            raise ValueError(f"token id {token} of {name} is outside the vocabulary of {V} (ids from 0)")
-    return ids

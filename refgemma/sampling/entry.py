@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,4 +138,5 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, as a line of a record file has them."""
-        return dataclasses.asdict(self)
+        candidates, steps = ([dict(vars(part)) for part in parts] for parts in (self.candidates, self.steps))
+        return {**vars(self), "candidates": candidates, "steps": steps}

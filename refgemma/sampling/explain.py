@@ -11,7 +11,7 @@ from refgemma.sampling.decision import GREEDY_BELOW, Decision, Stage
 from refgemma.sampling.entry import Entry, StepRecord
 from refgemma.sampling.near_tie import UNITS
 from refgemma.sampling.observe import interval
-from refgemma.sampling.steps.cuts import exp_below, left
+from refgemma.sampling.steps.selection import exp_below, left
 
 if TYPE_CHECKING:
     from refgemma.sampling.record import Record

@@ -6,18 +6,20 @@ worked out while a text is generated.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from refgemma.numerics import Array
 from refgemma.sampling.borders import CUTS, border, order_of
-from refgemma.sampling.decision import GREEDY_BELOW, Decision, Stage, cumulative, decide
+from refgemma.sampling.decision import GREEDY_BELOW, Decision, Stage, decide
 from refgemma.sampling.entry import Candidate, Entry, StepRecord
 from refgemma.sampling.near_tie import kind_of_near_tie, nearest_flip
 from refgemma.sampling.params import SamplingParams
-from refgemma.sampling.steps.cuts import exp_below, largest, left
+from refgemma.sampling.steps.selection import exp_below, largest, left
 
 SHOWN = 20  # candidates, the most likely before all steps
 
@@ -62,11 +64,15 @@ def observe(
         As `decide` does.
     """
     decision = decide(logits, params, prompt_tokens, output_tokens, u, record=True)
-    raw = np.asarray(logits, dtype=np.float64)
+    raw = decision.stages[0].logits_before if decision.stages else np.asarray(logits, dtype=np.float64)
     token = decision.token if token is None else token
-    steps = tuple(_step(stage, params) for stage in decision.stages)
+    spreads = [spread(raw), *(spread(stage.logits_after) for stage in decision.stages)]
+    steps = tuple(
+        _step(stage, params, *around)
+        for stage, around in zip(decision.stages, itertools.pairwise(spreads), strict=True)
+    )
     borders = {i for step in steps for i in (step.last_kept, step.first_removed) if i is not None}
-    raw_total, raw_entropy = log_total_and_entropy(raw)
+    raw_total, raw_entropy = spreads[0].log_total, spreads[0].entropy
     candidates = _candidates(raw, raw_total, decision, {token, decision.token, *borders})
     flip = nearest_flip(raw, params, decision)
     size = _size(raw, decision, candidates, flip.token)
@@ -79,7 +85,7 @@ def observe(
         raw_logprob=_finite(raw[token] - raw_total),
         logprob=math.log(decision.probs[token]) if decision.probs[token] else None,
         raw_entropy=raw_entropy,
-        entropy=0.0 if params.temperature < GREEDY_BELOW else steps[-1].entropy if steps else raw_entropy,
+        entropy=0.0 if params.temperature < GREEDY_BELOW else spreads[-1].entropy,
         rank=int(np.count_nonzero(raw > raw[token])),
         kept=len(decision.kept),
         candidates=candidates,
@@ -92,26 +98,23 @@ def observe(
     )
 
 
-def _step(stage: Stage, params: SamplingParams) -> StepRecord:
+def _step(stage: Stage, params: SamplingParams, before: Spread, after: Spread) -> StepRecord:
     """What one step did, of the arrays that went in and came out."""
     listed = stage.ids if stage.name in _LISTED else np.arange(0)
-    ids, before = left(stage.logits_before)  # few, after a cut
-    after = stage.logits_after if len(ids) == len(stage.logits_after) else stage.logits_after[ids]
-    stays = after > -np.inf
-    removed = len(ids) - int(np.count_nonzero(stays))
+    removed = len(before.ids) - len(after.ids)
     last = first = margin = None
     mass = 0.0
     if removed:
-        weights = exp_below(before)
-        total = weights.sum()
-        weights[stays] = 0
-        mass = float(weights.sum() / total)
-    if removed and stage.name in CUTS:
-        order = order_of(stage.name, before)
-        last, first = border(order, stays)
-        assert first is not None, "something was removed"
-        last, first, margin = int(ids[last]), int(ids[first]), float(order[last] - order[first])
-    log_total, entropy = log_total_and_entropy(after)
+        whole = len(before.ids) == len(stage.logits_after)
+        stays = (stage.logits_after if whole else stage.logits_after[before.ids]) > -np.inf
+        gone = before.weights.copy()
+        np.copyto(gone, 0, where=stays)
+        mass = float(gone.sum() / before.total)
+        if stage.name in CUTS:
+            order = order_of(stage.name, before.values)
+            last, first = border(order, stays)
+            assert first is not None, "something was removed"
+            last, first, margin = int(before.ids[last]), int(before.ids[first]), float(order[last] - order[first])
     return StepRecord(
         name=stage.name,
         value=getattr(params, "typical_p" if stage.name == "typical" else stage.name),
@@ -123,8 +126,8 @@ def _step(stage: Stage, params: SamplingParams) -> StepRecord:
         last_kept=last,
         first_removed=first,
         margin=margin,
-        log_total=log_total,
-        entropy=entropy,
+        log_total=after.log_total,
+        entropy=after.entropy,
     )
 
 
@@ -173,12 +176,38 @@ def interval(decision: Decision, token: int) -> tuple[float, float] | None:
     place = int(np.searchsorted(decision.kept, token))
     if place == len(decision.kept) or decision.kept[place] != token:
         return None
-    running = cumulative(decision.probs, decision.kept)
+    running = decision.running
     low = running[place - 1] if place else 0.0
     return float(low / running[-1]), float(running[place] / running[-1])
 
 
-def log_total_and_entropy(logits: Array) -> tuple[float, float]:
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How probability is spread over the tokens that are left.
+
+    Attributes
+    ----------
+    ids : ndarray of int, shape (n,)
+        Which they are, ascending.
+    values, weights : ndarray of float64, shape (n,)
+        Their logits, and shares of the probability, unnormalised.
+    total : float
+        Sum of the shares.
+    log_total : float
+        Natural log of the sum of the exponentials of the logits.
+    entropy : float
+        In nats.
+    """
+
+    ids: Array
+    values: Array
+    weights: Array
+    total: float
+    log_total: float
+    entropy: float
+
+
+def spread(logits: Array) -> Spread:
     """Measure a distribution.
 
     Parameters
@@ -188,17 +217,15 @@ def log_total_and_entropy(logits: Array) -> tuple[float, float]:
 
     Returns
     -------
-    log_total : float
-        Natural log of the sum of their exponentials.
-    entropy : float
-        In nats.
+    Spread
+        Of the others.
     """
-    values = left(logits)[1]
+    ids, values = left(logits)
     weights = exp_below(values)
-    total = weights.sum()
-    log_total = float(values.max() + np.log(total))
-    weights *= values
-    return log_total, max(0.0, log_total - float(weights.sum() / total))
+    total = float(weights.sum())
+    log_total = float(values.max() + math.log(total))
+    entropy = max(0.0, log_total - float((weights * values).sum() / total))
+    return Spread(ids, values, weights, total, log_total, entropy)
 
 
 def _finite(value: float) -> float | None:

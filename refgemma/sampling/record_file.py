@@ -17,25 +17,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
-from refgemma.checkpoint.safetensors_file import read_safetensors
-from refgemma.numerics import Array, from_bfloat16
 from refgemma.sampling.entry import Entry
 from refgemma.sampling.params import SamplingParams
 from refgemma.sampling.record import Record, no_piece
+from refgemma.sampling.sidecar import read_sidecar, sidecar_of, write_sidecar
 
 FORMAT, VERSION = "refgemma sampling record", 1
-
-_DTYPES = {"float16": "F16", "float32": "F32", "float64": "F64"}
 
 
 def write_record(record: Record, path: str | Path) -> None:
@@ -53,14 +47,14 @@ def write_record(record: Record, path: str | Path) -> None:
     ValueError
         If the record is empty.
     OSError
-        If the files cannot be written.
+        If the files cannot be written, or one of the places is a device, a pipe or a folder.
     """
     path = Path(path)
     if not len(record):
         raise ValueError("the record holds no decision: expected at least one token")
-    sidecar = path.with_name(f"{path.name.removesuffix('.jsonl')}.logits.safetensors")
+    sidecar = sidecar_of(path)
     with _whole(path) as file, _whole(sidecar) as logits_file:
-        digest = _write_logits(record.logits, logits_file)
+        digest = write_sidecar(record.logits, logits_file)
         entries = list(record)
         ids = {*record.prompt_tokens, *(i for entry in entries for i in _mentioned(entry))}
         header = {
@@ -128,7 +122,7 @@ def read_record(path: str | Path) -> Record:
             isinstance(pieces, dict) and all(isinstance(piece, str) for piece in pieces.values()),
             f"pieces is {reprlib.repr(pieces)}: expected texts by token id",
         )
-        logits = _read_logits(path, header.get("logits"), (T, V))
+        logits = read_sidecar(path, header.get("logits"), (T, V))
     except ValueError as error:
         raise ValueError(f"{path} is no sound record: {error}") from None
     return Record(
@@ -193,49 +187,13 @@ def _params(fields: Any) -> SamplingParams:
     return settings
 
 
-def _read_logits(path: Path, source: Any, shape: tuple[int, int]) -> Array:
-    """The tensor beside the record, once it is the right one."""
-    name = source.get("file") if isinstance(source, dict) else None
-    if not isinstance(name, str) or not name or Path(name).name != name:
-        raise ValueError(f"logits is {reprlib.repr(source)}: expected the name of a file beside it")
-    sidecar = path.with_name(name)
-    if not sidecar.is_file():
-        raise FileNotFoundError(f"{sidecar} is missing: it belongs to {path} and holds its logits")
-    tensor = read_safetensors(sidecar).get("logits")
-    if tensor is None:
-        raise ValueError(f"{sidecar} holds no tensor called logits")
-    _check(
-        tensor.dtype in ("BF16", *_DTYPES.values()) and tensor.shape == shape,
-        f"{sidecar} holds {tensor.dtype} of shape {tensor.shape}: expected floats of shape {shape}",
-    )
-    digest = source.get("sha256")
-    if digest is not None:
-        with sidecar.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        _check(found == digest, f"{sidecar} is not the file that was written with it: their sha256 differ")
-    return from_bfloat16(tensor.data) if tensor.dtype == "BF16" else tensor.data
-
-
-def _write_logits(rows: Sequence[Array] | Array, file: IO[bytes]) -> str:
-    """Write rows as one tensor, without ever holding them side by side; the sha256 of the file."""
-    dtype = rows[0].dtype if rows[0].dtype.name in _DTYPES else np.dtype(np.float64)
-    size = len(rows) * len(rows[0]) * dtype.itemsize
-    entry = {"dtype": _DTYPES[dtype.name], "shape": [len(rows), len(rows[0])], "data_offsets": [0, size]}
-    header = json.dumps({"logits": entry}).encode()
-    header += b" " * (-len(header) % 8)  # so that the numbers are aligned
-    digest = hashlib.sha256()
-    little_endian = dtype.newbyteorder("<")
-    for part in (len(header).to_bytes(8, "little"), header, *(row.astype(little_endian, copy=False) for row in rows)):
-        data = part if isinstance(part, bytes) else np.ascontiguousarray(part).data
-        file.write(data)
-        digest.update(data)
-    return digest.hexdigest()
-
-
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears at its place whole, at the end, or not at all."""
     target = path.resolve()  # a link stays, what it points to is replaced
+    if target.exists() and not target.is_file():
+        what = "a folder" if target.is_dir() else "a device or a pipe"
+        raise OSError(f"cannot write {path}: it is {what}, a record is two files side by side; give the name of a file")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -3,6 +3,10 @@
 `pytest -m peers tests/peers/test_transformers_sampling.py -s` prints how near the two come. Both our preset of
 transformers (float32) and our own `decide` (float64) are judged, the latter wherever it follows the same rules: it
 keeps exactly k tokens, transformers also those that tie with the k-th.
+
+What is held to 1e-6 is the distance of our probabilities from the softmax of the very scores of transformers, summed in
+float64. Its own float32 sum is further off than that in a few cases; a test shows that this, and nothing else, is why
+the two of us may then be more than 1e-6 apart.
 """
 
 import dataclasses
@@ -16,9 +20,9 @@ import pytest
 
 from refgemma.sampling import SamplingParams, decide, steps
 from refgemma.sampling.engines import ENGINES, Refused, distribution
-from refgemma.sampling.engines.engine import Engine, run
+from refgemma.sampling.engines.engine import Context, Engine, run
 from refgemma.sampling.parting import shares
-from refgemma.sampling.steps.cuts import only
+from refgemma.sampling.steps.selection import only
 
 pytestmark = pytest.mark.peers
 
@@ -46,6 +50,17 @@ class Case:
     @property
     def V(self):
         return len(self.logits)
+
+    @functools.cached_property
+    def truth(self):
+        """What transformers would draw from if its softmax were exact: that of its own scores, in float64."""
+        scores = self.scores.astype(np.float64)
+        weights = np.exp(scores - scores.max())
+        return weights / weights.sum()
+
+    @property
+    def context(self):
+        return Context(prompt=self.prompt, output=self.output, V=self.V)
 
 
 KINDS = {
@@ -149,23 +164,31 @@ def rounding(case):
     return UNIT * 4 * float(np.abs(case.scores[case.probs > 0]).astype(np.float64).max())
 
 
-def own_error(case):
-    """How far the probabilities of transformers are from the softmax of its own scores: a float32 sum of V numbers."""
-    scores = case.scores.astype(np.float64)
-    weights = np.exp(scores - scores.max())
-    return float(np.abs(case.probs - weights / weights.sum()).max())
+def rounding_of_softmax(case):
+    """By how much float32 may move each probability, but for the sum, to first order: in units of `UNIT`, relatively.
+
+    The difference to the highest score, d, is rounded, and so is its exponential, to a unit in the last place: d + 2.
+    The sum has the mean of that. Then there is the division; one more is for what is of second order.
+    """
+    below = np.where(case.truth > 0, case.scores.max() - case.scores.astype(np.float64), 0)
+    return (below + 2) + ((case.truth * below).sum() + 2) + 1 + 1
+
+
+def beyond(case, probs, units):
+    """Whether any probability is off by more than so many units; less than the smallest float32 is nothing."""
+    return bool(np.any(np.abs(probs - case.truth) > UNIT * units * case.truth + 2.0**-126))
 
 
 def judge(case, ours, *, in_float64=False):
-    """How our distribution agrees, "same", "tied" or "border", or what is wrong; and the worst difference.
+    """How our distribution agrees, "same", "tied" or "border", or what is wrong; and how far it is from the exact one.
 
     The float32 preset gets no allowance for logits, since it rounds them as transformers does: they are equal.
     """
     theirs = np.flatnonzero(case.scores > -np.inf)
     slack = rounding(case) if in_float64 else 0.0
-    allowed = 1e-6 + own_error(case) + slack
+    allowed = 1e-6 + slack
     if np.array_equal(ours.kept, theirs):
-        worst = np.abs(ours.probs.astype(np.float64) - case.probs).max()
+        worst = np.abs(ours.probs - case.truth).max()
         if not in_float64 and not np.array_equal(ours.states[-1].scores, case.scores):
             return "logits differ", worst
         return ("same" if worst <= allowed else f"probabilities differ by {worst:.1e}"), worst
@@ -174,7 +197,7 @@ def judge(case, ours, *, in_float64=False):
     disputed = before.scores[np.concatenate([only_ours, only_theirs])]
     if len(only_ours) == len(only_theirs) and np.isfinite(disputed[0]) and np.all(disputed == disputed[0]):
         # torch.sort promises no order of equal logits: as many of them, with the same probabilities, is all there is.
-        worst = np.abs(np.sort(ours.probs.astype(np.float64)) - np.sort(case.probs)).max()
+        worst = np.abs(np.sort(ours.probs) - np.sort(case.truth)).max()
         return ("tied" if worst <= allowed else f"probabilities of tied tokens differ by {worst:.1e}"), worst
     p = case.settings.get("top_p")
     if p is None or case.exact:
@@ -188,8 +211,8 @@ def judge(case, ours, *, in_float64=False):
 
 
 def tally(cases, engine, **how):
-    """How often each verdict was passed, what is wrong, and the worst difference of each case."""
-    verdicts = [judge(case, run(engine, case.logits, case.params, case.prompt, case.output), **how) for case in cases]
+    """How often each verdict was passed, what is wrong, and how far each case is from the exact probabilities."""
+    verdicts = [judge(case, run(engine, case.logits, case.params, case.context), **how) for case in cases]
     faults = [
         f"{case.kind}, V = {case.V}, {case.settings}: {verdict}"
         for case, (verdict, _) in zip(cases, verdicts, strict=True)
@@ -203,7 +226,7 @@ AGREEING = ("same", "tied", "border")
 
 def report(name, cases, counts, worst):
     print(
-        f"\n{name}: {len(cases)} cases, {dict(counts)}; largest difference {worst.max():.2e}, "
+        f"\n{name}: {len(cases)} cases, {dict(counts)}; at most {worst.max():.2e} from the exact probabilities, "
         f"above 1e-6 in {np.count_nonzero(worst > 1e-6)}"
     )
 
@@ -216,9 +239,32 @@ def test_the_preset_has_the_probabilities_of_transformers(cases):
     counts, faults, worst = tally(cases, ENGINES["transformers"])
     report("preset", cases, counts, worst)
     assert faults[:5] == []
+    assert worst.max() <= 1e-6
     # The excuses stay excuses: p was put at a sum in a third of the cases, and half of the kinds are full of ties.
     assert counts["same"] >= 0.75 * len(cases)
     assert counts["border"] <= 0.02 * len(cases)
+
+
+def test_where_transformers_is_further_away_its_sum_is_why(cases):
+    """Its n float32 numbers, summed in any order, may be off by n - 1 units; dividing by their float64 sum mends it."""
+    preset, theirs, narrow, apart = ENGINES["transformers"], [], 0, 0
+    for case in cases:
+        units = rounding_of_softmax(case)
+        n = np.count_nonzero(case.scores > -np.inf)
+        assert not beyond(case, case.probs, units + n - 1)
+        wide = case.probs.astype(np.float64)
+        assert not beyond(case, wide / wide.sum(), units)
+        narrow += beyond(case, case.probs, units)
+        theirs.append(np.abs(case.probs - case.truth).max())
+        ours = run(preset, case.logits, case.params, case.context)
+        if np.array_equal(ours.states[-1].scores, case.scores) and np.abs(ours.probs - case.probs).max() > 1e-6:
+            apart += 1
+            assert theirs[-1] > 1e-6 >= np.abs(ours.probs - case.truth).max()
+    print(
+        f"\ntransformers itself: at most {max(theirs):.2e} from the exact probabilities, above 1e-6 in "
+        f"{np.count_nonzero(np.array(theirs) > 1e-6)}; further from the preset than 1e-6 in {apart}"
+    )
+    assert narrow >= 5  # without the sum the bound is seen to be broken
 
 
 def test_the_preset_keeps_the_very_tokens_where_torch_sorts_stably(ask, cases, monkeypatch):
@@ -302,8 +348,8 @@ def test_transformers_refuses_what_the_preset_refuses(ask):
 def changed(engine, change):
     """The engine with its list of steps changed."""
 
-    def wrong(params, prompt, output, V):
-        return change(engine.steps(params, prompt, output, V), params, prompt, output)
+    def wrong(params, context):
+        return change(engine.steps(params, context), params, context.prompt, context.output)
 
     return Engine("wrong", "", wrong, dtype=engine.dtype, total=engine.total)
 

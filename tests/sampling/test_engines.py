@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refgemma.sampling import SamplingParams, decide
-from refgemma.sampling.engines import ENGINES, Refused, distribution, engine, parts
+from refgemma.sampling.engines import ENGINES, Refused, deepmind, distribution, engine, parts
 
 UNIT = 2.0**-24  # half a unit in the last place of a float32, relatively
 
@@ -33,8 +33,8 @@ def powers_of_two(monkeypatch):
     def exact(logits):
         return np.exp2(logits - logits.max())
 
-    monkeypatch.setattr(parts, "exponentials", exact)
-    monkeypatch.setattr(engine, "exponentials", exact)
+    for module in (parts, engine, deepmind):
+        monkeypatch.setattr(module, "exp_below", exact)
 
 
 # ---- worked examples

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,12 +230,12 @@ def test_a_sidecar_without_logits_is_refused(saved):
 
 def test_nothing_is_half_written(saved, monkeypatch):
     before = {path.name: path.read_bytes() for path in saved.parent.iterdir()}
-    other = record_logits(np.zeros((3, 30), np.float32), PARAMS)
 
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
 
     for place in ("refgemma.sampling.record_file.json.dumps", "refgemma.sampling.record.observe"):
+        other = record_logits(np.zeros((3, 30), np.float32), PARAMS)  # a new one: it keeps what it has worked out
         with monkeypatch.context() as patch:
             patch.setattr(place, fail)
             with pytest.raises(KeyboardInterrupt):
@@ -246,6 +248,22 @@ def test_nothing_is_half_written(saved, monkeypatch):
 def test_a_place_that_cannot_be_written_to(tmp_path):
     with pytest.raises(OSError, match=r"^cannot write .*absent.*: No such file or directory$"):
         a_record().save(tmp_path / "absent" / "run.jsonl")
+
+
+@pytest.mark.parametrize("what", ["device", "pipe", "folder", "pipe for the logits"])
+def test_what_is_no_file_is_not_replaced(tmp_path, what):
+    path = Path("/dev/null") if what == "device" else tmp_path / "run.jsonl"
+    taken = tmp_path / "run.logits.safetensors" if what == "pipe for the logits" else path
+    if what == "folder":
+        path.mkdir()
+    elif what != "device":
+        os.mkfifo(taken)
+    kind = "a folder" if what == "folder" else "a device or a pipe"
+    with pytest.raises(OSError, match=f"^cannot write {taken}: it is {kind}, a record is two files side by side"):
+        a_record().save(path)
+    assert not taken.is_file()
+    if what != "device":
+        assert [found.name for found in tmp_path.iterdir()] == [taken.name]
 
 
 def test_numbers_keep_all_their_digits(tmp_path):

@@ -7,9 +7,12 @@ from a distribution cannot be compared, since no two share a stream of random nu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
 
 from refgemma.numerics import Array
-from refgemma.sampling.decision import check_ids, check_logits
+from refgemma.sampling.checks import check_ids, check_logits
 from refgemma.sampling.engines import (
     deepmind,
     gemma_cpp,
@@ -21,11 +24,11 @@ from refgemma.sampling.engines import (
     transformers,
     vllm,
 )
-from refgemma.sampling.engines.engine import Distribution, Engine, State, run
-from refgemma.sampling.engines.parts import Refused
+from refgemma.sampling.engines.engine import Context, Distribution, Engine, LogitsDtype, State, run
+from refgemma.sampling.engines.parts import Refused, rounded
 from refgemma.sampling.params import SamplingParams
 
-__all__ = ["ENGINES", "Distribution", "Engine", "Refused", "State", "distribution", "find"]
+__all__ = ["ENGINES", "Context", "Distribution", "Engine", "LogitsDtype", "Refused", "State", "distribution", "find"]
 
 ENGINES: dict[str, Engine] = {
     module.ENGINE.name: module.ENGINE
@@ -65,6 +68,8 @@ def distribution(
     params: SamplingParams,
     prompt_tokens: Sequence[int] = (),
     output_tokens: Sequence[int] = (),
+    *,
+    logits_dtype: LogitsDtype | None = None,
 ) -> Distribution:
     """What an engine would draw the next token from.
 
@@ -79,6 +84,9 @@ def distribution(
         penalties of llama.cpp look back over.
     prompt_tokens, output_tokens : sequence of int
         What has been read and written so far, token ids in ``[0, V)``.
+    logits_dtype : {"float32", "float16", "bfloat16"}, optional
+        Format in which the model gave the logits, for engines that go on in it: gemma_pytorch and DeepMind's. By
+        default that of the array, where it is float16, else float32; NumPy has no bfloat16, so that must be said.
 
     Returns
     -------
@@ -90,7 +98,7 @@ def distribution(
     Refused
         If the engine does not take these settings, or would draw from NaN; a kind of ValueError.
     ValueError
-        If there is no such engine, or the input is bad.
+        If there is no such engine, or the input is bad, or a logit is no number of `logits_dtype`.
     TypeError
         If token ids are no whole numbers.
 
@@ -102,6 +110,12 @@ def distribution(
     ...     print(name, distribution(name, np.zeros(4), half).kept)
     llama.cpp [0 1]
     gemma_pytorch [0 1 2]
+
+    Logits of 10.625 and 10.6875 at temperature 1.1 are 9.66 and 9.72, to bfloat16 both 9.6875:
+
+    >>> params = SamplingParams(temperature=1.1)
+    >>> distribution("gemma_pytorch", np.array([10.625, 10.6875]), params, logits_dtype="bfloat16").probs.tolist()
+    [0.5, 0.5]
     """
     found = find(engine)
     wide = check_logits(logits, 0.0)
@@ -109,4 +123,22 @@ def distribution(
     prompt, output = check_ids("prompt_tokens", prompt_tokens, V), check_ids("output_tokens", output_tokens, V)
     check_ids("logit_bias", list(dict(params.logit_bias)), V)
     check_ids("banned", tuple(params.banned), V)
-    return run(found, wide, params, prompt, output)
+    dtype = _logits_dtype(np.asarray(logits), logits_dtype)
+    return run(found, wide, params, Context(prompt=prompt, output=output, V=V, logits_dtype=dtype))
+
+
+def _logits_dtype(logits: Array, asked: LogitsDtype | None) -> LogitsDtype:
+    """The format, once every logit is a number of it."""
+    if asked is None:
+        return "float16" if logits.dtype == np.float16 else "float32"
+    if asked not in get_args(LogitsDtype):
+        raise ValueError(f"logits_dtype is {asked!r}: expected one of {', '.join(get_args(LogitsDtype))}, or None")
+    if asked != "float32":  # to which more exact numbers are rounded
+        with np.errstate(over="ignore"):  # a logit beyond float32 is beyond the others, too
+            other = np.flatnonzero(rounded(logits.astype(np.float32), asked) != logits)
+        if len(other):
+            raise ValueError(
+                f"the logit of token {other[0]} is {logits[other[0]]}, which is no {asked}: expected logits as the "
+                "model gave them, or logits_dtype=None"
+            )
+    return asked

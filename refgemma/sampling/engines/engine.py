@@ -9,16 +9,40 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from refgemma.numerics import Array
-from refgemma.sampling.engines.parts import Refused, exponentials
+from refgemma.sampling.decision import Step
+from refgemma.sampling.engines.parts import Refused
 from refgemma.sampling.params import SamplingParams
+from refgemma.sampling.steps.selection import exp_below
 
-Step: TypeAlias = tuple[str, Callable[[Array], Array]]
-StepsOf: TypeAlias = Callable[[SamplingParams, Sequence[int], Sequence[int], int], list[Step]]
+LogitsDtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What an engine may look at, besides logits and settings, to choose its steps.
+
+    Attributes
+    ----------
+    prompt, output : sequence of int
+        What has been read and written so far.
+    V : int
+        Size of the vocabulary.
+    logits_dtype : {"float32", "float16", "bfloat16"}
+        Format in which the model gave the logits; the numbers themselves are kept in a wider one.
+    """
+
+    prompt: Sequence[int]
+    output: Sequence[int]
+    V: int
+    logits_dtype: LogitsDtype = "float32"
+
+
+StepsOf: TypeAlias = Callable[[SamplingParams, Context], list[Step]]
 
 
 @dataclass(frozen=True)
@@ -32,10 +56,11 @@ class Engine:
     source : str
         Repository, version and file that the steps were read from.
     steps : callable
-        ``steps(params, prompt_tokens, output_tokens, V)`` lists the steps that act, in order, or raises ValueError
-        where the engine refuses the settings.
+        ``steps(params, context)`` lists the steps that act, in order, or raises ValueError where the engine refuses
+        the settings.
     dtype : type of numpy.floating
-        Format of scores and probabilities.
+        Format of scores and probabilities. An engine that computes in a narrower format of its logits has steps that
+        round to it.
     total : type of numpy.floating
         Format in which the probabilities of the kept tokens are summed at the end.
     """
@@ -99,9 +124,7 @@ class Distribution:
     states: tuple[State, ...]
 
 
-def run(
-    engine: Engine, logits: Array, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]
-) -> Distribution:
+def run(engine: Engine, logits: Array, params: SamplingParams, context: Context) -> Distribution:
     """Scores after each step, and the distribution at their end.
 
     Parameters
@@ -112,8 +135,8 @@ def run(
         Scores of the model.
     params : SamplingParams
         The settings.
-    prompt, output : sequence of int
-        What has been read and written so far.
+    context : Context
+        What else it may look at.
 
     Returns
     -------
@@ -125,17 +148,18 @@ def run(
     Refused
         If the engine refuses the settings, or would draw from NaN.
     """
-    steps = engine.steps(params, prompt, output, len(logits))
+    steps = engine.steps(params, context)
     with np.errstate(all="ignore"):  # overflow and 0 / 0 are said in words below
         scores = logits.astype(engine.dtype)
-        states = [State("logits", f"As given, in {engine.dtype.__name__}", scores, scores, exponentials(scores))]
+        given = engine.dtype.__name__ if context.logits_dtype == "float32" else context.logits_dtype
+        states = [State("logits", f"As given, in {given}", scores, scores, exp_below(scores))]
         for name, step in steps:
             scores, before = step(scores), states[-1]
             if name == "softmax" or before.scores is not before.logits:
                 weights = np.maximum(scores, 0)  # which takes removed tokens to 0, and passes NaN on
                 states.append(State(name, rule(name, step, params), before.logits, scores, weights))
             else:
-                states.append(State(name, rule(name, step, params), scores, scores, exponentials(scores)))
+                states.append(State(name, rule(name, step, params), scores, scores, exp_below(scores)))
         for state in states:
             if not 0 < state.weights.sum() < np.inf:
                 raise Refused(f"{engine.name} gets no finite probabilities from its step {state.name}: {state.rule}")

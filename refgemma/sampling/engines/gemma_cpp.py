@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
 from refgemma.numerics import Array
 from refgemma.sampling import steps as shared
-from refgemma.sampling.engines.engine import Engine, Step
+from refgemma.sampling.decision import Step
+from refgemma.sampling.engines.engine import Context, Engine
 from refgemma.sampling.engines.parts import Refused, is_on, refuse, softmax
 from refgemma.sampling.params import SamplingParams
-from refgemma.sampling.steps.cuts import only
+from refgemma.sampling.steps.selection import only
 
 
-def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], V: int) -> list[Step]:
+def steps(params: SamplingParams, context: Context) -> list[Step]:
     """Steps that these settings switch on.
 
     Parameters
     ----------
     params : SamplingParams
         The settings; a `top_k` of None is V here, though the engine's own default is 1.
-    prompt, output : sequence of int
-        Not looked at.
-    V : int
-        Size of the vocabulary.
+    context : Context
+        Its vocabulary is looked at.
 
     Returns
     -------
@@ -39,9 +37,9 @@ def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], 
     """
     refuse("gemma.cpp", params, "repetition_penalty", "frequency_penalty", "presence_penalty", "penalty_window")
     refuse("gemma.cpp", params, "logit_bias", "top_p", "min_p", "typical_p")
-    k = V if params.top_k is None else params.top_k
-    if k > V:
-        raise Refused(f"gemma.cpp refuses top_k {k}: there are {V} tokens, and it stops where k is larger")
+    k = context.V if params.top_k is None else params.top_k
+    if k > context.V:
+        raise Refused(f"gemma.cpp refuses top_k {k}: there are {context.V} tokens, and it stops where k is larger")
     bind = functools.partial
     chosen: list[Step] = []
     if is_on(params, "banned"):  # a filter, accept_token

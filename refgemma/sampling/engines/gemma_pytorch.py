@@ -1,36 +1,33 @@
 """gemma_pytorch: top-p on the full distribution, keeping one token more at equality, then top-k by rank.
 
-A limit: the engine divides by the temperature in the format of its logits, and goes over to float32 in its softmax; the
-steps here are float32 from the start. From float32 logits they compute what the engine does; from half-precision logits
-the engine's rounding of that quotient is not imitated.
+The quotient by the temperature is kept in the format of the logits, which in half precision makes ties of what was
+none; from its softmax on the engine computes in float32.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
 from refgemma.numerics import Array
 from refgemma.sampling import steps as shared
-from refgemma.sampling.engines.engine import Engine, Step
-from refgemma.sampling.engines.parts import first_maximum, is_on, refuse, softmax
+from refgemma.sampling.decision import Step
+from refgemma.sampling.engines.engine import Context, Engine
+from refgemma.sampling.engines.parts import first_maximum, is_on, refuse, rounded, softmax
 from refgemma.sampling.params import SamplingParams
-from refgemma.sampling.steps.cuts import only
+from refgemma.sampling.steps.selection import only
 
 
-def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], V: int) -> list[Step]:
+def steps(params: SamplingParams, context: Context) -> list[Step]:
     """Steps that these settings switch on.
 
     Parameters
     ----------
     params : SamplingParams
         The settings; its own default of top_k = 64 does not act.
-    prompt, output : sequence of int
-        Not looked at.
-    V : int
-        Size of the vocabulary.
+    context : Context
+        Its format of the logits is looked at.
 
     Returns
     -------
@@ -49,13 +46,38 @@ def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], 
     bind = functools.partial
     chosen: list[Step] = []
     if is_on(params, "temperature"):
-        chosen.append(("temperature", bind(shared.temperature, value=params.temperature)))
+        chosen.append(("temperature", bind(temperature_in_place, value=params.temperature, dtype=context.logits_dtype)))
     chosen.append(("softmax", softmax))
     if params.top_p is not None and params.top_p < 1:
         chosen.append(("top_p", bind(top_p_not_beyond, p=params.top_p)))
     if params.top_k is not None:
         chosen.append(("top_k", bind(shared.top_k, k=params.top_k)))
     return chosen
+
+
+def temperature_in_place(logits: Array, value: float, dtype: str) -> Array:
+    """Divide the logits by the temperature, and put the quotients in their place, in the format of the logits.
+
+    Parameters
+    ----------
+    logits : ndarray of float32, shape (V,)
+        Scores.
+    value : float
+        Above 0.
+    dtype : str
+        Format of the logits.
+
+    Returns
+    -------
+    ndarray of float32, shape (V,)
+        ``logits / value``, in float32, which is the engine's format of temperatures; then rounded to `dtype`.
+
+    References
+    ----------
+    `Sampler.forward`, google/gemma_pytorch at 014acb7a, ``gemma/model.py``: ``logits.div_(temperatures)``. PyTorch
+    computes with two formats in the wider one, and writes the result in that of the tensor that it is put into.
+    """
+    return rounded(shared.temperature(logits, value), dtype)
 
 
 def top_p_not_beyond(probs: Array, p: float) -> Array:

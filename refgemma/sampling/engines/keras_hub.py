@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
 from refgemma.numerics import Array
 from refgemma.sampling import steps as shared
-from refgemma.sampling.engines.engine import Engine, Step
+from refgemma.sampling.decision import Step
+from refgemma.sampling.engines.engine import Context, Engine
 from refgemma.sampling.engines.parts import Refused, is_on, refuse, softmax
 from refgemma.sampling.params import SamplingParams
-from refgemma.sampling.steps.cuts import only
+from refgemma.sampling.steps.selection import only
 
 
-def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], V: int) -> list[Step]:
+def steps(params: SamplingParams, context: Context) -> list[Step]:
     """Steps that these settings switch on.
 
     Parameters
     ----------
     params : SamplingParams
         The settings: with neither top_k nor top_p its RandomSampler, with top_k its TopKSampler, else its TopPSampler.
-    prompt, output : sequence of int
-        Not looked at.
-    V : int
-        Size of the vocabulary.
+    context : Context
+        Its vocabulary is looked at.
 
     Returns
     -------
@@ -41,8 +39,10 @@ def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], 
     refuse("keras-hub", params, "logit_bias", "banned", "min_p", "typical_p")
     if params.temperature == 0:
         raise Refused("keras-hub divides by temperature 0: its greedy choice is GreedySampler, not a temperature")
-    if params.top_k is not None and params.top_k > V:
-        raise Refused(f"keras-hub refuses top_k {params.top_k}: there are {V} tokens, and its top_k takes no more")
+    if params.top_k is not None and params.top_k > context.V:
+        raise Refused(
+            f"keras-hub refuses top_k {params.top_k}: there are {context.V} tokens, and its top_k takes no more"
+        )
     bind = functools.partial
     chosen: list[Step] = []
     if is_on(params, "temperature"):

@@ -12,25 +12,24 @@ import numpy as np
 
 from refgemma.numerics import Array
 from refgemma.sampling import steps as shared
-from refgemma.sampling.engines.engine import Engine, Step
+from refgemma.sampling.decision import Step
+from refgemma.sampling.engines.engine import Context, Engine
 from refgemma.sampling.engines.parts import first_maximum, is_on, softmax
 from refgemma.sampling.params import SamplingParams
-from refgemma.sampling.steps.cuts import only
+from refgemma.sampling.steps.selection import only
 
 WINDOW = 64  # penalty_last_n
 
 
-def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], V: int) -> list[Step]:
+def steps(params: SamplingParams, context: Context) -> list[Step]:
     """Steps that these settings switch on.
 
     Parameters
     ----------
     params : SamplingParams
         The settings; a `penalty_window` of None is the engine's own, 64 tokens.
-    prompt, output : sequence of int
-        What has been read and written so far; its server feeds both to the penalties.
-    V : int
-        Size of the vocabulary.
+    context : Context
+        Its tokens are looked at: the server feeds both prompt and output to the penalties.
 
     Returns
     -------
@@ -38,7 +37,7 @@ def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], 
         In order.
     """
     bind = functools.partial
-    window = [*prompt, *output][-(params.penalty_window or WINDOW) :]
+    window = [*context.prompt, *context.output][-(params.penalty_window or WINDOW) :]
     chosen: list[Step] = []
     if is_on(params, "logit_bias"):
         chosen.append(("logit_bias", bind(shared.logit_bias, biases=dict(params.logit_bias))))

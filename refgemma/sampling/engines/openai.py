@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 from refgemma.sampling import steps as shared
-from refgemma.sampling.engines.engine import Engine, Step
+from refgemma.sampling.decision import Step
+from refgemma.sampling.engines.engine import Context, Engine
 from refgemma.sampling.engines.parts import Refused, first_maximum, is_on, refuse
 from refgemma.sampling.params import SamplingParams
 
 RANGES = {"temperature": (0, 2), "frequency_penalty": (-2, 2), "presence_penalty": (-2, 2)}
 
 
-def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], V: int) -> list[Step]:
+def steps(params: SamplingParams, context: Context) -> list[Step]:
     """Steps that these settings switch on.
 
     Parameters
     ----------
     params : SamplingParams
         The settings.
-    prompt, output : sequence of int
-        What has been read and written so far; the penalties count what was sampled, the output alone.
-    V : int
-        Size of the vocabulary.
+    context : Context
+        Its output is looked at: the penalties count what was sampled, not the prompt.
 
     Returns
     -------
@@ -55,11 +53,11 @@ def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], 
         if beyond:
             raise Refused(f"openai refuses a logit_bias of {beyond[0]}: it must be between -100 and 100")
         chosen.append(("logit_bias", bind(shared.logit_bias, biases=dict(params.logit_bias))))
-    if params.frequency_penalty and output:
-        frequency = bind(shared.frequency_penalty, output_tokens=output, penalty=params.frequency_penalty)
+    if params.frequency_penalty and context.output:
+        frequency = bind(shared.frequency_penalty, output_tokens=context.output, penalty=params.frequency_penalty)
         chosen.append(("frequency_penalty", frequency))
-    if params.presence_penalty and output:
-        presence = bind(shared.presence_penalty, output_tokens=output, penalty=params.presence_penalty)
+    if params.presence_penalty and context.output:
+        presence = bind(shared.presence_penalty, output_tokens=context.output, penalty=params.presence_penalty)
         chosen.append(("presence_penalty", presence))
     if params.temperature == 0:
         return [*chosen, ("greedy", first_maximum)]

@@ -1,12 +1,12 @@
-"""What several engines share: which settings are on, and steps that are nobody's own."""
+"""What several engines share: which settings are on, how a format rounds, and steps that are nobody's own."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from refgemma.numerics import Array
+from refgemma.numerics import Array, from_bfloat16, to_bfloat16
 from refgemma.sampling.params import SamplingParams
-from refgemma.sampling.steps.cuts import only
+from refgemma.sampling.steps.selection import exp_below, only
 
 
 class Refused(ValueError):
@@ -69,20 +69,25 @@ def refuse(engine: str, params: SamplingParams, *names: str) -> None:
             raise Refused(f"{engine} has no {name} (given {getattr(params, name)!r}): leave it at {OFF[name][0]!r}")
 
 
-def exponentials(logits: Array) -> Array:
-    """Exponentials of the logits less the highest: shares of the probability that cannot overflow.
+def rounded(x: Array, dtype: str) -> Array:
+    """Round to what a format can hold.
 
     Parameters
     ----------
-    logits : ndarray of float, shape (V,)
-        Scores.
+    x : ndarray of float32, any shape
+        Numbers.
+    dtype : {"float32", "float16", "bfloat16"}
+        The format.
 
     Returns
     -------
-    ndarray, shape (V,)
-        From 0 to 1; 0 for removed tokens.
+    ndarray of float32, same shape
+        The nearest numbers of that format, ties to even; infinite where they are too large for it.
     """
-    return np.asarray(np.exp(logits - logits.max()))
+    if dtype == "bfloat16":
+        return from_bfloat16(to_bfloat16(x))
+    with np.errstate(over="ignore"):
+        return x.astype(dtype).astype(np.float32, copy=False)
 
 
 def softmax(logits: Array) -> Array:
@@ -98,7 +103,7 @@ def softmax(logits: Array) -> Array:
     ndarray of float32, shape (V,)
         Summing to 1; removed tokens stay at minus infinity.
     """
-    weights = exponentials(logits)
+    weights = exp_below(logits)
     return np.where(logits > -np.inf, weights / weights.sum(), -np.inf).astype(logits.dtype, copy=False)
 
 

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
 from refgemma.numerics import Array
 from refgemma.sampling import steps as shared
-from refgemma.sampling.engines.engine import Engine, Step
+from refgemma.sampling.decision import Step
+from refgemma.sampling.engines.engine import Context, Engine
 from refgemma.sampling.engines.parts import Refused, is_on, refuse, softmax
 from refgemma.sampling.params import SamplingParams
 
 
-def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], V: int) -> list[Step]:
+def steps(params: SamplingParams, context: Context) -> list[Step]:
     """Steps that these settings switch on.
 
     Parameters
     ----------
     params : SamplingParams
         The settings; what is off there is off here, so that top-k's default of 50 does not act.
-    prompt, output : sequence of int
-        What has been read and written so far.
-    V : int
-        Size of the vocabulary.
+    context : Context
+        Its tokens are looked at.
 
     Returns
     -------
@@ -42,7 +40,7 @@ def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], 
             "transformers refuses temperature 0.0: sampling needs a float above 0; its greedy choice is do_sample=False"
         )
     bind = functools.partial
-    tokens = [*prompt, *output]
+    tokens = [*context.prompt, *context.output]
     chosen: list[Step] = []
     if is_on(params, "logit_bias"):
         chosen.append(("logit_bias", bind(shared.logit_bias, biases=dict(params.logit_bias))))

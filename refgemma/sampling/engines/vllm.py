@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
 from refgemma.numerics import Array
 from refgemma.sampling import steps as shared
-from refgemma.sampling.engines.engine import Engine, Step
+from refgemma.sampling.decision import Step
+from refgemma.sampling.engines.engine import Context, Engine
 from refgemma.sampling.engines.parts import Refused, first_maximum, is_on, refuse
 from refgemma.sampling.engines.transformers import min_p_of_probabilities, top_k_and_ties, top_p_from_below
 from refgemma.sampling.params import SamplingParams
@@ -17,17 +17,15 @@ from refgemma.sampling.params import SamplingParams
 COLDEST = 0.01
 
 
-def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], V: int) -> list[Step]:
+def steps(params: SamplingParams, context: Context) -> list[Step]:
     """Steps that these settings switch on.
 
     Parameters
     ----------
     params : SamplingParams
         The settings.
-    prompt, output : sequence of int
-        What has been read and written so far.
-    V : int
-        Size of the vocabulary.
+    context : Context
+        Its tokens are looked at.
 
     Returns
     -------
@@ -46,7 +44,7 @@ def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], 
     if params.top_p == 0:
         raise Refused("vllm refuses top_p 0.0: it must be in (0, 1]")
     bind = functools.partial
-    tokens = [*prompt, *output]
+    tokens = [*context.prompt, *context.output]
     chosen: list[Step] = []
     if is_on(params, "banned"):
         chosen.append(("banned", bind(shared.banned, tokens=tuple(params.banned))))
@@ -56,11 +54,11 @@ def steps(params: SamplingParams, prompt: Sequence[int], output: Sequence[int], 
     if is_on(params, "repetition_penalty") and tokens:
         penalty = bind(shared.repetition_penalty, tokens=tokens, penalty=params.repetition_penalty)
         chosen.append(("repetition_penalty", penalty))
-    if params.frequency_penalty and output:
-        frequency = bind(shared.frequency_penalty, output_tokens=output, penalty=params.frequency_penalty)
+    if params.frequency_penalty and context.output:
+        frequency = bind(shared.frequency_penalty, output_tokens=context.output, penalty=params.frequency_penalty)
         chosen.append(("frequency_penalty", frequency))
-    if params.presence_penalty and output:
-        presence = bind(shared.presence_penalty, output_tokens=output, penalty=params.presence_penalty)
+    if params.presence_penalty and context.output:
+        presence = bind(shared.presence_penalty, output_tokens=context.output, penalty=params.presence_penalty)
         chosen.append(("presence_penalty", presence))
     if params.temperature == 0:
         return [*chosen, ("greedy", first_maximum)]

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from refgemma.numerics import Array
+from refgemma.sampling.steps.selection import exp_below, largest, left, only
 
 # Sorting the whole vocabulary would cost more than all else here; the head that is looked at first nearly always
 # suffices, and grows by this factor where it does not.
@@ -70,8 +71,7 @@ def top_p(logits: Array, p: float) -> Array:
     wanted = p * exp_below(values).sum()
     head = min(_HEAD, len(values))
     while True:
-        highest = np.sort(np.partition(values, len(values) - head)[len(values) - head :])[::-1]
-        weights = exp_below(highest)
+        weights = exp_below(np.sort(values[largest(values, head)])[::-1])
         before = np.cumsum(weights) - weights
         kept = max(1, int(np.count_nonzero(before < wanted)))
         if kept < head or head == len(values):
@@ -169,83 +169,3 @@ def distances(logits: Array) -> tuple[Array, Array]:
     probs = np.exp(log_probs)
     entropy = -(log_probs * probs).sum()
     return np.abs(log_probs + entropy), probs
-
-
-def left(logits: Array) -> tuple[Array, Array]:
-    """Tokens that have not been removed.
-
-    Parameters
-    ----------
-    logits : ndarray of float64, shape (V,)
-        Scores.
-
-    Returns
-    -------
-    ids : ndarray of int, shape (n,)
-        Which they are, ascending.
-    values : ndarray, shape (n,)
-        Their logits; `logits` itself where none has been removed.
-    """
-    if logits.min() > -np.inf:
-        return np.arange(len(logits)), logits
-    ids = np.flatnonzero(logits > -np.inf)
-    return ids, logits[ids]
-
-
-def exp_below(logits: Array) -> Array:
-    """Exponentials, scaled so that the largest is 1: probabilities but for their total.
-
-    Parameters
-    ----------
-    logits : ndarray of float64, shape (n,)
-        Scores.
-
-    Returns
-    -------
-    ndarray, shape (n,)
-        ``exp(logits - max(logits))``.
-    """
-    out: Array = logits - logits.max()
-    np.exp(out, out=out)  # in place: a second array of V numbers would cost more than their exponentials
-    return out
-
-
-def only(logits: Array, ids: Array) -> Array:
-    """Remove all tokens but some.
-
-    Parameters
-    ----------
-    logits : ndarray of float64, shape (V,)
-        Scores.
-    ids : ndarray of int
-        Which tokens stay.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        Minus infinity everywhere else.
-    """
-    out = np.full_like(logits, -np.inf)
-    out[ids] = logits[ids]
-    return out
-
-
-def largest(values: Array, count: int) -> Array:
-    """Find the largest numbers.
-
-    Parameters
-    ----------
-    values : ndarray of float, shape (n,)
-        Any numbers.
-    count : int
-        1 to n.
-
-    Returns
-    -------
-    ndarray of int, shape (count,)
-        Their places, in no particular order; lower places where numbers tie at the border.
-    """
-    border = np.partition(values, len(values) - count)[len(values) - count]
-    tied = np.flatnonzero(values == border)
-    above = np.flatnonzero(values > border)
-    return np.concatenate([above, tied[: count - len(above)]])
