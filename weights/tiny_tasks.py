@@ -235,18 +235,18 @@ def tool_call(rng: Random, test: bool) -> Example:
 # task -> share of the examples (not of the tokens: a story is as long as five sums)
 SHARES: dict[Task, float] = {
     addition: 0.13,
-    subtraction: 0.20,
+    subtraction: 0.16,
     spelling: 0.07,
     spelling_backwards: 0.14,
-    fact: 0.08,
+    fact: 0.10,
     language: 0.04,
     recall_told: 0.05,
-    recall_owners: 0.09,
+    recall_owners: 0.07,
     tiny_memory.repeat: 0.06,
     unknown: 0.03,
     small_talk: 0.01,
     story: 0.02,
-    tool_call: 0.10,
+    tool_call: 0.12,
 }
 ALONE = (recall_told, recall_owners, tool_call, unknown)  # of these at most one, lest they contradict each other
 SYSTEM = ["You are a helpful assistant.", "You are a friendly assistant.", "Answer briefly.", "You are Tiny."]
