@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from refgemma import checkpoint, generation
+from refgemma import lora as low_rank
 from refgemma.cache import KVCache, PrefixCache
 from refgemma.checkpoint.load import Progress
 from refgemma.config import Config, read_config
 from refgemma.generation import CHUNK, Event, Generation
+from refgemma.lora import Adapter
 from refgemma.model import Params, forward
 from refgemma.numerics import PROFILES, Array, Numerics
 from refgemma.sampling import SamplingParams
@@ -23,6 +26,7 @@ from refgemma.text.stopping import read_generation_config, stop_ids
 from refgemma.text.tokenizer import Control, Tokenizer
 
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
+LoraNames: TypeAlias = str | Path | Sequence[str | Path]
 
 # Logits of a whole chunk would take half a gigabyte at V = 256,000; scoring needs them only for a moment.
 _SCORE_CHUNK = 128
@@ -47,6 +51,14 @@ class Score:
     total: float
 
 
+class Attached(NamedTuple):
+    """An adapter that is on a model: with what weight, and for which rows of a batch (None: all)."""
+
+    adapter: Adapter
+    scale: float
+    rows: Array | None
+
+
 @dataclass(frozen=True, eq=False)
 class Gemma:
     """A model, its tokenizer and the arithmetic to run it in.
@@ -63,6 +75,12 @@ class Gemma:
         Arithmetic of activations.
     stop_ids : frozenset of int
         Tokens that end an answer.
+    adapters : tuple of Attached
+        What was put on the model `before`.
+    merged : bool
+        Whether that is part of the weights.
+    before : Gemma, optional
+        The model without them.
     """
 
     config: Config
@@ -70,13 +88,106 @@ class Gemma:
     tokenizer: Tokenizer
     numerics: Numerics
     stop_ids: frozenset[int]
+    adapters: tuple[Attached, ...] = ()
+    merged: bool = False
+    before: Gemma | None = None
 
     def __repr__(self) -> str:
         c = self.config
+        names = [on.adapter.name + ("" if on.scale == 1 else f" x {on.scale:g}") for on in self._all_adapters()]
+        with_adapters = f", with {' and '.join(names)}" if names else ""
         return (
             f"Gemma: {c.num_parameters:,} parameters, {c.num_layers} layers of width {c.hidden_size}, "
-            f"context {c.max_positions:,}, arithmetic {self.numerics.name}"
+            f"context {c.max_positions:,}, arithmetic {self.numerics.name}{with_adapters}"
         )
+
+    def with_lora(self, adapter: Adapter, scale: float = 1.0, *, rows: ArrayLike | None = None) -> Gemma:
+        """Put an adapter on this model; the model itself stays as it is.
+
+        Parameters
+        ----------
+        adapter : Adapter
+            From `refgemma.lora.read`.
+        scale : float
+            Weight of its changes; may be negative.
+        rows : array_like of bool, shape (B,), optional
+            For batches of B rows, the rows it is for; all of any batch, if not given.
+
+        Returns
+        -------
+        Gemma
+            Shares every array with this one. Call it again to add another adapter: their changes are summed.
+
+        Raises
+        ------
+        ValueError
+            If the adapter does not fit the model.
+
+        Notes
+        -----
+        For DoRA the scale goes into the low-rank product, as PEFT's ``set_scale`` has it, and the norms are brought to
+        the trained magnitudes all the same: a scale of 0 is not the base.
+        """
+        if not isinstance(scale, (int, float)) or not math.isfinite(scale):
+            raise ValueError(f"scale is {scale!r}: expected a finite number")
+        mask = None if rows is None else np.asarray(rows)
+        if mask is not None and (mask.ndim != 1 or mask.dtype != bool):
+            raise ValueError(
+                f"rows are {mask.dtype} of shape {mask.shape}: expected a list of true and false, one a row"
+            )
+        on = Attached(adapter, scale, mask)
+        before = self if self.merged or self.before is None else self.before
+        adapters = (on,) if before is self else (*self.adapters, on)
+        params = self._with(on, self.params, self.numerics.dtype)
+        return replace(self, params=params, adapters=adapters, merged=False, before=before)
+
+    def merge_lora(self, adapter: Adapter | None = None, scale: float = 1.0) -> Gemma:
+        """Add the changes of adapters to the weights themselves.
+
+        Parameters
+        ----------
+        adapter : Adapter, optional
+            Put on first; without it, what is on the model already is merged.
+        scale : float
+            Its weight.
+
+        Returns
+        -------
+        Gemma
+            With plain weights: computed in float64, rounded once to the format of the base's. It keeps the base, whose
+            unchanged arrays it shares.
+
+        Raises
+        ------
+        ValueError
+            If the adapter does not fit, is for some rows of a batch only, or has biases, for which Gemma has no place.
+        """
+        attached = self if adapter is None else self.with_lora(adapter, scale)
+        if attached.merged or attached.before is None:
+            raise ValueError("no adapter is on this model: give one to merge")
+        exact = attached.before.params  # with the factors as they are stored, not as activations meet them
+        for on in attached.adapters:
+            exact = attached._with(on, exact, np.dtype(np.float64))
+        params = low_rank.merge(exact, attached.before.params)
+        config = replace(self.config, tie_word_embeddings=params["head"] is params["embed"])
+        return replace(attached, params=params, config=config, merged=True)
+
+    def unmerge_lora(self) -> Gemma:
+        """Take merged adapters out again.
+
+        Returns
+        -------
+        Gemma
+            The model they were merged into: the very arrays, not a difference, which would not give the old bytes back.
+
+        Raises
+        ------
+        ValueError
+            If nothing was merged.
+        """
+        if not self.merged or self.before is None:
+            raise ValueError("no adapter was merged into this model: there is nothing to take out")
+        return self.before
 
     def encode_prompt(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """Token ids that a prompt is fed as.
@@ -220,6 +331,7 @@ class Gemma:
         prompts: Sequence[Prompt],
         *,
         raw: bool = False,
+        lora: Sequence[Adapter | None] | None = None,
         progress: Progress | None = None,
         record: bool = False,
         **settings: Any,
@@ -232,6 +344,8 @@ class Gemma:
             As `generate` takes them.
         raw : bool
             Continue texts as they stand.
+        lora : sequence of Adapter or None, optional
+            The adapter of each row, on top of those that are on the model.
         progress : callable, optional
             ``progress(read, total)`` while the prompts are read, in tokens a row.
         record : bool
@@ -248,7 +362,13 @@ class Gemma:
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):
             raise TypeError(f"prompts is a {type(prompts).__name__}: expected a list of prompts")
         ids = [self.encode_prompt(prompt, raw=raw) for prompt in prompts]
-        return self._run(ids, SamplingParams(**settings), progress, record)
+        adapted = self
+        if lora is not None:
+            if len(lora) != len(prompts):
+                raise ValueError(f"lora has {len(lora)} entries for {len(prompts)} prompts: expected one each, or None")
+            for adapter in dict.fromkeys(a for a in lora if a is not None):
+                adapted = adapted.with_lora(adapter, rows=[a is adapter for a in lora])
+        return adapted._run(ids, SamplingParams(**settings), progress, record)
 
     def stream(
         self,
@@ -284,6 +404,13 @@ class Gemma:
         """
         ids = self.encode_prompt(prompt, raw=raw)
         return self._events([ids], SamplingParams(**settings), prefix=prefix, progress=progress, record=record)
+
+    def _with(self, on: Attached, params: Params, dtype: np.dtype[Any]) -> Params:
+        changes = low_rank.fit(on.adapter, self.config).changes
+        return low_rank.attach(params, changes, scale=on.scale, rows=on.rows, dtype=dtype)
+
+    def _all_adapters(self) -> tuple[Attached, ...]:
+        return (*(self.before._all_adapters() if self.before else ()), *self.adapters)
 
     def _run(
         self, prompts: list[list[int]], settings: SamplingParams, progress: Progress | None, record: bool
@@ -332,6 +459,7 @@ def load(
     *,
     numerics: str = "float32",
     weights: str | None = None,
+    lora: LoraNames = (),
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Gemma:
@@ -343,10 +471,13 @@ def load(
         A folder in Hugging Face layout, the name of a shipped model, or a hub id whose files are in ``weights/`` or in
         the local hub cache. Nothing is downloaded.
     numerics : str
-        Arithmetic of activations: "float32" or "float64".
+        Arithmetic of activations: "float32", "float64", or the name of an engine's roundings in `refgemma.profiles`,
+        such as "bf16-transformers".
     weights : str, optional
         How matrices stay in memory: "bfloat16" as stored, "float32" or "float64". By default "float64" when `numerics`
         is, else "float32".
+    lora : str or Path, or a sequence of them
+        Adapters to put on, each a folder or the name of a shipped one, with ``:SCALE`` behind it if not whole.
     device : str
         Where to compute: "cpu".
     progress : callable, optional
@@ -371,9 +502,11 @@ def load(
     2
     """
     if numerics not in PROFILES:
-        raise ValueError(f"numerics is {numerics!r}: expected {' or '.join(map(repr, PROFILES))}")
+        raise ValueError(f"numerics is {numerics!r}: expected {', '.join(map(repr, PROFILES))}")
     profile = PROFILES[numerics]
     weights = weights or profile.dtype.name
+    if weights not in ("bfloat16", "float32", "float64"):
+        raise ValueError(f"weights is {weights!r}: expected 'bfloat16', 'float32' or 'float64'")
     if weights == "float64" and profile.dtype != np.float64:
         raise ValueError(
             f"weights are 'float64', wider than the arithmetic {numerics!r}: their extra digits would be lost"
@@ -388,9 +521,18 @@ def load(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, the embedding table {config.vocab_size} rows: "
             "these files do not belong together"
         )
+    if profile.rounding and any(tensor.dtype != "BF16" for tensor in checkpoint.describe(folder)):
+        raise ValueError(
+            f"{folder} stores numbers that are not bfloat16, which an engine such as {numerics!r} imitates would round "
+            "when it loads them: use numerics='float32', or convert the files first"
+        )
     params = checkpoint.load_params(folder, config, weights=weights, norm_dtype=profile.dtype, progress=progress)
     try:
         stops = frozenset(stop_ids(tokenizer, read_generation_config(folder)))
     except ValueError as error:
         raise ValueError(f"{folder / 'generation_config.json'}: {error}") from None
-    return Gemma(config, params, tokenizer, profile, stops)
+    gemma = Gemma(config, params, tokenizer, profile, stops)
+    for name in [lora] if isinstance(lora, (str, Path)) else lora:
+        where, scale = low_rank.split_scale(name)
+        gemma = gemma.with_lora(low_rank.read(low_rank.find_adapter(where)), scale)
+    return gemma

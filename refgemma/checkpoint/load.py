@@ -47,8 +47,9 @@ def load_params(
         Holds the weights in Hugging Face layout: ``model.safetensors``, or an index and shards.
     config : Config
         The model that the folder must hold.
-    weights : {"bfloat16", "float32", "float64"}
-        Format of matrices in memory. Those stored in this very format are views of the mapped files.
+    weights : {"bfloat16", "float32", "float64", "stored"}
+        Format of matrices in memory. Those stored in this very format are views of the mapped files; "stored" leaves
+        all of them there, each in its own.
     norm_dtype : dtype, default float32
         Format of norm weights, float32 or float64.
     progress : callable, optional
@@ -73,8 +74,8 @@ def load_params(
         If the norm weights look like 1 + w, as GGUF files store them.
     """
     dtype_of_norms = np.dtype(norm_dtype)
-    if weights not in ("bfloat16", "float32", "float64"):
-        raise ValueError(f"weights is {weights!r}: expected 'bfloat16', 'float32' or 'float64'")
+    if weights not in ("bfloat16", "float32", "float64", "stored"):
+        raise ValueError(f"weights is {weights!r}: expected 'bfloat16', 'float32', 'float64' or 'stored'")
     if dtype_of_norms not in (np.float32, np.float64):
         raise ValueError(f"norm_dtype is {dtype_of_norms}: expected float32 or float64")
     stored = read_folder(folder)
@@ -88,7 +89,7 @@ def load_params(
         source = stored[tensor.theirs]
         if len(tensor.shape) == 1:
             arrays[tensor.ours] = _norm_weight(source, dtype_of_norms)
-        elif _FORMATS[source.dtype] == weights:
+        elif weights in (_FORMATS[source.dtype], "stored"):
             arrays[tensor.ours] = _as_stored(source)
         elif weights == "bfloat16":
             raise ValueError(

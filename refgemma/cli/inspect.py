@@ -1,11 +1,12 @@
 """Show a model's configuration, its tensors, and the memory it takes.
 
 No weights are read, and a folder that holds nothing but config.json will do.
-Exit code 1 says that the files of the model do not fit its config.json.
+Exit code 1 says that the files of the model do not fit its config.json, or an adapter does not fit the model.
 
 examples:
   refgemma inspect --model google/gemma-2b-it
   refgemma inspect --model gemma-7b --json
+  refgemma inspect --lora pirate
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from refgemma.checkpoint import StoredTensor, describe, find_model
 from refgemma.checkpoint.folder import INDEX, SINGLE
 from refgemma.checkpoint.load import check_tensors
 from refgemma.checkpoint.names import tensors_of
+from refgemma.cli.adapter import describe_adapter, print_adapter
 from refgemma.cli.options import add_json, add_model
 from refgemma.cli.terminal import print_json, print_table, size
 from refgemma.config import SIZES, Config, read_config
@@ -62,6 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         Its parser.
     """
     parser.add_argument("--all", action="store_true", help="list the tensors of every layer")
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="show this LoRA adapter too, and whether it fits; may be given several times",
+    )
     add_json(parser)
     add_model(parser, runs=False)
 
@@ -89,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     has_weights = folder is not None and any((folder / name).is_file() for name in (SINGLE, INDEX))
     stored = {tensor.name: tensor for tensor in describe(folder)} if folder and has_weights else {}
     entries = _entries(config, stored, otherwise="missing" if has_weights else "")
+    adapters = [describe_adapter(name, config) for name in args.lora]
     contexts = sorted({min(length, config.max_positions) for length in _CONTEXTS})
 
     if args.json:
@@ -100,19 +110,24 @@ def run(args: argparse.Namespace) -> int:
             for numerics in ("float32", "float64")
         }
         memory = {"weights": weights, "cache": cache}
-        print_json(about | {"num_parameters": config.num_parameters, "tensors": tensors, "memory": memory})
+        shown = {"num_parameters": config.num_parameters, "tensors": tensors, "memory": memory}
+        print_json(about | shown | ({"lora": adapters} if adapters else {}))
     else:
         print(f"{folder or args.model}{'' if has_weights else ': no weights here'}")
         _print_config(config)
         _print_tensors(entries, config, every=args.all)
         _print_memory(config, contexts)
+        for adapter in adapters:
+            print_adapter(adapter)
+    problems = [adapter["problem"] for adapter in adapters if adapter["problem"]]
     if folder and has_weights:
         try:
             check_tensors(stored, config, folder)
         except ValueError as error:
-            print(f"refgemma: {error}", file=sys.stderr)
-            return 1
-    return 0
+            problems.insert(0, str(error))
+    for problem in problems:
+        print(f"refgemma: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def weight_bytes(config: Config, weights: str, numerics: str) -> int:

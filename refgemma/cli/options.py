@@ -97,6 +97,13 @@ def add_model(parser: argparse.ArgumentParser, *, runs: bool = True) -> None:
             default="float32",
             help="arithmetic of activations (default: float32)",
         )
+        group.add_argument(
+            "--lora",
+            action="append",
+            default=[],
+            metavar="DIR[:SCALE]",
+            help="put this LoRA adapter on the model, a folder or a shipped name; may be given several times",
+        )
 
 
 def load_model(args: argparse.Namespace) -> Gemma:
@@ -113,7 +120,7 @@ def load_model(args: argparse.Namespace) -> Gemma:
         Ready to use.
     """
     with progress_bar(f"loading {args.model}") as progress:
-        return load(args.model, numerics=args.numerics, weights=args.weights, progress=progress)
+        return load(args.model, numerics=args.numerics, weights=args.weights, lora=args.lora, progress=progress)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

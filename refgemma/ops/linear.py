@@ -32,8 +32,10 @@ class Delta:
         Multiplies the product; the alpha / R of the LoRA paper.
     rows : ndarray of bool, shape (B,), or None
         Which rows of the batch it applies to; None means all.
-    gain : ndarray, shape (O,), or None
+    gain : ndarray of float64, shape (O,), or None
         DoRA's factor for each output, magnitude over the norm of the changed row; None means 1.
+    bias : ndarray, shape (O,), or None
+        Added to every output, `scale` times: the bias that PEFT can give the second factor.
     """
 
     a: Array
@@ -41,6 +43,7 @@ class Delta:
     scale: float
     rows: Array | None = None
     gain: Array | None = None
+    bias: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,8 +152,13 @@ def _with_deltas(y: Array, deltas: Iterable[Delta], product: Any) -> Array:
     total = y.copy()
     for delta in deltas:
         rows = slice(None) if delta.rows is None else delta.rows
-        change = product(delta, rows) * delta.scale
+        if delta.rows is not None and len(delta.rows) != len(y):
+            raise ValueError(f"an adapter is for rows of a batch of {len(delta.rows)}, the batch has {len(y)}")
+        change = product(delta, rows)
+        if delta.bias is not None:
+            change = change + delta.bias
+        change *= delta.scale
         if delta.gain is not None:
-            change = (y[rows] + change) * delta.gain - y[rows]
+            change = (y[rows] + change) * delta.gain.astype(y.dtype) - y[rows]
         total[rows] += change
     return total

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import refgemma
-from refgemma.numerics import FLOAT32, FLOAT64, Bfloat16Matrix
-from tests.checkpoint.files import write_model
+from refgemma.checkpoint.safetensors_file import read_safetensors
+from refgemma.numerics import FLOAT32, FLOAT64, Bfloat16Matrix, from_bfloat16
+from tests.checkpoint.files import safetensors_bytes, write_model
 from tests.judge import FLOAT64_BOUND
 from tests.models import random_model
 
@@ -56,7 +57,7 @@ def test_load_reports_progress(folder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"numerics": "float16"}, r"^numerics is 'float16': expected 'float32' or 'float64'$"),
+        ({"numerics": "float16"}, r"^numerics is 'float16': expected 'float32', 'float64', 'bf16-transformers', "),
         ({"numerics": None}, r"^numerics is None: expected"),
         ({"weights": "int8"}, r"^weights is 'int8': expected 'bfloat16', 'float32' or 'float64'$"),
         ({"weights": "float64"}, r"^weights are 'float64', wider than the arithmetic 'float32': "),
@@ -89,3 +90,18 @@ def test_stop_ids_are_those_of_the_vocabulary_and_of_the_folder(tmp_path, folder
     shutil.copytree(folder, other)
     (other / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 44]}))
     assert refgemma.load(other).stop_ids == {44, tokenizer.eos_id, tokenizer.end_of_turn_id}
+
+
+def test_a_bfloat16_engine_is_not_imitated_on_wider_weights(tmp_path, folder):
+    """Engines round such weights when they load them, and this is not done in silence here."""
+    wide = tmp_path / "wide"
+    shutil.copytree(folder, wide)
+    path = wide / "model.safetensors"
+    stored = {name: tensor.data for name, tensor in read_safetensors(path).items()}
+    path.unlink()
+    path.write_bytes(safetensors_bytes({name: from_bfloat16(data) for name, data in stored.items()}))
+    assert refgemma.load(wide, numerics="float32").config == refgemma.load(folder, numerics="bf16-transformers").config
+    with pytest.raises(
+        ValueError, match="stores numbers that are not bfloat16, which an engine such as 'bf16-deepmind'"
+    ):
+        refgemma.load(wide, numerics="bf16-deepmind")

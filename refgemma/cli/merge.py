@@ -1,0 +1,224 @@
+"""Write a checkpoint with LoRA adapters merged into its weights, or measure what that would lose.
+
+OUT is a folder to make, in the layout that transformers loads: configuration, tokenizer, weights in safetensors files.
+Computed in float64 and rounded once, some rows at a time, so that a model may be larger than memory.
+With --audit, OUT may be left out: nothing is written then.
+
+examples:
+  refgemma merge tiny-it weights/lora/pirate merged
+  refgemma merge google/gemma-2b-it mine:0.5 yours merged --dtype float32
+  refgemma merge tiny-it pirate --audit --prompt "Who are you?" --picture audit.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from refgemma import lora
+from refgemma.checkpoint import describe, find_model
+from refgemma.cli.files import output_file, text_argument
+from refgemma.cli.options import add_json
+from refgemma.cli.terminal import print_json, print_table, progress_bar, size
+from refgemma.gemma import load
+from refgemma.lora.audit import Audit, audit_attached
+from refgemma.lora.audit_picture import picture
+from refgemma.lora.audit_weights import WeightAudit
+from refgemma.lora.merge_file import Merged, merge_checkpoint
+from refgemma.lora.new_folder import check_place
+from refgemma.sampling.show import FORMATS, check_matplotlib
+
+_TERMINATED = 128 + 15  # by SIGTERM, as shells count
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this subcommand.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Its parser.
+    """
+    parser.add_argument("base", metavar="BASE", help="the model: folder, shipped name, or hub id fetched before")
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="ADAPTER[:SCALE] ... OUT",
+        help="adapters, each a folder or a shipped name, with :SCALE behind it if not whole; last, the folder to make",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="format of the weights (default: as each is stored; for --audit, bfloat16)",
+    )
+    group = parser.add_argument_group("audit")
+    group.add_argument("--audit", action="store_true", help="measure what rounding the merged weights loses")
+    group.add_argument("--all", action="store_true", help="list every layer")
+    group.add_argument("--prompt", metavar="TEXT", help="compare the logits of this user turn, too")
+    group.add_argument("--picture", metavar="FILE.png|.svg|.pdf", help="save the audit as a heat map, layer by module")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand.
+
+    Parameters
+    ----------
+    args : Namespace
+        Its arguments.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
+    adapters, out = _adapters_and_out(args)
+    form = _check_options(args)
+    if out is not None:
+        check_place(Path(out))
+    found = None
+    with output_file(args.picture) if args.picture else nullcontext() as file:
+        if args.audit:
+            found = _audit(args, adapters)
+            if file is not None:
+                file.write(picture(found, title=f"{' + '.join(adapters)} on {args.base}", format=form))
+    merged = None
+    if out is not None:
+        with progress_bar(f"writing {out}") as progress, _ended_like_an_error():
+            merged = merge_checkpoint(args.base, adapters, out, args.dtype, progress=progress)
+    if args.json:
+        about: dict[str, Any] = {"base": args.base, "adapters": adapters}
+        about["merged"] = asdict(merged) | {"folder": str(merged.folder)} if merged else None
+        print_json(about | ({"audit": asdict(found)} if found else {}))
+        return 0
+    if found:
+        _print_audit(found, every=args.all)
+    if merged:
+        _print_merged(merged, above=bool(found))
+    return 0
+
+
+def _adapters_and_out(args: argparse.Namespace) -> tuple[list[str], str | None]:
+    """Tell the adapters from the folder to make, which an audit does not need."""
+    *names, last = map(text_argument, args.names)
+    if not args.audit:
+        if not names:
+            raise ValueError(
+                f"only {last!r} was given beside BASE: expected adapters and the folder to make, or --audit"
+            )
+        return names, last
+    name, scale = lora.split_scale(last)
+    try:
+        lora.find_adapter(name)
+    except FileNotFoundError:
+        if not names or name != last or scale != 1:
+            raise
+        return names, last
+    return [*names, last], None
+
+
+def _check_options(args: argparse.Namespace) -> Any:
+    """Refuse options that go nowhere; the format of the picture."""
+    if not args.audit:
+        for name in ("all", "prompt", "picture"):
+            if getattr(args, name):
+                raise ValueError(f"--{name} is part of the audit: give --audit, too")
+    if not args.picture:
+        return None
+    ending = Path(args.picture).suffix
+    form = next((form for form in FORMATS if ending == f".{form}"), None)
+    if form is None:
+        expected = ", ".join(f".{form}" for form in FORMATS)
+        raise ValueError(f"{args.picture} ends in {ending or 'nothing'!r}: expected {expected}")
+    check_matplotlib()
+    return form
+
+
+def _audit(args: argparse.Namespace, adapters: list[str]) -> Audit:
+    stored = {tensor.dtype for tensor in describe(find_model(args.base))}
+    with progress_bar(f"loading {args.base}") as progress:
+        # Most models are mapped as they are then, however large; others are widened, which changes no number.
+        gemma = load(args.base, weights="bfloat16" if stored == {"BF16"} else "float32", progress=progress)
+        attached = gemma
+        for name, scale in map(lora.split_scale, adapters):
+            attached = attached.with_lora(lora.read(lora.find_adapter(name)), scale)
+    tokens = None if args.prompt is None else gemma.encode_prompt(text_argument(args.prompt))
+    with progress_bar("auditing") as progress:
+        return audit_attached(gemma, attached, args.dtype or "bfloat16", tokens, progress=progress)
+
+
+def _print_audit(found: Audit, *, every: bool) -> None:
+    groups: dict[str, list[WeightAudit]] = {}
+    for weight in found.weights:
+        name = weight.path
+        if not every and name.startswith("layers."):
+            name = "layers.{i}." + name.split(".", 2)[2]
+        groups.setdefault(name, []).append(weight)
+    print(f"merged in {found.dtype}, W + d becomes round(W + d)")
+    print("unmoved: where that is round(W); error: of round(W + d) - W against d, 0 is faithful, 1 as bad as no merge")
+    print_table(
+        ("weight", "", "rank", "effective rank", "|d| / |W|", "unmoved", "error of the update"),
+        [_cells(name, alike) for name, alike in [*groups.items(), ("all", [found.total])]],
+        text=(0,),
+    )
+    if found.logits:
+        print_table(
+            ("", "largest difference", "mean KL, nats", "another token first"),
+            [
+                (c.model, f"{c.max_abs:.3g}", f"{c.mean_kl:.3g}", f"{c.flips} of {c.positions} positions")
+                for c in found.logits
+            ],
+            title="logits against those with the adapter attached",
+            text=(0,),
+        )
+
+
+def _cells(name: str, alike: list[WeightAudit]) -> tuple[str, ...]:
+    return (
+        name,
+        f"{len(alike)} x" if len(alike) > 1 else "",
+        _range([w.rank for w in alike], "{:d}"),
+        _range([w.effective_rank for w in alike], "{:.2f}"),
+        _range([w.relative_norm for w in alike], "{:.2g}"),
+        _range([100 * w.unmoved for w in alike], "{:.1f}", " %"),
+        _range([w.update_error for w in alike], "{:.2f}"),
+    )
+
+
+def _range(values: list[Any], form: str, unit: str = "") -> str:
+    """Smallest and largest of those that are numbers."""
+    numbers = [value for value in values if value is not None and not math.isnan(value)]
+    if not numbers:
+        return "\u2013"
+    ends = list(dict.fromkeys(form.format(end) for end in (min(numbers), max(numbers))))
+    return " to ".join(ends) + unit
+
+
+def _print_merged(merged: Merged, *, above: bool) -> None:
+    files = "1 file" if merged.files == 1 else f"{merged.files} files"
+    head = "; embedding and head came out different and are stored apart" if merged.untied else ""
+    if above:
+        print()
+    about = f"{len(merged.changed)} weights changed, {merged.dtype}, {size(merged.nbytes)} in {files}{head}"
+    print(f"{merged.folder}: {about}")
+
+
+@contextmanager
+def _ended_like_an_error() -> Iterator[None]:
+    """Let SIGTERM end the program by an exception, so that what is half written is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,273 @@
+"""What an adapter changes in a given model: every tensor of the file used, every module it claims found.
+
+PEFT loads what it can match and leaves the rest; a key with another prefix, a pattern with a typing error or a factor
+of another model then gives the answers of the base, or of no model at all. Here all that does not fit is told at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
+
+from refgemma.checkpoint.names import nearest_name, tensors_of
+from refgemma.config import Config
+from refgemma.lora.read import Adapter, told
+from refgemma.lora.targets import (
+    EMBEDDING,
+    HEAD,
+    low_rank_modules,
+    rank_and_alpha,
+    saved_modules,
+    trained_tokens,
+    unused_patterns,
+)
+from refgemma.numerics import Array
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """``scale * up @ down`` added to one weight, and DoRA's magnitude if it has one.
+
+    Attributes
+    ----------
+    path : str
+        The weight, such as ``layers.3.attn.q``.
+    down : ndarray, shape (R, I)
+        From what the weight reads to the rank.
+    up : ndarray, shape (O, R)
+        From the rank to what the weight gives.
+    scale : float
+        ``alpha / R`` or ``alpha / sqrt(R)``.
+    magnitude : ndarray or None
+        Norm that each row of the changed weight is brought to, shape (O,); for the embedding, which PEFT treats
+        transposed, each column, shape (I,).
+    bias : ndarray, shape (O,), or None
+        Of the second factor; scaled like the product.
+    """
+
+    path: str
+    down: Array
+    up: Array
+    scale: float
+    magnitude: Array | None = None
+    bias: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Replaced:
+    """A weight that was trained whole: the new one, of the shape of the old.
+
+    Attributes
+    ----------
+    path : str
+        The weight.
+    weight : ndarray or Bfloat16Matrix
+        As stored.
+    """
+
+    path: str
+    weight: Any
+
+
+@dataclass(frozen=True, eq=False)
+class ReplacedRows:
+    """Rows of a table that were trained whole.
+
+    Attributes
+    ----------
+    path : str
+        The table, ``embed`` or ``head``.
+    ids : tuple of int
+        Which rows.
+    rows : ndarray, shape (len(ids), D)
+        The new ones.
+    """
+
+    path: str
+    ids: tuple[int, ...]
+    rows: Array
+
+
+Change: TypeAlias = LowRank | Replaced | ReplacedRows
+
+
+class Fit(NamedTuple):
+    """What an adapter changes, and what its shapes alone could not tell."""
+
+    changes: list[Change]
+    notes: list[str]
+
+
+def fit(adapter: Adapter, config: Config) -> Fit:
+    """Match an adapter to a model.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        As read.
+    config : Config
+        The model.
+
+    Returns
+    -------
+    Fit
+        Changes in the order of the name table; where PEFT ties the head, it changes with the table.
+
+    Raises
+    ------
+    ValueError
+        If a tensor of the adapter has no place in the model, a claimed module has no tensor, a name or pattern matches
+        nothing, or a shape disagrees. One error tells all.
+    """
+    return _Fitting(adapter, config).run()
+
+
+class _Fitting:
+    """One matching in progress: what is not used yet, and what was found wrong."""
+
+    def __init__(self, adapter: Adapter, config: Config) -> None:
+        tensors = tensors_of(replace(config, tie_word_embeddings=False))
+        self.adapter = adapter
+        self.tied = config.tie_word_embeddings
+        self.shapes = {t.theirs.removesuffix(".weight"): t.shape for t in tensors}
+        self.paths = {t.theirs.removesuffix(".weight"): t.ours for t in tensors}
+        self.left = {module: dict(parts) for module, parts in adapter.modules.items()}
+        self.problems: list[str] = []
+        self.square: list[str] = []
+        self.upright = 0  # factors whose shape shows that they are not transposed
+        self.vocab_size = config.vocab_size
+
+    def run(self) -> Fit:
+        config = self.adapter.config
+        matrices = [module for module, shape in self.shapes.items() if len(shape) == 2]
+        factored = low_rank_modules(config, matrices, self.problems)
+        saved = saved_modules(config, self.shapes, self.problems)
+        tokens = trained_tokens(config, matrices, self.problems)
+        if self.tied and config.ensure_weight_tying:
+            for modules in (factored, saved):
+                if EMBEDDING in modules or HEAD in modules:
+                    modules += [module for module in (EMBEDDING, HEAD) if module not in modules]
+        self.problems += unused_patterns(config, factored)
+        if self.tied and tokens.get(EMBEDDING) == tokens.get(HEAD):
+            tokens.pop(HEAD, None)  # one list for both: PEFT stores the rows once, as it does without one for the head
+        both = self.tied and EMBEDDING in tokens and HEAD not in tokens
+        if {*tokens} & {*factored, *saved} or (both and (HEAD in saved or (HEAD in factored and config.use_dora))):
+            self.problems.append(
+                "trainable_token_indices stands beside another change of the same table: not supported"
+            )
+
+        changes: list[Change] = []
+        for module, path in self.paths.items():
+            if module in saved:
+                changes += self.replaced(module, path)
+            if module in factored:
+                changes += self.low_rank(module, path)
+            if module in tokens:
+                changes += self.rows(module, path, tokens[module])
+        changes[:0] = self.stored_tables(factored)
+        if both:
+            changes += [replace(c, path="head") for c in changes if isinstance(c, ReplacedRows)]
+        self.unused()
+        if self.problems:
+            base = self.adapter.config.base_model_name_or_path
+            trained = f" (it says it was trained on {base!r:.80})" if base else ""
+            raise ValueError(f"adapter {self.adapter.folder} does not fit the model{trained}: {told(self.problems)}")
+        return Fit(changes, self.notes())
+
+    def low_rank(self, module: str, path: str) -> list[Change]:
+        config, outputs, inputs = self.adapter.config, *self.shapes[module]
+        rank, alpha = rank_and_alpha(config, module)
+        scale = config.scale(rank, alpha)
+        if module == HEAD and self.tied and config.ensure_weight_tying:
+            rank, _ = rank_and_alpha(config, EMBEDDING)  # the factors are the table's, the scale is the head's own
+        if table := module == EMBEDDING:  # looked up, not multiplied: PEFT's factors are those of the transposed table
+            first, second = ("lora_embedding_A", (rank, outputs)), ("lora_embedding_B", (inputs, rank))
+        else:
+            first, second = ("lora_A", (rank, inputs)), ("lora_B", (outputs, rank))
+        a, b = self.take(module, *first), self.take(module, *second)
+        magnitude = (
+            self.take(module, "lora_magnitude_vector", (inputs if table else outputs,)) if config.use_dora else None
+        )
+        bias = self.take(module, "lora_B.bias", (outputs,)) if config.lora_bias and not table else None
+        if config.lora_bias and table:
+            self.problems.append("lora_bias is true and the embedding has factors: PEFT has no such adapter")
+        if a is None or b is None:
+            return []
+        for part, factor in ((first[0], a), (second[0], b)):
+            self.upright += factor.shape[0] != factor.shape[1]
+            if factor.shape[0] == factor.shape[1]:
+                self.square.append(f"{module}.{part}")
+        down, up = (b.T, a.T) if table else (a, b)
+        return [LowRank(path, down, up, scale, magnitude, bias)]
+
+    def replaced(self, module: str, path: str) -> list[Change]:
+        weight = self.take(module, "weight", self.shapes[module])
+        return [] if weight is None else [Replaced(path, weight)]
+
+    def rows(self, module: str, path: str, ids: list[int]) -> list[Change]:
+        rows = self.take(module, "trainable_tokens", (len(ids), self.shapes[module][1]))
+        wrong = [i for i in ids if i >= self.vocab_size]
+        if wrong or len(set(ids)) < len(ids):
+            self.problems.append(
+                f"trainable_token_indices has {wrong[0]}, outside the vocabulary of {self.vocab_size}"
+                if wrong
+                else "trainable_token_indices names a token twice"
+            )
+        return [] if rows is None else [ReplacedRows(path, tuple(ids), rows)]
+
+    def stored_tables(self, factored: list[str]) -> list[Change]:
+        """The tables that PEFT stores beside factors for them: what the adapter was trained on top of."""
+        tables = {
+            module: self.take(module, "base_layer", self.shapes[module])
+            for module in (EMBEDDING, HEAD)
+            if module in factored and "base_layer" in self.left.get(module, {})
+        }
+        if self.tied:  # one table under either name
+            tables = dict.fromkeys((EMBEDDING, HEAD), next(iter(tables.values()))) if tables else {}
+        return [Replaced(self.paths[module], table) for module, table in tables.items() if table is not None]
+
+    def take(self, module: str, part: str, shape: tuple[int, ...]) -> Any:
+        """One tensor, once its shape is right."""
+        found = self.left.get(module, {}).pop(part, None)
+        if found is None:
+            near = nearest_name(module, [name for name, parts in self.left.items() if part in parts])
+            hint = f" (nearest in the file: {near!r})" if near and near != module else ""
+            self.problems.append(f"{module} has no {part}, which the configuration claims{hint}")
+        elif found.shape != shape:
+            self.problems.append(f"{module}.{part} has shape {found.shape}, expected {shape}{_why(found.shape, shape)}")
+            return None
+        return found
+
+    def unused(self) -> None:
+        for module, parts in self.left.items():
+            for part in parts:
+                if module not in self.shapes:
+                    near = nearest_name(module, self.shapes)
+                    why = "the model has no such module" + (f" (nearest: {near!r})" if near else "")
+                else:
+                    why = "the configuration does not claim it"
+                self.problems.append(f"{module}.{part} would not be used: {why}")
+
+    def notes(self) -> list[str]:
+        """Square factors fit transposed as well; say what speaks for them."""
+        if not self.square:
+            return []
+        seen = f"{self.upright} other factors of the file are not square, and stand as PEFT writes them"
+        checked = seen if self.upright else "no other factor of the file is of a shape that could tell"
+        more = f" and {len(self.square) - 1} more" if len(self.square) > 1 else ""
+        return [
+            f"{self.square[0]}{more}: square, so its shape "
+            f"cannot show whether it is transposed; names, rank and widths were checked; {checked}"
+        ]
+
+
+def _why(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """What a wrong shape is likely to mean."""
+    if len(shape) == 2 and found == shape[::-1]:
+        return ": it is transposed"
+    if len(found) != len(shape):
+        return ""
+    differ = [(f, s) for f, s in zip(found, shape, strict=True) if f != s]
+    if len(differ) == 1 and len(shape) == 2 and min(shape) == differ[0][1]:
+        return f": its rank is {differ[0][0]}, the configuration says {differ[0][1]}"
+    return ": it belongs to a model of other widths"

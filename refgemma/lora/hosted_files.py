@@ -1,0 +1,253 @@
+"""The two files of an adapter that somebody uploads, read without trusting them, and the shapes they hold.
+
+Nothing here follows the rest of `refgemma.lora`, which reads an adapter to use it: what is refused there in the first
+sentence has to be reported here beside everything else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from refgemma.checkpoint.safetensors_file import StoredTensor, read_safetensors
+from refgemma.config import SIZES, Config
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+# hosted model -> the shape of its base; the bases are google/gemma-2b-it and google/gemma-7b-it
+HOSTED = {"@cf/google/gemma-2b-it-lora": SIZES["gemma-2b"], "@cf/google/gemma-7b-it-lora": SIZES["gemma-7b"]}
+
+_LONGEST_CONFIG = 1_000_000  # bytes; PEFT writes about 1,200
+_LONGEST_HEADER = 4_000_000  # bytes; every matrix of the larger model with its DoRA magnitude takes 100,000
+
+_brief = reprlib.Repr()  # also safe on nesting so deep that repr() would run out of stack
+_brief.maxstring = _brief.maxother = 60
+_brief.maxlong = 30
+
+
+class Factor(NamedTuple):
+    """One tensor of a low-rank change.
+
+    `kind` is "A", "B" or "magnitude"; `shape` is (R, in), (out, R) or (out,), an embedding counted as a matrix from V
+    to D.
+    """
+
+    name: str
+    module: str
+    kind: str
+    shape: tuple[int, ...]
+
+
+_FACTOR = re.compile(
+    r"base_model\.model\.(?P<module>\w+(?:\.\w+)*?)\.lora_(?:embedding_)?(?P<kind>A|B|magnitude_vector)"
+    r"(?!\.bias\Z)(?:\.\w+?)?(?:\.weight)?"  # PEFT leaves the adapter's name out, other programs may not
+)
+
+
+def brief(value: Any) -> str:
+    """A value of a stranger's file, short and on one line.
+
+    Parameters
+    ----------
+    value : Any
+        What was found.
+
+    Returns
+    -------
+    str
+        Its repr, cut.
+    """
+    return _brief.repr(value)
+
+
+def listing(values: Iterable[str], most: int = 8) -> str:
+    """Some names, and how many more there are.
+
+    Parameters
+    ----------
+    values : iterable of str
+        The names.
+    most : int
+        How many are written.
+
+    Returns
+    -------
+    str
+        Separated by commas.
+    """
+    names = list(values)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name[:80] if name.isprintable() else brief(name) for name in names[:most]) + more
+
+
+def read_json_object(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """Read a file that should hold a JSON object.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    dict or None
+        The object.
+    str
+        Why there is none, in one sentence; else empty.
+    """
+    try:
+        if error := _not_a_file(path, _LONGEST_CONFIG):
+            return None, error
+        value = json.loads(path.read_bytes().decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # of the disk, of json and its decoding, of nesting
+        return None, f"it is no valid JSON ({str(error)[:100]!r})"
+    if not isinstance(value, dict):
+        return None, f"it holds a JSON {type(value).__name__}, not an object"
+    return value, ""
+
+
+def read_adapter_header(path: Path) -> tuple[dict[str, StoredTensor] | None, str]:
+    """Read which tensors a safetensors file holds, and no number of them.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    dict of str to StoredTensor or None
+        The tensors.
+    str
+        Why there are none, in one sentence; else empty.
+    """
+    try:
+        if error := _not_a_file(path):
+            return None, error
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        # Where the length is more than the file, it is no header at all, and the reader knows what it may be instead.
+        if _LONGEST_HEADER < length < path.stat().st_size:
+            return (
+                None,
+                f"its header has {length:,} bytes, where that of an adapter has some {_LONGEST_HEADER:,} at most",
+            )
+        return read_safetensors(path), ""
+    except (OSError, ValueError) as error:
+        return None, str(error).replace(f"{path} ", "it ").replace(str(path), path.name)[:300]
+
+
+def _not_a_file(path: Path, longest: int | None = None) -> str:
+    """Why a path should not even be opened; a pipe, say, would be waited for without end."""
+    if not path.is_file():
+        return "it is no file" if path.exists() else "there is no such file"
+    if longest is not None and path.stat().st_size > longest:
+        return f"it has {path.stat().st_size:,} bytes, where an adapter's has {longest:,} at most"
+    return ""
+
+
+def factors_of(tensors: Mapping[str, StoredTensor]) -> list[Factor]:
+    """The tensors that are part of a low-rank change.
+
+    Parameters
+    ----------
+    tensors : mapping of str to StoredTensor
+        All of the file.
+
+    Returns
+    -------
+    list of Factor
+        In the order of the file; tensors of other names are left out.
+    """
+    found = [(_FACTOR.fullmatch(name), tensor) for name, tensor in tensors.items()]
+    return [
+        Factor(tensor.name, match["module"], match["kind"].removesuffix("_vector"), tensor.shape)
+        for match, tensor in found
+        if match
+    ]
+
+
+def expected_shape(factor: Factor, config: Config) -> tuple[int | None, ...] | None:
+    """Shape that a factor must have, None for its rank.
+
+    Parameters
+    ----------
+    factor : Factor
+        Which one.
+    config : Config
+        Shape of the model.
+
+    Returns
+    -------
+    tuple or None
+        None where the model has no such matrix.
+    """
+    if (sizes := _widths(factor.module, config)) is None:
+        return None
+    shape_of: dict[str, tuple[int | None, ...]] = {"A": (None, sizes[0]), "B": (sizes[1], None), "magnitude": sizes[1:]}
+    return shape_of[factor.kind]
+
+
+def is_fitting(factor: Factor, config: Config) -> bool:
+    """Whether a factor can change a matrix of a model.
+
+    Parameters
+    ----------
+    factor : Factor
+        Which one.
+    config : Config
+        Shape of the model.
+
+    Returns
+    -------
+    bool
+        True where its shape is as expected; the rank is left to others.
+    """
+    wanted = expected_shape(factor, config)
+    return (
+        wanted is not None
+        and len(wanted) == len(factor.shape)
+        and all(want in (None, found) for want, found in zip(wanted, factor.shape, strict=True))
+    )
+
+
+def fits(factors: list[Factor], model: str) -> bool:
+    """Whether an adapter can change a hosted model.
+
+    Parameters
+    ----------
+    factors : list of Factor
+        All of the adapter.
+    model : str
+        A key of `HOSTED`.
+
+    Returns
+    -------
+    bool
+        False also where there are no factors.
+    """
+    return bool(factors) and all(is_fitting(factor, HOSTED[model]) for factor in factors)
+
+
+def _widths(module: str, config: Config) -> tuple[int, int] | None:
+    """Input and output width of a matrix, under the name that transformers gives it; None where there is none."""
+    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    outer = {"lm_head": (D, V), "model.embed_tokens": (V, D)}
+    inner = {
+        "self_attn.q_proj": (D, queries),
+        "self_attn.k_proj": (D, keys),
+        "self_attn.v_proj": (D, keys),
+        "self_attn.o_proj": (queries, D),
+        "mlp.gate_proj": (D, F),
+        "mlp.up_proj": (D, F),
+        "mlp.down_proj": (F, D),
+    }
+    layer = re.fullmatch(r"model\.layers\.(0|[1-9][0-9]{0,3})\.(.+)", module)
+    if layer is None:
+        return outer.get(module)
+    return inner.get(layer[2]) if int(layer[1]) < config.num_layers else None

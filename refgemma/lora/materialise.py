@@ -1,0 +1,264 @@
+"""Write a weight with adapters on it out as a plain matrix: in float64, by tiles of rows, rounded once at the end.
+
+``W + sum_j (g_j (W + s_j B_j A_j) - W)``, where the gain g_j is DoRA's and otherwise 1. Merging, storing and auditing
+an adapter all mean this matrix, whoever made the operand.
+
+References
+----------
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, section 4.1; Liu et al., "DoRA: Weight-Decomposed
+Low-Rank Adaptation", 2024, eq. 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from refgemma.lora.pieces import pieces, side_by_side
+from refgemma.lora.rounding import FORMATS, format_of, largest, rounded
+from refgemma.numerics import Array, Bfloat16Matrix
+from refgemma.ops.linear import Adapted, Delta, Operand
+
+Plain: TypeAlias = Array | Bfloat16Matrix
+
+
+def materialise(operand: Operand, dtype: str | None = None, *, table: bool = False) -> Plain:
+    """Plain matrix of a weight, its low-rank deltas written into it.
+
+    Parameters
+    ----------
+    operand : Operand, shape (O, I)
+        The weight. A vector, shape (I,), is only rounded.
+    dtype : {"bfloat16", "float16", "float32", "float64"}, optional
+        Format of the result; by default that of the base.
+    table : bool
+        True for the embedding, whose deltas hold `a` as (R, V) and `b` as (D, R).
+
+    Returns
+    -------
+    ndarray or Bfloat16Matrix, shape (O, I)
+        Read-only; `operand` itself where it is such a matrix already.
+
+    Raises
+    ------
+    ValueError
+        If a delta cannot be part of a weight, the format is unknown, or a number is too large for it.
+    """
+    form = dtype or format_of(operand)
+    if form not in FORMATS:
+        raise ValueError(f"dtype is {form!r}: expected {', '.join(FORMATS)}")
+    if not isinstance(operand, Adapted) and format_of(operand) == form:
+        return operand
+    numbers = stored_rows(operand, slice(0, operand.shape[0]), form, table=table)
+    numbers.flags.writeable = False
+    return Bfloat16Matrix(numbers) if form == "bfloat16" else numbers
+
+
+class Term(NamedTuple):
+    """One delta of a weight, the right way round: ``gain * (W + scale * up @ down) - W``."""
+
+    up: Array  # (O, R), as it is; widened by the rows
+    down: Array  # (R, I), float64
+    scale: float
+    gain: Array | None  # (O, 1), or (1, I) for the embedding; float64
+
+
+def stored_rows(operand: Operand, rows: slice, form: str, *, table: bool = False) -> Array:
+    """Some rows of that matrix, as a file stores them.
+
+    Parameters
+    ----------
+    operand : Operand, shape (O, I)
+        The weight; a vector, shape (I,), has one number a row.
+    rows : slice
+        Which, with a start and a stop.
+    form : {"bfloat16", "float16", "float32", "float64"}
+        Format; bfloat16 numbers come as their bits, in uint16.
+    table : bool
+        As for `materialise`.
+
+    Returns
+    -------
+    ndarray, shape (rows, I)
+        New. The same bits, however a matrix is cut into rows.
+
+    Raises
+    ------
+    ValueError
+        As for `materialise`.
+    """
+    weight, terms = taken_apart(operand, table=table)
+    out = np.empty((rows.stop - rows.start, *operand.shape[1:]), "uint16" if form == "bfloat16" else form)
+
+    def one(tile: slice) -> None:
+        base = wide_rows(weight, tile)
+        wide = base + change(terms, base, tile) if terms else base
+        narrow = rounded(wide, form)
+        check_finite(narrow, wide, base, form, tile)
+        out[tile.start - rows.start : tile.stop - rows.start] = narrow
+
+    for _ in side_by_side(one, pieces(operand.shape, rows)):
+        pass
+    return out
+
+
+def merged_rows(operand: Operand, rows: slice, table: bool = False) -> Array:
+    """Some rows of a weight with its deltas, before any rounding.
+
+    Parameters
+    ----------
+    operand : Operand, shape (O, I)
+        The weight.
+    rows : slice
+        Which.
+    table : bool
+        As for `materialise`.
+
+    Returns
+    -------
+    ndarray of float64, shape (rows, I)
+        Base plus changes.
+
+    Raises
+    ------
+    ValueError
+        If a delta cannot be part of a weight.
+    """
+    weight, terms = taken_apart(operand, table=table)
+    base = wide_rows(weight, rows)
+    return base + change(terms, base, rows) if terms else base
+
+
+def taken_apart(operand: Operand, *, table: bool = False) -> tuple[Plain, tuple[Term, ...]]:
+    """Weight and deltas of an operand.
+
+    Parameters
+    ----------
+    operand : Operand, shape (O, I)
+        The weight.
+    table : bool
+        As for `materialise`.
+
+    Returns
+    -------
+    weight : ndarray or Bfloat16Matrix
+        Without deltas.
+    terms : tuple of Term
+        The deltas; none for a plain weight.
+
+    Raises
+    ------
+    ValueError
+        If a delta cannot be part of a weight.
+    """
+    if not isinstance(operand, Adapted):
+        return operand, ()
+    return operand.base, tuple(_term(delta, table) for delta in operand.deltas)
+
+
+def _term(delta: Delta, table: bool) -> Term:
+    if delta.bias is not None:
+        raise ValueError(
+            "the adapter adds a bias to the output, and no weight of Gemma has a place for one: attach it, do not merge"
+        )
+    if delta.rows is not None:
+        raise ValueError(
+            "the adapter is for some rows of a batch only, and all rows share the weight: attach it, do not merge"
+        )
+    up, down = (delta.a.T, delta.b.T) if table else (delta.b, delta.a)
+    gain = None if delta.gain is None else delta.gain.astype(np.float64)
+    if gain is not None:
+        gain = gain[None, :] if table else gain[:, None]
+    return Term(up, np.ascontiguousarray(down, np.float64), delta.scale, gain)
+
+
+def change(terms: Iterable[Term], base: Array, rows: slice) -> Array:
+    """What deltas add to some rows of a weight.
+
+    Parameters
+    ----------
+    terms : iterable of Term
+        The deltas.
+    base : ndarray of float64, shape (rows, I)
+        The rows without them.
+    rows : slice
+        Which rows these are.
+
+    Returns
+    -------
+    ndarray of float64, shape (rows, I)
+        To be added.
+    """
+    total = np.zeros_like(base)
+    with np.errstate(over="ignore", invalid="ignore"):  # who writes the sum down sees what is not finite
+        for term in terms:
+            up = np.ascontiguousarray(term.up[rows], np.float64)
+            # No BLAS: its own threads would fight with ours, and how it sums would depend on how the rows are cut.
+            own = np.einsum("or,ri->oi", up, term.down)
+            own *= term.scale
+            if term.gain is not None:
+                own = (base + own) * (term.gain if len(term.gain) == 1 else term.gain[rows]) - base
+            total += own
+    return total
+
+
+def wide_rows(weight: Plain, rows: slice) -> Array:
+    """Some rows of a plain weight in float64.
+
+    Parameters
+    ----------
+    weight : ndarray or Bfloat16Matrix, shape (O, I)
+        The weight; a vector, shape (I,), too.
+    rows : slice
+        Which.
+
+    Returns
+    -------
+    ndarray of float64, shape (rows, I)
+        The same numbers.
+    """
+    with np.errstate(invalid="ignore"):  # a NaN stays one, signalling or not
+        if isinstance(weight, Bfloat16Matrix):
+            return weight.rows(rows, np.dtype(np.float64))
+        wide: Array = weight[rows].astype(np.float64)
+        return wide
+
+
+def check_finite(narrow: Array, wide: Array, base: Array, form: str, rows: slice) -> None:
+    """Refuse numbers that were finite in the base and are not any more.
+
+    Parameters
+    ----------
+    narrow : ndarray, shape (rows, I)
+        Some rows as they would be stored.
+    wide : ndarray of float64, shape (rows, I)
+        The same before rounding.
+    base : ndarray of float64, shape (rows, I)
+        The same without deltas.
+    form : str
+        Format of `narrow`.
+    rows : slice
+        Which rows these are.
+
+    Raises
+    ------
+    ValueError
+        If there is such a number; says where.
+    """
+    exponent = np.uint16(0x7F80)
+    lost = (narrow & exponent) == exponent if form == "bfloat16" else ~np.isfinite(narrow)
+    if not lost.any():
+        return
+    bad = np.argwhere(lost & np.isfinite(base))
+    if not len(bad):
+        return
+    row, *column = (int(i) for i in bad[0])
+    value = float(wide[tuple(bad[0])])
+    where = f"row {rows.start + row}" + (f", column {column[0]}" if column else "")
+    if np.isfinite(value):
+        raise ValueError(
+            f"{where} becomes {value:g}, too large for {form}, which ends at {largest(form):g}: use a wider format"
+        )
+    raise ValueError(f"{where} becomes {value}, expected a finite number: the adapter or its scale is too large")

@@ -1,0 +1,231 @@
+"""Merge adapters into a checkpoint on disk: a new model folder, that transformers loads, from a base that stays.
+
+The base is mapped, and each weight is merged and written some rows at a time, so that memory does not depend on the
+size of the model. The folder is made under another name beside its place and renamed at the very end.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from refgemma.checkpoint.find import find_model
+from refgemma.checkpoint.folder import read_folder
+from refgemma.checkpoint.load import Progress, check_tensors, load_params
+from refgemma.checkpoint.names import Tensor, tensors_of
+from refgemma.checkpoint.safetensors_file import StoredTensor
+from refgemma.config import Config, read_config
+from refgemma.lora.attach import attach
+from refgemma.lora.checkpoint_file import Outgoing, dealt_out, total_bytes, write_files
+from refgemma.lora.find import find_adapter, split_scale
+from refgemma.lora.fit import LowRank, fit
+from refgemma.lora.materialise import stored_rows
+from refgemma.lora.new_folder import check_place, check_room, made_beside
+from refgemma.lora.pieces import pieces
+from refgemma.lora.read import Adapter, read
+from refgemma.model import Params
+from refgemma.numerics import Array
+from refgemma.ops.linear import Operand
+
+Adapters: TypeAlias = str | Path | Adapter | Sequence[str | Path | Adapter]
+
+# What belongs to a model besides configuration and weights; of hub folders, the files that a user may not drop, too.
+_COPIED = (
+    "generation_config.json", "tokenizer*", "special_tokens*", "added_tokens*", "chat_template*", "LICENSE*", "NOTICE*",
+)  # fmt: skip
+_FORMATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_BLOCK = 2**24  # numbers that are computed before they are written: 64 MB as float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What was written.
+
+    Attributes
+    ----------
+    folder : Path
+        The new checkpoint.
+    dtype : str
+        Its format, the widest if the base has several.
+    changed : tuple of str
+        Weights that the adapters changed, such as ``layers.0.attn.q``.
+    untied : bool
+        Whether the head was the embedding, came out different, and is stored by itself now.
+    files : int
+        How many hold weights.
+    nbytes : int
+        Size of all weights.
+    """
+
+    folder: Path
+    dtype: str
+    changed: tuple[str, ...]
+    untied: bool
+    files: int
+    nbytes: int
+
+
+def merge_checkpoint(
+    base: str | Path,
+    adapters: Adapters,
+    out: str | Path,
+    dtype: str | None = None,
+    shard_bytes: int = 5_000_000_000,
+    progress: Progress | None = None,
+) -> Merged:
+    """Write a checkpoint with adapters merged into its weights.
+
+    Parameters
+    ----------
+    base : str or Path
+        Folder or name of the model.
+    adapters : str, Path or Adapter, or a sequence of them
+        Folders or names of adapters, each with ``:SCALE`` behind it if not whole. Their changes are summed.
+    out : str or Path
+        Folder to make.
+    dtype : {"bfloat16", "float16", "float32"}, optional
+        Format of all weights; by default each keeps its own, and what no adapter changes is copied byte for byte.
+    shard_bytes : int
+        Most that one file is to hold.
+    progress : callable, optional
+        Called as ``progress(done, total)``, in bytes of the new weights.
+
+    Returns
+    -------
+    Merged
+        What was written.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the base or an adapter is not there.
+    FileExistsError
+        If `out` is there already.
+    ValueError
+        If an adapter does not fit or cannot be merged, or a number is too large for the format.
+    OSError
+        If the disk has no room, or `out` cannot be written. Nothing is left behind then.
+
+    Notes
+    -----
+    Computed in float64 and rounded once. Where the head is the embedding and they come out different, the head is
+    stored by itself and ``tie_word_embeddings`` becomes false.
+    """
+    if dtype not in (None, "bfloat16", "float16", "float32"):
+        raise ValueError(f"dtype is {dtype!r}: expected 'bfloat16', 'float16' or 'float32', or none to keep the base's")
+    place = Path(out).expanduser().absolute()
+    check_place(place)
+    folder = find_model(base)
+    config = read_config(folder)
+    stored = read_folder(folder)
+    before = load_params(folder, config, weights="stored", norm_dtype=np.float64)
+    params = _attached(before, config, adapters)
+    tied = _stays_tied(params, before, stored, dtype)
+    untied = config.tie_word_embeddings and not tied
+    config = replace(config, tie_word_embeddings=tied)
+
+    tensors, changed = [], []
+    for tensor in tensors_of(config):
+        new, old = _at(params, tensor.ours), _at(before, tensor.ours)
+        source = _source(stored, tensor)
+        tensors.append(_outgoing(tensor, source, new, dtype, changed=new is not old))
+        changed += [tensor.ours] if new is not old else []
+    if tied and _at(params, "embed") is not _at(before, "embed"):
+        changed.append("head")
+    files = dealt_out(tensors, shard_bytes)
+    copied = [path for pattern in _COPIED for path in sorted(folder.glob(pattern)) if path.is_file()]
+    check_room(place, total_bytes(files) + sum(path.stat().st_size for path in copied))
+    forms = {tensor.form for tensor in tensors}
+    form = forms.pop() if len(forms) == 1 else "float32"
+    with made_beside(place) as temporary:
+        _write_config(folder / "config.json", temporary / "config.json", form, tied)
+        for path in copied:
+            shutil.copyfile(path, temporary / path.name)
+        write_files(temporary, files, progress)
+        check_tensors(read_folder(temporary), read_config(temporary), temporary)
+    return Merged(
+        folder=place, dtype=form, changed=tuple(changed), untied=untied, files=len(files), nbytes=total_bytes(files)
+    )
+
+
+def _attached(params: Params, config: Config, adapters: Adapters) -> Params:
+    given = [adapters] if isinstance(adapters, (str, Path, Adapter)) else list(adapters)
+    if not given:
+        raise ValueError("no adapter was given: there is nothing to merge")
+    for adapter in given:
+        scale = 1.0
+        if not isinstance(adapter, Adapter):
+            name, scale = split_scale(adapter)
+            adapter = read(find_adapter(name))
+        for change in fit(adapter, config).changes:
+            # Factors stay as the file has them: those of a large model would take more room than anything else here.
+            exact = np.result_type(change.down, change.up) if isinstance(change, LowRank) else np.dtype(np.float64)
+            params = attach(params, [change], scale=scale, dtype=exact)
+    return params
+
+
+def _outgoing(tensor: Tensor, source: StoredTensor, operand: Operand, dtype: str | None, *, changed: bool) -> Outgoing:
+    """One weight, computed only when it is written."""
+    form = dtype or _FORMATS[source.dtype]
+    if not changed and form == _FORMATS[source.dtype]:
+        rows = partial(_bytes_of, source)
+    else:
+        rows = partial(_rows_of, operand, form, tensor.ours)
+
+    def blocks() -> Iterator[Array]:
+        return map(rows, pieces(tensor.shape, slice(0, tensor.shape[0]), _BLOCK))
+
+    return Outgoing(name=tensor.theirs, form=form, shape=tensor.shape, blocks=blocks)
+
+
+def _bytes_of(source: StoredTensor, rows: slice) -> Array:
+    return source.data[rows]
+
+
+def _rows_of(operand: Operand, form: str, path: str, rows: slice) -> Array:
+    try:
+        return stored_rows(operand, rows, form, table=path == "embed")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _stays_tied(params: Params, before: Params, stored: dict[str, StoredTensor], dtype: str | None) -> bool:
+    """Whether one table still serves as embedding and head: no adapter changed it, or it comes out the same as both."""
+    embed, head = params["embed"], params["head"]
+    if before["head"] is not before["embed"]:
+        return False
+    if (embed is before["embed"]) != (head is before["head"]):
+        return False
+    if embed is head:
+        return True
+    form = dtype or _FORMATS[stored["model.embed_tokens.weight"].dtype]
+    return all(
+        np.array_equal(_rows_of(embed, form, "embed", rows), _rows_of(head, form, "head", rows))
+        for rows in pieces(embed.shape, slice(0, embed.shape[0]), _BLOCK)
+    )
+
+
+def _source(stored: dict[str, StoredTensor], tensor: Tensor) -> StoredTensor:
+    """The weight in the base; a head that was the embedding comes from there."""
+    return stored.get(tensor.theirs) or stored["model.embed_tokens.weight"]
+
+
+def _at(params: Any, path: str) -> Any:
+    for part in path.split("."):
+        params = params[int(part) if part.isdigit() else part]
+    return params
+
+
+def _write_config(source: Path, target: Path, form: str, tied: bool) -> None:
+    """The base's own, but for the format of weights, by whichever name it has there, and whether the head is tied."""
+    fields = json.loads(source.read_text(encoding="utf-8"))
+    named = [name for name in ("dtype", "torch_dtype") if name in fields] or ["torch_dtype"]  # which all versions read
+    fields |= dict.fromkeys(named, form) | {"tie_word_embeddings": tied}
+    target.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

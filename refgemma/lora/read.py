@@ -1,0 +1,188 @@
+"""The two files of a PEFT adapter, read strictly and without a model.
+
+PEFT names tensors after the module they change, ``base_model.model.`` before it and the part after it:
+``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``. Some programs also write the adapter's name into it
+(``lora_A.default.weight``). What is read here is the file; what it means for a model is the work of
+`refgemma.lora.fit`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refgemma.checkpoint.safetensors_file import StoredTensor, read_safetensors
+from refgemma.lora.adapter_config import WEIGHTS_FILE, AdapterConfig, read_adapter_config
+from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16
+
+# What PEFT writes after the name of a module, without the name that an adapter may have: our word for the part.
+_PARTS = {
+    "lora_A.weight": "lora_A",
+    "lora_B.weight": "lora_B",
+    "lora_B.bias": "lora_B.bias",
+    "lora_embedding_A": "lora_embedding_A",
+    "lora_embedding_B": "lora_embedding_B",
+    "lora_magnitude_vector": "lora_magnitude_vector",
+    "lora_magnitude_vector.weight": "lora_magnitude_vector",
+    "token_adapter.trainable_tokens_delta": "trainable_tokens",  # "delta" in name only: the rows themselves
+    "base_layer.weight": "base_layer",  # the untrained table, which PEFT adds when embeddings have factors
+    "weight": "weight",
+}
+_NAMED = re.compile(
+    r"(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|trainable_tokens_delta)\.([^.]+)"
+)
+_NOT_NAMES = ("weight", "bias")
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A LoRA adapter as it lies in its folder.
+
+    Attributes
+    ----------
+    folder : Path
+        Where it was read.
+    config : AdapterConfig
+        Its ``adapter_config.json``.
+    modules : dict of str to dict of str to ndarray
+        Its tensors, by module (``model.layers.0.self_attn.q_proj``) and part (``lora_A``, ``lora_B``, ``lora_B.bias``,
+        ``lora_embedding_A``, ``lora_embedding_B``, ``lora_magnitude_vector``, ``trainable_tokens``, ``base_layer``,
+        ``weight``). float64 where stored so, else float32, which holds float16 and bfloat16 exactly; whole matrices
+        (``base_layer``, ``weight``) as they are stored, in the mapped file.
+    nbytes : int
+        Size of its ``adapter_model.safetensors``.
+    """
+
+    folder: Path
+    config: AdapterConfig
+    modules: dict[str, dict[str, Any]]
+    nbytes: int
+
+    @property
+    def name(self) -> str:
+        """Last part of the folder's name."""
+        return self.folder.resolve().name
+
+    def __repr__(self) -> str:
+        return f"Adapter {self.name}: rank {self.config.r}, {len(self.modules)} modules, {self.nbytes:,} bytes"
+
+
+def read(folder: str | Path) -> Adapter:
+    """Read an adapter that PEFT wrote.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Holds ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Returns
+    -------
+    Adapter
+        Configuration and tensors. Whether they fit a model is seen when they are attached to one.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one of the files is not there.
+    ValueError
+        If a file is broken, uses an option that is not supported, or holds tensors that PEFT does not write.
+    """
+    folder = Path(folder).expanduser()
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give the folder that holds it")
+    config = read_adapter_config(folder)
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        pickled = folder / "adapter_model.bin"
+        hint = "; adapter_model.bin is never opened, because it can run code" if pickled.is_file() else ""
+        raise FileNotFoundError(
+            f"{path} does not exist: the factors are expected there, beside the configuration{hint}"
+        )
+    stored = read_safetensors(path)
+    return Adapter(folder, config, _by_module(stored, path), sum(tensor.nbytes for tensor in stored.values()))
+
+
+def _by_module(stored: dict[str, StoredTensor], path: Path) -> dict[str, dict[str, Any]]:
+    """All tensors by module and part; every one that cannot be placed is told, in one error."""
+    problems: list[str] = []
+    modules: dict[str, dict[str, Any]] = {}
+    names: set[str] = set()
+    for key, tensor in stored.items():
+        plain, given = _without_adapter_name(key)
+        names |= given
+        module, part = _split(plain)
+        if not module:
+            problems.append(f"{key!r} is no tensor of a LoRA adapter: expected MODULE.lora_A.weight or the like")
+        elif part in modules.setdefault(module, {}):
+            problems.append(f"{key!r} stands for {part} of {module}, which the file holds already")
+        elif tensor.dtype not in ("F64", "F32", "F16", "BF16"):
+            problems.append(f"{key!r} is stored as {tensor.dtype}: expected F64, F32, F16 or BF16")
+        elif part in ("base_layer", "weight") and len(tensor.shape) == 2:
+            modules[module][part] = Bfloat16Matrix(tensor.data) if tensor.dtype == "BF16" else tensor.data
+        else:
+            modules[module][part] = wide = _widened(tensor)
+            if not np.isfinite(wide).all():
+                problems.append(f"{key!r} holds numbers that are not finite: its training diverged, or it is damaged")
+    if len(names) > 1:
+        problems.insert(0, f"it holds several adapters, {', '.join(sorted(names))}: expected one")
+    if not stored:
+        problems.append("it holds no tensors")
+    if problems:
+        raise ValueError(f"{path}: " + told(problems))
+    return modules
+
+
+def told(problems: list[str]) -> str:
+    """One problem as it is, several as a list.
+
+    Parameters
+    ----------
+    problems : list of str
+        At least one.
+
+    Returns
+    -------
+    str
+        To follow a colon.
+    """
+    if len(problems) == 1:
+        return problems[0]
+    shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
+    return f"{len(problems)} problems:" + "".join(f"\n  {problem}" for problem in shown)
+
+
+def _without_adapter_name(key: str) -> tuple[str, set[str]]:
+    """Key without the names that PEFT keeps in memory and drops on disk, and those names."""
+    names = set()
+
+    def drop(found: re.Match[str]) -> str:
+        if found[2] in _NOT_NAMES:
+            return found[0]
+        names.add(found[2])
+        return found[1]
+
+    key = _NAMED.sub(drop, key.removeprefix("base_model.model."))
+    saved = re.search(r"\.modules_to_save\.([^.]+)\.", key)
+    if saved:
+        names.add(saved[1])
+        key = key.replace(saved[0], ".")
+    return key, names
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Module and part; two empty texts where the key has no known end."""
+    for end, part in _PARTS.items():
+        module = key.removesuffix(f".{end}")
+        if module != key and not module.rpartition(".")[2].startswith("lora_"):
+            return module, part
+    return "", ""
+
+
+def _widened(tensor: StoredTensor) -> Array:
+    if tensor.dtype == "BF16":
+        return from_bfloat16(tensor.data)
+    return tensor.data.astype(np.float64 if tensor.dtype == "F64" else np.float32)

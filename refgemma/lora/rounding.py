@@ -1,0 +1,105 @@
+"""Round float64 numbers to a storage format once, and widen what is stored.
+
+Once is not for free: NumPy has no bfloat16, and by way of float32 a number is rounded twice, which goes wrong where the
+first rounding makes a tie for the second. So the first one rounds to odd, which never does.
+
+References
+----------
+Boldo and Melquiond, "Emulation of a FMA and Correctly Rounded Sums: Proved Algorithms Using Rounding to Odd", IEEE
+Transactions on Computers 57, 2008, section 3.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16, to_bfloat16
+from refgemma.ops.linear import Adapted, Operand
+
+FORMATS = ("bfloat16", "float16", "float32", "float64")
+
+
+def rounded(wide: Array, form: str) -> Array:
+    """Nearest numbers of a format, ties to even, rounded once.
+
+    Parameters
+    ----------
+    wide : ndarray of float64, any shape
+        Numbers to round. What is too large becomes infinite.
+    form : {"bfloat16", "float16", "float32", "float64"}
+        The format.
+
+    Returns
+    -------
+    ndarray, same shape
+        Of that dtype; bfloat16 numbers as their bits, in uint16.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return to_bfloat16(_rounded_to_odd(wide)) if form == "bfloat16" else wide.astype(form)
+
+
+def _rounded_to_odd(wide: Array) -> Array:
+    """float32, where what is not exact gets an odd last bit: never a bfloat16 number, and never halfway between two."""
+    near = wide.astype(np.float32)
+    bits = near.view(np.uint32)
+    size, near_size = np.abs(wide), np.abs(near.astype(np.float64))
+    # Of the two float32 numbers around an inexact one, the odd one; the nearest may be on either side of it. The bits
+    # of a float count its size upwards, through subnormal numbers and up to infinity, whose neighbour is odd.
+    step = (near_size < size).astype(np.uint32) - (near_size > size).astype(np.uint32)  # -1 wraps, and adds as -1
+    bits += step * (~bits & np.uint32(1))
+    return near
+
+
+def widened(stored: Array, form: str) -> Array:
+    """Exact values of stored numbers.
+
+    Parameters
+    ----------
+    stored : ndarray, any shape
+        As from `rounded`.
+    form : str
+        Their format.
+
+    Returns
+    -------
+    ndarray of float64, same shape
+        The same numbers.
+    """
+    values = from_bfloat16(stored) if form == "bfloat16" else stored
+    with np.errstate(invalid="ignore"):  # a NaN stays one, signalling or not
+        wide: Array = values.astype(np.float64)
+    return wide
+
+
+def format_of(operand: Operand) -> str:
+    """Name of the format that a weight is kept in.
+
+    Parameters
+    ----------
+    operand : Operand
+        Perhaps with adapters on it.
+
+    Returns
+    -------
+    str
+        "bfloat16", or the name of the dtype.
+    """
+    if isinstance(operand, Adapted):
+        return format_of(operand.base)
+    return "bfloat16" if isinstance(operand, Bfloat16Matrix) else str(operand.dtype)
+
+
+def largest(form: str) -> float:
+    """Largest finite number of a format.
+
+    Parameters
+    ----------
+    form : str
+        The format.
+
+    Returns
+    -------
+    float
+        The number.
+    """
+    return float(from_bfloat16(np.array(0x7F7F, np.uint16)) if form == "bfloat16" else np.finfo(form).max)
