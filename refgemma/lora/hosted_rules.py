@@ -125,10 +125,9 @@ def _ranks(factors: list[Factor]) -> list[int]:
 
 def base_model(config: Mapping[str, Any], models: tuple[str, ...]) -> Finding:
     """Named bases are Google's two instruction-tuned ones; what becomes of an adapter for another is not said."""
-    bases = {model: model.removeprefix("@cf/").removesuffix("-lora") for model in HOSTED}
     found = config.get("base_model_name_or_path")
     name = found.rstrip("/").rpartition("/")[2] if isinstance(found, str) else ""
-    wanted = [base for model, base in bases.items() if model in models or not models]
+    wanted = [f"google/{_base(model)}" for model in models or HOSTED]
     verdict: Verdict = "accepted" if f"google/{name}" in wanted else "unknown"
     return _finding("base model", brief(found) if found else "none given", " or ".join(wanted), verdict, TUTORIAL)
 
@@ -190,18 +189,25 @@ def pairs(config: Mapping[str, Any], factors: list[Factor]) -> Finding:
 
 def shapes(factors: list[Factor], models: tuple[str, ...]) -> Finding:
     """The factors must fit the matrices of one of the two bases."""
-    wanted = f"shapes of {' or '.join(HOSTED)}"
+    wanted = f"those of {' or '.join(_base(model) for model in HOSTED)}"
     if models or not factors:
-        return _finding("shapes", f"fit {models[0]}" if models else "none", wanted, bool(models), TUTORIAL)
-    found = []
+        found = f"those of {' or '.join(map(_base, models))}" if models else "none"
+        return _finding("shapes", found, wanted, bool(models), TUTORIAL)
+    takes: dict[str, list[str]] = {}  # the first factor that does not fit, and what each model would take there
     for model, config in HOSTED.items():
         factor = next(factor for factor in factors if not is_fitting(factor, config))
         shape = expected_shape(factor, config)
-        takes = "has no such matrix" if shape is None else f"takes {_letters(shape)}"
-        found.append(
-            f"{listing([factor.name.removeprefix('base_model.model.')])} {brief(factor.shape)}, {model} {takes}"
+        odd = f"{listing([factor.name.removeprefix('base_model.model.model.')])} {brief(factor.shape)}"
+        takes.setdefault(odd, []).append(
+            f"{_base(model)} {'lacks it' if shape is None else f'takes {_letters(shape)}'}"
         )
-    return _finding("shapes", f"fit neither: {'; '.join(found)}", wanted, False, TUTORIAL)
+    found = "; ".join(f"{odd}: {', '.join(others)}" for odd, others in takes.items())
+    return _finding("shapes", found, wanted, False, TUTORIAL)
+
+
+def _base(model: str) -> str:
+    """Name of a hosted model's base: @cf/google/gemma-2b-it-lora runs gemma-2b-it."""
+    return model.rpartition("/")[2].removesuffix("-lora")
 
 
 def _letters(shape: tuple[int | None, ...]) -> str:
