@@ -1,7 +1,7 @@
 """Single operations and a tiny whole model against values that public code gives; no checkpoint is needed.
 
-`published/operations.json` holds constants from the tests of other repositories, `goldens/deepmind_gemma1_mqa.npz` a
-run of Google's own Flax code. Each check also sees the usual mistake.
+`refgemma/oracle/data/operations.json` holds constants from the tests of other repositories,
+`goldens/deepmind_gemma1_mqa.npz` a run of Google's own Flax code. Each check also sees the usual mistake.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ from refgemma.ops.linear import linear
 from refgemma.ops.mlp import gelu
 from refgemma.ops.norm import rms_norm
 from refgemma.ops.rope import rope, rope_table
+from refgemma.oracle.figures import read_json
 from tests import truth
 from tests.models import widened
-from tests.published import check
 
-OPERATIONS = check.read("operations.json")
+OPERATIONS = read_json("operations.json")
 GOLDEN = Path(__file__).parent / "goldens" / "deepmind_gemma1_mqa.json"
 
 

@@ -1,12 +1,15 @@
 """Show a model's configuration, its tensors, and the memory it takes.
 
 No weights are read, and a folder that holds nothing but config.json will do.
-Exit code 1 says that the files of the model do not fit its config.json, or an adapter does not fit the model.
+With --doctor they are, and what is wrong with the folder is said line by line, with what to do about it.
+Exit code 1 says that the files of the model do not fit its config.json, or an adapter does not fit the model, or the
+doctor found something wrong.
 
 examples:
   refgemma inspect --model google/gemma-2b-it
   refgemma inspect --model gemma-7b --json
   refgemma inspect --lora pirate
+  refgemma inspect --doctor my-conversion
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from refgemma.checkpoint.folder import INDEX, SINGLE
 from refgemma.checkpoint.load import check_tensors
 from refgemma.checkpoint.names import tensors_of
 from refgemma.cli.adapter import describe_adapter, print_adapter
+from refgemma.cli.doctor import run_doctor
 from refgemma.cli.options import add_json, add_model
 from refgemma.cli.terminal import print_json, print_table, size
 from refgemma.config import SIZES, Config, read_config
@@ -64,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         Its parser.
     """
     parser.add_argument("--all", action="store_true", help="list the tensors of every layer")
+    parser.add_argument("--doctor", metavar="DIR", help="examine this folder instead, even if it cannot be loaded")
     parser.add_argument(
         "--lora",
         action="append",
@@ -88,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
     int
         Exit code.
     """
+    if args.doctor is not None:
+        return run_doctor(args.doctor, as_json=args.json)
     try:
         folder = find_model(args.model)
         config = read_config(folder)

@@ -1,0 +1,113 @@
+"""Judge a trace of another engine: which operation is the first that rounding does not explain.
+
+THEIRS is safetensors, .npz, or a .npy of logits; names of transformers modules and of Flax are recognised. OURS, from
+`refgemma trace`, names the model and the tokens; without it, --model says which, and THEIRS holds the tokens.
+Exit code 1 if something is wrong.
+
+examples:
+  refgemma compare ours.safetensors theirs.safetensors
+  refgemma compare ours.safetensors theirs.npz --arithmetic bfloat16 --picture report.png
+  refgemma compare --model tiny-it theirs.safetensors --map names.json --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import nullcontext
+
+from refgemma import oracle
+from refgemma.cli.files import check_apart, output_file, read_text
+from refgemma.cli.options import add_json
+from refgemma.cli.terminal import print_json, progress_bar
+from refgemma.oracle.picture import draw, format_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this subcommand.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Its parser.
+    """
+    parser.add_argument("ours", nargs="?", metavar="OURS", help="a trace that `refgemma trace` made")
+    parser.add_argument("theirs", metavar="THEIRS", help="what the other engine computed")
+    parser.add_argument("--model", help="folder, shipped name, or hub id fetched before (default: the one of OURS)")
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="DIR[:SCALE]", help="an adapter that the model ran with"
+    )
+    parser.add_argument(
+        "--arithmetic",
+        metavar="NAME",
+        help="what THEIRS was computed in: float32, bfloat16, float16, float64, or a profile such as bf16-deepmind"
+        " (default: told from its numbers)",
+    )
+    parser.add_argument("--map", metavar="FILE.json", help='names of THEIRS: {"blk.{i}.q": "layers.{i}.attn.q", ...}')
+    parser.add_argument("--picture", metavar="FILE.png|.svg|.pdf", help="save errors against depth as a picture")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand.
+
+    Parameters
+    ----------
+    args : Namespace
+        Its arguments.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
+    read = {"OURS": args.ours, "THEIRS": args.theirs, "--map": args.map}
+    check_apart(read, {"--picture": args.picture})
+    form = format_of(args.picture) if args.picture else None
+    mapping = None if args.map is None else read_mapping(args.map)
+    with output_file(args.picture) if args.picture else nullcontext() as picture:
+        with progress_bar(f"judging {args.theirs}") as progress:
+            report = oracle.compare(
+                args.ours,
+                args.theirs,
+                model=args.model,
+                lora=args.lora,
+                arithmetic=args.arithmetic,
+                mapping=mapping,
+                progress=progress,
+            )
+        if picture is not None and form is not None:
+            picture.write(draw(report, format=form))
+    if args.json:
+        print_json(report.as_dict())
+    else:
+        print(report.text())
+    return 0 if report.ok else 1
+
+
+def read_mapping(path: str) -> dict[str, str]:
+    """Read the names of another engine.
+
+    Parameters
+    ----------
+    path : str
+        JSON file, ``{"their name": "our name", ...}``.
+
+    Returns
+    -------
+    dict of str to str
+        Its names to ours.
+
+    Raises
+    ------
+    ValueError
+        If it is something else.
+    """
+    wanted = 'expected an object of names, {"their name": "our name", ...}'
+    try:
+        mapping = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): {wanted}") from None
+    if not isinstance(mapping, dict) or not all(isinstance(ours, str) for ours in mapping.values()):
+        raise ValueError(f"{path} holds {mapping!r:.40}: {wanted}")
+    return mapping

@@ -1,0 +1,93 @@
+"""Record every named tensor of one run, streamed to a file.
+
+The names are those of the model's page: embed, layers.0.attn.q, ..., final_norm, logits.
+
+examples:
+  refgemma trace "What is 17 + 25?" --output ours.safetensors
+  refgemma trace --tokens 2,106,645 --output ours.safetensors --names "layers.0.*" --names logits
+  refgemma trace --raw "The capital of France is" --last --output last.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from refgemma import oracle
+from refgemma.cli.files import check_apart, check_place
+from refgemma.cli.options import add_json, add_model, add_prompt, load_model, read_prompt, token_ids
+from refgemma.cli.terminal import print_json, print_table, progress_bar, size
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this subcommand.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Its parser.
+    """
+    add_prompt(parser)
+    parser.add_argument(
+        "--tokens", type=token_ids, metavar="IDS", help="token ids, such as 2,106,645, in place of a prompt"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="where the trace goes")
+    parser.add_argument(
+        "--names",
+        action="append",
+        metavar="PATTERN",
+        help='keep tensors of such names only, "*.attn.probs" say; may be given several times',
+    )
+    parser.add_argument("--last", action="store_true", help="keep the last position only")
+    add_json(parser)
+    add_model(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand.
+
+    Parameters
+    ----------
+    args : Namespace
+        Its arguments.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
+    if not args.output.endswith(".safetensors"):
+        raise ValueError(f"{args.output} does not end in .safetensors: that is the format of a trace")
+    check_apart({"--messages": args.messages}, {"--output": args.output})
+    check_place(args.output)
+    if args.tokens is not None and (args.prompt is not None or args.messages is not None or args.raw):
+        raise ValueError("--tokens was given with a prompt: expected one of the two")
+    prompt = "" if args.tokens is not None else read_prompt(args)
+    gemma = load_model(args)
+    tokens = list(args.tokens) if args.tokens is not None else gemma.encode_prompt(prompt, raw=args.raw)
+    with progress_bar(f"running {len(tokens)} tokens") as progress:
+        trace = oracle.trace(
+            gemma,
+            tokens,
+            names=args.names or "*",
+            last=args.last,
+            to=args.output,
+            model=args.model,
+            progress=progress,
+        )
+    shapes = {name: tensor.shape for name, tensor in trace.tensors.items()}
+    itemsize = {name: np.dtype(dtype).itemsize for name, dtype in trace.dtypes.items()}
+    nbytes = sum(int(np.prod(shape)) * itemsize[name] for name, shape in shapes.items())
+    if args.json:
+        listed = {name: {"shape": list(shape), "dtype": trace.dtypes[name]} for name, shape in shapes.items()}
+        print_json({"model": args.model, "file": args.output, "tokens": trace.tokens[0].tolist(), "tensors": listed})
+        return 0
+    print(f"{args.output}: {len(shapes)} tensors of {len(tokens)} tokens, {size(nbytes)}")
+    kinds: dict[tuple[str, tuple[int, ...]], int] = {}
+    for name, shape in shapes.items():
+        kind = ".".join("*" if word.isdecimal() else word for word in name.split("."))
+        kinds[kind, shape] = kinds.get((kind, shape), 0) + 1
+    rows = [(kind, str(count), " x ".join(map(str, shape))) for (kind, shape), count in kinds.items()]
+    print_table(("tensor", "layers", "shape"), rows, text=(0,))
+    return 0

@@ -1,0 +1,233 @@
+"""How rounding bounds are derived; the bounds of the embedding, norms and residual adds.
+
+Each function takes the exact result (float64, computed from the engine's own inputs), those inputs, and the
+arithmetic; it counts the roundings that any engine of that arithmetic makes, in whatever order it sums, and says how
+far they reach. With u the unit roundoff, n roundings in a row reach at most ``gamma(n) = n u / (1 - n u)``.
+
+Sums. The worst case over all orders of summation is ``gamma(n) sum|x_i w_i|``. By chance far less: the k-th addition is
+off by at most ``u |s_k|``, s_k the sum so far, independently of the others, so what counts is ``sum s_k**2``. In an
+order that has nothing to do with the numbers, s_k goes from 0 to the whole sum s as a random walk that is tied down at
+both ends: ``(k/n) s`` give or take a Brownian bridge of size ``q = sqrt(sum (x_i w_i)**2)``. The first part adds up to
+``n s**2 / 3``; the second to ``n q**2`` times 1/6 on average and below 1/2 for 96 of 100 orders (the distribution of
+Cramer and von Mises). So ``n (s**2 / 3 + q**2 / 2)``; the n products add ``q**2``. Adding in blocks only makes the s_k
+smaller.
+
+References
+----------
+Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, 2002, sections 3.1 and 4.2 (gamma; any order);
+Higham and Mary, "A New Approach to Probabilistic Rounding Error Analysis", SIAM J. Sci. Comput. 41, 2019 (independent
+roundings: sqrt(n) in place of n) and "Sharper Probabilistic Backward Error Analysis for Basic Linear Algebra Kernels
+with Random Data", 42, 2020 (what the mean and spread of the data add to that); Anderson and Darling, "Asymptotic Theory
+of Certain Goodness of Fit Criteria Based on Stochastic Processes", 1952, table 1 (quantiles of the square of a bridge).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from refgemma.numerics import Array
+from refgemma.ops.linear import Adapted, Operand
+from refgemma.oracle.arithmetic import Arithmetic
+from refgemma.oracle.known import Bound, Known, Size, bound
+
+
+def gamma(n: Size, unit: float) -> Size:
+    """Worst relative error of n roundings in a row.
+
+    Parameters
+    ----------
+    n : ndarray or float
+        How many.
+    unit : float
+        Unit roundoff.
+
+    Returns
+    -------
+    ndarray or float
+        ``n u / (1 - n u)``; infinite from ``n u = 1`` on, where nothing is promised.
+
+    References
+    ----------
+    Higham, 2002, lemma 3.1.
+    """
+    reach = np.asarray(n * unit)
+    return np.where(reach < 1, reach / np.maximum(1 - reach, 1e-300), np.inf)
+
+
+def chance_of_sum(exact: Array, squares: Array, n: Size, unit: float) -> Array:
+    """Variance of the error of a sum of n products, see the head of this file.
+
+    Parameters
+    ----------
+    exact : ndarray
+        The sum, s.
+    squares : ndarray
+        Sum of the squares of the addends, q**2.
+    n : ndarray or float
+        How many addends.
+    unit : float
+        Unit roundoff.
+
+    Returns
+    -------
+    ndarray
+        ``u**2 (n (s**2 / 3 + q**2 / 2) + q**2)``.
+    """
+    variance: Array = unit**2 * (n * (np.square(exact) / 3 + squares / 2) + squares)
+    return variance
+
+
+def embedding(y: Array, tokens: Array, table: Operand, a: Arithmetic) -> Bound:
+    """Bound of the scaled embedding: sqrt(D) is rounded, then the product.
+
+    Parameters
+    ----------
+    y : ndarray, shape (B, T, D)
+        Exact result, sqrt(D) rounded already where this arithmetic does so.
+    tokens : ndarray of int, shape (B, T)
+        Whose rows they are.
+    table : Operand, shape (V, D)
+        The embedding table.
+    a : Arithmetic
+        The engine's.
+
+    Returns
+    -------
+    Bound
+        Two roundings of the arithmetic, one of the storage format. Low-rank deltas add sums of R products, and for each
+        delta three roundings of the storage format.
+    """
+    firm = (gamma(2, a.unit) + a.at("embed.scale") + a.at("embed")) * np.abs(y)
+    if isinstance(table, Adapted):
+        for delta in table.deltas:
+            rank = len(delta.a)
+            size = np.abs(np.asarray(delta.a.T[tokens], np.float64)) @ np.abs(np.asarray(delta.b, np.float64)).T
+            size *= abs(delta.scale) * math.sqrt(y.shape[-1])
+            firm = firm + (gamma(rank + 4, a.unit) + 3 * a.at("embed")) * (size + np.abs(y))
+    return bound(a, f"sqrt(D) and its product rounded in {formats(a, 'embed')}", firm=firm, shape=y.shape)
+
+
+def norm(y: Array, x: Known, weight: Array, eps: float, a: Arithmetic) -> Bound:
+    """Bound of an RMS norm.
+
+    Parameters
+    ----------
+    y : ndarray, shape (B, T, D)
+        Exact result.
+    x : Known, shape (B, T, D)
+        Input.
+    weight : ndarray, shape (D,)
+        Gain minus one.
+    eps : float
+        As in the formula.
+    a : Arithmetic
+        The engine's.
+
+    Returns
+    -------
+    Bound
+        Under the root, where an error counts half: D squares, D - 1 additions, the division by D, eps and its addition,
+        D + 3. Then 7: root and inverse (4: two units in the last place, twice the unit roundoff each, are what CUDA
+        states for ``rsqrtf``; a root and a division make 2), product, 1 + weight, product.
+
+    References
+    ----------
+    NVIDIA, "CUDA C++ Programming Guide", appendix Mathematical Functions, table of maximum errors.
+    """
+    D = x.value.shape[-1]
+    square = np.square(x.value)
+    mean = square.mean(axis=-1, keepdims=True)
+    share = mean / (mean + eps)  # of the mean square in what is under the root
+    inner = (a.at("norm.mean") + a.at("norm.shifted") + a.at("norm.eps") * (1 - share)) / 2
+    inner = inner + sum(a.at(f"norm.{point}") for point in ("inverse", "normed", "gain")) + 7 * a.unit
+    many = share * (gamma(D + 1, a.unit) + a.at("norm.square")) / 2 + a.unit
+    quartic = np.square(square).mean(axis=-1, keepdims=True) / np.maximum(D * np.square(mean), 1e-300)
+    chance = np.square(share / 2) * (a.unit**2 * (D / 3 + 2) + a.at("norm.square") ** 2 * quartic)
+    last = a.at("norm.out")
+    size = np.abs(y)
+    carried: tuple[Size, Size] = (0.0, 0.0)
+    if not x.exact:  # y_i = x_i r g_i and dr / r = -r**2 mean(x dx)
+        slope = np.abs(1 + weight.astype(np.float64)) / np.sqrt(mean + eps)  # of y_i by x_i, the rms held
+        pull = np.abs(x.value) / (mean + eps)
+        carried = (
+            slope * (x.worst + pull * np.mean(np.abs(x.value) * x.worst, axis=-1, keepdims=True)),
+            np.square(slope)
+            * (x.variance + np.square(pull) * np.mean(square * x.variance, axis=-1, keepdims=True) / D),
+        )
+    return bound(
+        a,
+        f"mean of {D} squares (any order), root, gain in {formats(a, 'norm')}",
+        firm=size * ((1 + compound(inner)) * (1 + last) - 1),
+        loose=size * compound(many) * (1 + last) * (1 + compound(inner)),
+        chance=np.square(size) * chance,
+        carried=carried,
+        shape=y.shape,
+    )
+
+
+def added(y: Array, x: Known, change: Known, point: str, a: Arithmetic) -> Bound:
+    """Bound of a residual add: one rounding.
+
+    Parameters
+    ----------
+    y : ndarray, shape (B, T, D)
+        Exact result.
+    x, change : Known, shape (B, T, D)
+        The stream, and what is added to it.
+    point : str
+        Its rounding point, "attn.residual" or "out".
+    a : Arithmetic
+        The engine's.
+
+    Returns
+    -------
+    Bound
+        One rounding of the arithmetic, one of the storage format.
+    """
+    return bound(
+        a,
+        f"one sum in {formats(a, point)}",
+        firm=(a.unit + a.at(point)) * np.abs(y),
+        carried=(0.0, 0.0)
+        if x.exact and change.exact
+        else (x.worst + change.worst + np.zeros(y.shape), x.variance + change.variance),
+        shape=y.shape,
+    )
+
+
+def compound(total: Size) -> Size:
+    """Most that several relative errors reach together.
+
+    Parameters
+    ----------
+    total : ndarray or float
+        Their sum.
+
+    Returns
+    -------
+    ndarray or float
+        Each is a factor 1 + d or its inverse with ``abs(d) <= 2**-8``, and ``abs(log(1 + d)) <= abs(d) / (1 - 2**-8)``.
+    """
+    return np.expm1(total / (1 - 2.0**-8))
+
+
+def formats(a: Arithmetic, *points: str) -> str:
+    """Words for what is rounded to what.
+
+    Parameters
+    ----------
+    a : Arithmetic
+        The engine's.
+    *points : str
+        Rounding points, or what they begin with.
+
+    Returns
+    -------
+    str
+        Such as "float32 (6.0e-08 each), rounded to bfloat16 (3.9e-03)".
+    """
+    wide = "float32" if a.unit == 2.0**-24 else "float64"
+    rounded = any(p == point or p.startswith(point + ".") for p in a.points for point in points)
+    return f"{wide} ({a.unit:.1e} each)" + (f", rounded to {a.storage} ({a.narrow:.1e})" if rounded else "")

@@ -1,0 +1,186 @@
+"""Name the known bug, or the two, that make the reference compute what another engine computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from refgemma.checkpoint.load import Progress
+from refgemma.config import Config
+from refgemma.gemma import Gemma, load
+from refgemma.model import Params
+from refgemma.numerics import Array
+from refgemma.oracle import revealing
+from refgemma.oracle.diagnosis import Cause, Diagnosis
+from refgemma.oracle.foreign import read_foreign
+from refgemma.oracle.precision import arithmetic_of
+from refgemma.oracle.setups import Setup
+from refgemma.oracle.tensor_names import names_of
+from refgemma.oracle.theirs import overflows
+from refgemma.oracle.trace import Trace, read_trace
+from refgemma.oracle.trace_file import is_ours
+from refgemma.oracle.trial import honest_setup, with_variants
+from refgemma.oracle.trial_forced import ForcedTrial
+from refgemma.oracle.trial_free import FreeTrial
+from refgemma.oracle.variants import VARIANTS, Variant, find
+
+_BOS = 2  # of every Gemma
+_CLOSER = 10.0
+_OVERFLOW = 1.8e19  # what has no square in float32 and bfloat16
+
+
+def diagnose(
+    theirs: Trace | str | Path,
+    model: Gemma | str | Path,
+    *,
+    arithmetic: str | None = None,
+    pairs: bool = True,
+    mapping: Mapping[str, str] | None = None,
+    tokens: ArrayLike | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Say which known bugs reproduce another engine's numbers.
+
+    Parameters
+    ----------
+    theirs : Trace, str or Path
+        Their trace, or its file: as many tensors as there are, or final logits alone.
+    model : Gemma, str or Path
+        The model: loaded, what `refgemma.load` takes, or the name of a revealing one, such as ``reveal-gqa``.
+    arithmetic : str, optional
+        What they computed in: "float32", "bfloat16", ...; by default told from their numbers.
+    pairs : bool
+        Whether two bugs at once are tried where no single one explains everything.
+    mapping : mapping of str to str, optional
+        Names of the file to ours.
+    tokens : array_like of int, shape (T,) or (B, T), optional
+        What they meant to feed, where the file does not say; for a revealing model, its own batch by default.
+    progress : callable, optional
+        ``progress(done, total)``, in explanations.
+
+    Returns
+    -------
+    Diagnosis
+        Causes, best first.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file or the model is not there.
+    ValueError
+        If the file cannot be read, the arithmetic is unknown, or all that they gave has overflowed.
+
+    Notes
+    -----
+    Of a trace each operation is judged on their own inputs (`refgemma.oracle.forced`), with each known bug in the
+    reference in turn: an explanation is right if nothing is wrong any more. Of final logits alone the reference is run
+    by itself. What fits is ordered by how well it does.
+    """
+    params, config = _weights(model)
+    trace = theirs if isinstance(theirs, Trace) else _read(theirs, model, config, mapping, tokens)
+    trace, notes = _finite(trace, config)
+    arithmetic = arithmetic or arithmetic_of(trace)[0]
+    honest = honest_setup(params, config, trace, arithmetic)
+    by_logits = set(trace.tensors) == {"logits"}
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a bug may well overflow
+        trial: ForcedTrial | FreeTrial
+        trial = FreeTrial(trace, honest, arithmetic) if by_logits else ForcedTrial(trace, honest, arithmetic)
+        base = trial.honest()
+        return Diagnosis(
+            causes=() if base.explains else tuple(_causes(trial, honest, base, pairs, progress)),
+            honest=base,
+            basis="logits" if by_logits else "trace",
+            arithmetic=arithmetic,
+            closer=_closer(trial) if base.explains and isinstance(trial, ForcedTrial) else (),
+            fed=_fed(trace),
+            pairs=pairs,
+            notes=(*trace.notes, *notes),
+        )
+
+
+def _causes(
+    trial: ForcedTrial | FreeTrial, honest: Setup, base: Cause, with_pairs: bool, progress: Progress | None
+) -> list[Cause]:
+    """Every explanation that was tried, best first."""
+    singles: list[tuple[Variant, ...]]
+    singles = [(variant,) for variant in VARIANTS if trial.may_show(variant) and variant.setups(honest)]
+    causes = trial.causes(singles, progress)
+    # Some variants loosen bounds: one that fits, and is hardly closer than the reference, explains nothing yet.
+    if with_pairs and not any(cause.explains and cause.misfit * _CLOSER <= base.misfit for cause in causes):
+        both: list[tuple[Variant, ...]]
+        both = [pair for pair in combinations([single[0] for single in singles], 2) if with_variants(honest, pair)]
+        causes += trial.causes(trial.worth_trying(both), progress)
+    return sorted(causes, key=lambda cause: (len(cause.left), cause.misfit, cause.ratio))
+
+
+def _closer(trial: ForcedTrial) -> tuple[Cause, ...]:
+    """Where nothing is wrong: variants that come closer to their numbers; of several for one operation the closest."""
+    closer = [cause for variant in VARIANTS if (cause := trial.closer(variant)) is not None]
+    best: dict[tuple[str, ...], Cause] = {}
+    for cause in sorted(closer, key=lambda cause: cause.misfit):
+        best.setdefault(cause.variants[0].where, cause)
+    return tuple(best.values())
+
+
+def _finite(trace: Trace, config: Config) -> tuple[Trace, list[str]]:
+    """Their tensors up to the first that overflows, or whose square would: what comes after it tells nothing more."""
+    if not trace.tensors:
+        raise ValueError("their trace holds no tensor that is recognised: there is nothing to explain")
+    kept: dict[str, Array] = {}
+    for name in (name for name in names_of(config) if name in trace.tensors):
+        if overflows(trace, name, _OVERFLOW):
+            if not kept:
+                raise ValueError(f"their {name} holds NaN or overflows, and they gave nothing before it to judge by")
+            return replace(trace, tensors=kept), [f"{name} holds NaN or overflows: causes are sought before it"]
+        kept[name] = trace.tensors[name]
+    return trace, []
+
+
+def _fed(trace: Trace) -> Variant | None:
+    """What the tokens alone tell: the first of a text is <bos>, once."""
+    for row, places in zip(trace.tokens, trace.positions, strict=True):
+        real = row[places >= 0]
+        if not real.size or places[places >= 0][0] != 0:
+            continue  # nothing, or a later part of a text
+        if real[0] != _BOS:
+            return find("H1 missing")
+        if real.size > 1 and real[1] == _BOS:
+            return find("H1 double")
+    return None
+
+
+def _weights(model: Gemma | str | Path) -> tuple[Params, Config]:
+    """Weights and configuration, matrices left in their file where they are in bfloat16 there."""
+    if isinstance(model, str) and (known := revealing.find(model)) is not None:
+        return known.params, known.config
+    if isinstance(model, Gemma):
+        return model.params, model.config
+    try:
+        gemma = load(model, numerics="float64", weights="bfloat16")
+    except ValueError:
+        gemma = load(model, numerics="float64")
+    return gemma.params, gemma.config
+
+
+def _read(
+    path: str | Path,
+    model: Gemma | str | Path,
+    config: Config,
+    mapping: Mapping[str, str] | None,
+    tokens: ArrayLike | None,
+) -> Trace:
+    """Their file; for a revealing model its own batch is known."""
+    if is_ours(path):
+        return read_trace(path, config=config)
+    known = revealing.find(model) if isinstance(model, str) else None
+    positions: Array | None = None
+    if tokens is None and known is not None:
+        tokens, positions = known.tokens, known.positions
+    if tokens is not None:
+        tokens = np.atleast_2d(np.asarray(tokens))
+    return read_foreign(path, config, mapping=mapping, tokens=tokens, positions=positions)

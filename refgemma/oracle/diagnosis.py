@@ -1,0 +1,196 @@
+"""What a diagnosis found: causes in order, and how sure it is of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from refgemma.oracle.report import grouped
+from refgemma.oracle.variants import Variant
+
+# Explanations whose misfit is within this factor of the best are as good as it: misfits of right ones are rounding
+# noise, and differ by the luck of it; those of wrong ones are a hundred times larger, or more.
+TIE = 3.0
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One explanation of another engine's numbers, and how well it does.
+
+    Attributes
+    ----------
+    variants : tuple of Variant
+        The known bugs it consists of: one or two; none for the honest reference.
+    ratio : float
+        Largest error over its bound that is left; at most 1 if it explains everything.
+    misfit : float
+        Mean difference over mean magnitude that is left, of the tensor where that is largest.
+    left : tuple of str
+        Tensors that are still wrong.
+    """
+
+    variants: tuple[Variant, ...]
+    ratio: float
+    misfit: float
+    left: tuple[str, ...]
+
+    @property
+    def explains(self) -> bool:
+        """Whether nothing is left that is wrong."""
+        return not self.left
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names in the catalogue."""
+        return tuple(variant.key for variant in self.variants)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for programs.
+
+        Returns
+        -------
+        dict
+            Numbers, texts, lists.
+        """
+        told = ("key", "title", "sentence", "thread", "kind")
+        return {
+            "variants": [{name: getattr(variant, name) for name in told} for variant in self.variants],
+            "explains": self.explains,
+            "ratio": self.ratio,
+            "misfit": self.misfit,
+            "left": list(self.left),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """Why another engine computed what it did.
+
+    Attributes
+    ----------
+    causes : tuple of Cause
+        Explanations, best first: those that explain everything, then those that explain some of it. Empty if none is
+        needed.
+    honest : Cause
+        The reference as it is.
+    basis : {"trace", "logits"}
+        What was compared: operations on their own inputs, or final logits alone.
+    arithmetic : str
+        What their numbers were taken to be computed in.
+    closer : tuple of Cause
+        Where nothing is wrong: variants that come ten times closer to their numbers than the reference, or more. Mostly
+        choices of rounding that engines make differently, in good faith; or a bug too small to be sure of.
+    fed : Variant or None
+        What the tokens alone tell: <bos> missing or double.
+    pairs : bool
+        Whether two bugs at once would have been tried.
+    notes : tuple of str
+        What was taken for granted in reading their file, and what of it tells nothing.
+    """
+
+    causes: tuple[Cause, ...]
+    honest: Cause
+    basis: str
+    arithmetic: str
+    closer: tuple[Cause, ...] = ()
+    fed: Variant | None = None
+    pairs: bool = True
+    notes: tuple[str, ...] = ()
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to explain."""
+        return not self.honest.explains
+
+    @property
+    def ok(self) -> bool:
+        """Whether all is well: nothing to explain, and nothing wrong with what was fed."""
+        return not self.needed and self.fed is None
+
+    @property
+    def first(self) -> Cause | None:
+        """Best explanation of all; None if none is needed, or none is found."""
+        return self.causes[0] if self.causes and self.causes[0].explains else None
+
+    @property
+    def tied(self) -> tuple[Cause, ...]:
+        """Explanations that these numbers cannot tell from the first, the first among them; empty if it is alone."""
+        if self.first is None:
+            return ()
+        limit = TIE * self.first.misfit
+        equal = tuple(cause for cause in self.causes if cause.explains and cause.misfit <= limit)
+        return equal if len(equal) > 1 else ()
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if not self.needed:
+            right = "no known bug needed: all of it is inside rounding"
+            return right if self.fed is None else f"{right}; but fed wrongly, {self.fed.title} ({self.fed.key})"
+        if self.first is None:
+            return "no known bug explains it" + (", alone or with another" if self.pairs else " alone")
+        if self.tied:
+            return f"one of {' or '.join(_named(cause) for cause in self.tied)}: these numbers cannot tell which"
+        kinds = {variant.kind for variant in self.first.variants}
+        return ("a rounding profile: " if kinds == {"profile"} else "") + _named(self.first)
+
+    def text(self) -> str:
+        """All of it, for people.
+
+        Returns
+        -------
+        str
+            Lines.
+        """
+        basis = "each operation on its own inputs" if self.basis == "trace" else "final logits alone"
+        lines = [self.verdict, f"  judged as {self.arithmetic}, by {basis}"]
+        shown = self.tied or ((self.first,) if self.first else ())
+        for variant in _unique(variant for cause in shown for variant in cause.variants):
+            lines += [f"  {variant.key}: {variant.sentence}", f"    {variant.thread}"]
+        if self.first is not None:
+            lines.append(
+                f"  with it, the largest error is {self.first.ratio:.2g} of its bound, not {self.honest.ratio:.3g}"
+            )
+        elif self.needed:
+            lines.append(f"  wrong: {', '.join(grouped(list(self.honest.left)))}")
+            partly = [cause for cause in self.causes if len(cause.left) < len(self.honest.left)][:3]
+            lines += [f"  {_named(one)} would leave {', '.join(grouped(list(one.left)))}" for one in partly]
+        for cause in self.closer:
+            lines.append(f"  closer, though inside rounding without it: {_named(cause)}, mean error {cause.misfit:.1g}")
+        if self.fed is not None:
+            lines += [f"  tokens: {self.fed.key}, {self.fed.sentence}", f"    {self.fed.thread}"]
+        if self.notes:
+            lines += ["read as", *(f"  {note}" for note in self.notes)]
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for programs.
+
+        Returns
+        -------
+        dict
+            Numbers, texts, lists and dicts.
+        """
+        return {
+            "verdict": self.verdict,
+            "ok": self.ok,
+            "needed": self.needed,
+            "first": None if self.first is None else self.first.as_dict(),
+            "tied": [list(cause.keys) for cause in self.tied],
+            "causes": [cause.as_dict() for cause in self.causes],
+            "honest": self.honest.as_dict(),
+            "closer": [cause.as_dict() for cause in self.closer],
+            "fed": None if self.fed is None else self.fed.key,
+            "basis": self.basis,
+            "arithmetic": self.arithmetic,
+            "notes": list(self.notes),
+        }
+
+
+def _named(cause: Cause) -> str:
+    return " and ".join(f"{variant.title} ({variant.key})" for variant in cause.variants)
+
+
+def _unique(variants: Iterable[Variant]) -> list[Variant]:
+    return list({variant.key: variant for variant in variants}.values())

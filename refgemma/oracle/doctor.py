@@ -1,0 +1,51 @@
+"""The doctor: what is wrong with a model folder, found without loading it, so that it serves where `load` refuses.
+
+Families and sizes are told from names and shapes, the convention of the norms from their statistics, damage from the
+numbers themselves; every remark says what to do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from refgemma.checkpoint.load import Progress
+from refgemma.oracle.doctor_numbers import about_norms, about_numbers, look_at
+from refgemma.oracle.doctor_shapes import about_shapes, family_of
+from refgemma.oracle.doctor_table import about_head, about_vocabulary
+from refgemma.oracle.patient import Remark, admit
+
+_ORDER = ("wrong", "look", "fine")
+
+
+def examine(folder: str | Path, *, progress: Progress | None = None) -> list[Remark]:
+    """Examine a model folder.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Whatever state it is in.
+    progress : callable, optional
+        ``progress(done, total)`` while its numbers are read, in bytes.
+
+    Returns
+    -------
+    list of Remark
+        What is wrong first.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+
+    Examples
+    --------
+    >>> from refgemma.checkpoint import find_model
+    >>> {remark.grade for remark in examine(find_model("tiny-it"))}
+    {'fine'}
+    """
+    patient = admit(folder)
+    numbers = look_at(patient, progress)
+    remarks = [*patient.remarks, *about_shapes(patient), *about_numbers(patient, numbers)]
+    if family_of(patient) is not None:
+        remarks += [*about_norms(numbers), *about_head(patient), *about_vocabulary(patient, numbers)]
+    return sorted(remarks, key=lambda remark: _ORDER.index(remark.grade))

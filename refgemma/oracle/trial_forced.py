@@ -1,0 +1,187 @@
+"""Explanations put to the test by a trace, each operation on their own inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from refgemma.checkpoint.load import Progress
+from refgemma.oracle.arithmetic import arithmetic_of
+from refgemma.oracle.diagnosis import Cause
+from refgemma.oracle.setups import Setup
+from refgemma.oracle.tensor_names import names_of, split_name
+from refgemma.oracle.theirs import fits
+from refgemma.oracle.trace import Trace
+from refgemma.oracle.trial import Misfit, judge, misfits, with_variants
+from refgemma.oracle.variants import Variant
+from refgemma.oracle.verdict import Finding
+
+Explanation = tuple[Variant, ...]
+Findings = dict[str, Finding]
+
+# The bounds are those of Gemma's operations. What a bug makes of one may round more often, or numbers of another size:
+# so many roundings of a token's largest number are granted, and for angles as many of the farthest position.
+_ROUNDINGS = {"float32": 64, "float64": 64, "bfloat16": 3, "float16": 3}
+_CLOSER = 10.0  # times less misfit than without, and it is no coincidence
+
+
+class ForcedTrial:
+    """Their trace, and what explanations leave wrong in it.
+
+    Parameters
+    ----------
+    theirs : Trace
+        What is to be explained.
+    honest : Setup
+        The reference as it is.
+    arithmetic : str
+        What they computed in.
+    """
+
+    def __init__(self, theirs: Trace, honest: Setup, arithmetic: str) -> None:
+        self._theirs, self._honest, self._arithmetic = theirs, honest, arithmetic
+        a = arithmetic_of(arithmetic)
+        self._granted = _ROUNDINGS[a.storage] * a.narrow
+        self._granted_angle = _ROUNDINGS["float32"] * a.unit * max(0, int(theirs.positions.max()))
+        self._given = [name for name in names_of(honest.config) if name in theirs.tensors]
+        base = self._judged(honest)
+        self._base: Findings = base or {}
+        self._wrong = set(self._given) if base is None else _wrong(base)
+        self._plain = misfits(honest, theirs)
+        self._left: dict[str, set[str]] = {}  # by key: what a variant leaves wrong
+
+    def honest(self) -> Cause:
+        """How well the reference does as it is.
+
+        Returns
+        -------
+        Cause
+            Of no variants.
+        """
+        return self._cause((), self._honest)
+
+    def causes(self, explanations: list[Explanation], progress: Progress | None = None) -> list[Cause]:
+        """How well explanations do.
+
+        Parameters
+        ----------
+        explanations : list of tuple of Variant
+            Each one, or two.
+        progress : callable, optional
+            ``progress(done, total)``.
+
+        Returns
+        -------
+        list of Cause
+            One an explanation, in the way that does best.
+        """
+        found = []
+        for done, explanation in enumerate(explanations):
+            tried = [self._cause(explanation, setup) for setup in with_variants(self._honest, explanation)]
+            found.append(min(tried, key=lambda cause: (len(cause.left), cause.misfit)))
+            if progress is not None:
+                progress(done + 1, len(explanations))
+        return found
+
+    def may_show(self, variant: Variant) -> bool:
+        """Whether a variant could explain any of what is wrong.
+
+        Parameters
+        ----------
+        variant : Variant
+            One of the known.
+
+        Returns
+        -------
+        bool
+            False where they gave all tensors that it moves, and none of these is wrong.
+        """
+        if variant.kind == "tokens":
+            return self._theirs.last or not self._base
+        return bool(self._touched(variant) & self._wrong)
+
+    def worth_trying(self, pairs: list[Explanation]) -> list[Explanation]:
+        """Pairs that could explain everything, by what each of the two does alone.
+
+        Parameters
+        ----------
+        pairs : list of tuple of Variant
+            All that can show together.
+
+        Returns
+        -------
+        list of tuple of Variant
+            Between them they touch all that is wrong, and what both leave wrong, or one makes wrong, both touch.
+        """
+        if not self._base:  # other tokens were fed, so one of the two must be that
+            return [pair for pair in pairs if any(variant.kind == "tokens" for variant in pair)]
+        kept: list[Explanation] = []
+        for one, other in pairs:
+            touched = [self._touched(one), self._touched(other)]
+            if touched[0] & touched[1]:  # one may move what the other touches, such as a norm to another place
+                touched = [touched[0] | touched[1]] * 2
+            left = [self._left.get(variant.key, self._wrong) for variant in (one, other)]
+            helps = all(names & self._wrong for names in touched)
+            together = (left[0] & left[1]) | (left[0] - self._wrong) | (left[1] - self._wrong)
+            if helps and self._wrong <= touched[0] | touched[1] and together <= touched[0] & touched[1]:
+                kept.append((one, other))
+        return kept
+
+    def closer(self, variant: Variant) -> Cause | None:
+        """Where nothing is wrong: whether a variant comes closer to their numbers all the same.
+
+        Parameters
+        ----------
+        variant : Variant
+            One of the known.
+
+        Returns
+        -------
+        Cause or None
+            With the misfit of the tensors that it moves; None if it is not ten times closer.
+        """
+        names = [name for name in self._given if split_name(name)[1] in variant.where]
+        plain = _mean(self._plain, names)
+        best = min((_mean(misfits(s, self._theirs), names) for s in variant.setups(self._honest)), default=math.inf)
+        return Cause((variant,), 0.0, best, ()) if names and best * _CLOSER < plain else None
+
+    def _judged(self, setup: Setup) -> Findings | None:
+        findings = judge(setup, self._honest, self._theirs, self._arithmetic) if fits(setup, self._theirs) else None
+        return None if findings is None else {finding.name: finding for finding in findings}
+
+    def _cause(self, explanation: Explanation, setup: Setup) -> Cause:
+        findings = self._base if not explanation and self._base else self._judged(setup)
+        if findings is None:
+            return Cause(explanation, math.inf, math.inf, tuple(self._given))
+        off = misfits(setup, self._theirs)
+        moved = {kind for variant in explanation for kind in variant.where}
+        forgiven = {name for name in _wrong(findings) if split_name(name)[1] in moved and self._is_close(name, off)}
+        wrong = _wrong(findings) - forgiven
+        if len(explanation) == 1:
+            key = explanation[0].key
+            self._left[key] = self._left.get(key, wrong) & wrong
+        ratios = [f.ratio for name, f in findings.items() if name not in forgiven and not math.isnan(f.ratio)]
+        left = tuple(name for name in findings if name in wrong)
+        return Cause(explanation, max(ratios, default=0.0), _mean(off, self._wrong or self._given), left)
+
+    def _is_close(self, name: str, off: dict[str, Misfit]) -> bool:
+        """Whether a tensor that the bounds call wrong is theirs all the same, see `_ROUNDINGS`."""
+        if name not in off:
+            return False
+        granted = self._granted + (self._granted_angle if name.endswith("_rope") else 0)
+        plain = self._plain[name].mean if name in self._plain else math.inf
+        return off[name].peak <= granted and off[name].mean * _CLOSER <= plain
+
+    def _touched(self, variant: Variant) -> set[str]:
+        """Tensors that a variant moves, given the right inputs; where one of these was not given, any at all."""
+        moved = {name for name in names_of(self._honest.config) if split_name(name)[1] in variant.where}
+        return moved if moved and moved <= set(self._given) else set(self._given)
+
+
+def _mean(off: dict[str, Misfit], names: Iterable[str]) -> float:
+    """Mean misfit of the tensor where that is largest; infinite if there is none."""
+    return max((off[name].mean for name in names if name in off), default=math.inf)
+
+
+def _wrong(findings: Findings) -> set[str]:
+    return {name for name, finding in findings.items() if finding.grade == "wrong"}

@@ -1,0 +1,317 @@
+"""Traces of other engines, read bit for bit: by name, by shape, in every format, and what has no place said."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from refgemma.config import Config
+from refgemma.numerics import from_bfloat16, to_bfloat16
+from refgemma.oracle import read_foreign, read_trace
+from refgemma.oracle.tensor_names import names_of
+from tests.checkpoint.files import safetensors_bytes
+from tests.models import random_model
+from tests.oracle.gemmas import gemma_of, tapped
+
+DEEPMIND = Path(__file__).parents[1] / "goldens" / "deepmind_gemma1_mqa.npz"
+MODEL = random_model(5, num_tokens=9, num_layers=2, num_heads=6, num_kv_heads=3)
+CONFIG, (B, T) = MODEL.config, MODEL.tokens.shape
+OURS = tapped(gemma_of(MODEL), MODEL)
+
+HOOKS = {  # name in transformers: ours; outputs of modules, and the inputs that no module gives out
+    "model.layers.{i}.input_layernorm": "attn.norm",
+    "model.layers.{i}.self_attn.q_proj": "attn.q",
+    "model.layers.{i}.self_attn.k_proj": "attn.k",
+    "model.layers.{i}.self_attn.v_proj": "attn.v",
+    "model.layers.{i}.self_attn.o_proj.input": "attn.mix",
+    "model.layers.{i}.self_attn.1": "attn.probs",
+    "model.layers.{i}.self_attn.0": "attn.out",
+    "model.layers.{i}.post_attention_layernorm.input": "attn.residual",
+    "model.layers.{i}.post_attention_layernorm": "mlp.norm",
+    "model.layers.{i}.mlp.gate_proj": "mlp.gate",
+    "model.layers.{i}.mlp.up_proj": "mlp.up",
+    "model.layers.{i}.mlp.act_fn": "mlp.act",
+    "model.layers.{i}.mlp.down_proj.input": "mlp.gated",
+    "model.layers.{i}.mlp": "mlp.down",
+    "model.layers.{i}": "out",
+}
+
+
+def hooks_dump():
+    """What forward hooks keep: heads joined with their width, as linear layers give them."""
+    dump = {"model.embed_tokens": OURS["embed"], "model.norm": OURS["final_norm"], "lm_head": OURS["logits"]}
+    for i in range(CONFIG.num_layers):
+        for theirs, ours in HOOKS.items():
+            value = OURS[f"layers.{i}.{ours}"]
+            joined = ours in ("attn.q", "attn.k", "attn.v", "attn.mix")
+            dump[theirs.format(i=i)] = value.reshape(B, T, -1) if joined else value
+    return dump
+
+
+def tokens_and_mask():
+    return {"input_ids": MODEL.tokens, "position_ids": MODEL.positions.clip(0), "attention_mask": 1 * MODEL.real}
+
+
+def write(path, dump):
+    if path.suffix == ".npz":
+        np.savez(path, **dump)
+    else:
+        save_file({name: np.ascontiguousarray(value) for name, value in dump.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "npz"])
+def test_hooks_on_transformers_modules(tmp_path, ending):
+    trace = read_foreign(write(tmp_path / f"theirs.{ending}", hooks_dump() | tokens_and_mask()), CONFIG)
+    assert np.array_equal(trace.tokens, MODEL.tokens)
+    assert np.array_equal(trace.positions, MODEL.positions)
+    assert trace.tokens.dtype == trace.positions.dtype == np.int64
+    missing = {f"layers.{i}.attn.{kind}" for i in range(2) for kind in ("q_rope", "k_rope", "scores")}
+    assert list(trace.tensors) == [name for name in names_of(CONFIG) if name not in missing]
+    for name, value in trace.tensors.items():
+        assert value.dtype == np.float32
+        assert np.array_equal(value, OURS[name]), name
+    said = "model.layers.*.self_attn.q_proj is layers.*.attn.q; heads split: B T (N H) read as B T N H (2 of them)"
+    assert said in trace.notes
+    assert any("map another tensor to 'embed' if the engine scales later" in note for note in trace.notes)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
+def test_formats(tmp_path, dtype):
+    path = tmp_path / "theirs.safetensors"
+    values = {name: OURS[name] for name in ("embed", "logits")}
+    narrow = {name: to_bfloat16(v) if dtype == "bfloat16" else v.astype(dtype) for name, v in values.items()}
+    path.write_bytes(safetensors_bytes(narrow | {"tokens": MODEL.tokens}))
+    trace = read_foreign(path, CONFIG)
+    assert set(trace.dtypes.values()) == {dtype}
+    for name, value in trace.tensors.items():
+        want = from_bfloat16(narrow[name]) if dtype == "bfloat16" else narrow[name]
+        assert value.dtype == want.dtype
+        assert np.array_equal(value, want)
+
+
+def test_axes_in_other_orders_are_recognised_and_said(tmp_path):
+    dump = {
+        "layers.0.attn.q_rope": OURS["layers.0.attn.q_rope"].swapaxes(1, 2),  # B N T H, as attention kernels want it
+        "layers.0.attn.probs": OURS["layers.0.attn.probs"].swapaxes(1, 2),  # B T N S, as in Flax
+        "logits": OURS["logits"].transpose(2, 0, 1),
+        "tokens": MODEL.tokens,
+    }
+    trace = read_foreign(write(tmp_path / "theirs.npz", dump), CONFIG)
+    for name, value in trace.tensors.items():
+        assert np.array_equal(value, OURS[name]), name
+    assert "layers.0.attn.q_rope; axes transposed: B N T H read as B T N H" in trace.notes
+    assert "logits; axes transposed: V B T read as B T V" in trace.notes
+
+
+def test_one_row_without_a_batch_axis(tmp_path):
+    one = {name: value[0] for name, value in hooks_dump().items()}
+    path = write(tmp_path / "theirs.npz", one)
+    trace = read_foreign(path, CONFIG, tokens=MODEL.tokens[0], positions=MODEL.positions[0])
+    assert len(trace.tensors) > 30
+    for name, value in trace.tensors.items():
+        assert np.array_equal(value, OURS[name][:1]), name
+    said = "model.layers.*.self_attn.q_proj is layers.*.attn.q; B added, heads split: T (N H) read as B T N H"
+    assert any(note.startswith(said) for note in trace.notes)
+
+
+def test_sizes_that_coincide_follow_the_other_layers(tmp_path):
+    model = random_model(5, num_tokens=6, num_layers=2, num_heads=6, num_kv_heads=3)  # T = N
+    ours = tapped(gemma_of(model), model)
+    moved = {n: v.swapaxes(1, 2) if n.endswith("_rope") else v for n, v in ours.items()}
+    rope = ["layers.0.attn.q_rope", "layers.0.attn.k_rope", "layers.1.attn.q_rope"]
+    path = write(tmp_path / "a.npz", {name: moved[name] for name in rope} | {"tokens": model.tokens})
+    trace = read_foreign(path, model.config)
+    for name in rope:  # three key heads tell which axis is which, in this layer and the other
+        assert np.array_equal(trace.tensors[name], ours[name]), name
+    path = write(tmp_path / "b.npz", {rope[0]: ours[rope[0]], "tokens": model.tokens})
+    trace = read_foreign(path, model.config)
+    assert np.array_equal(trace.tensors[rope[0]], ours[rope[0]])  # nothing tells: as it stands
+    assert trace.notes == (f"{rope[0]}; sizes coincide, so other axes are possible",)
+
+
+def test_arrays_that_join_several(tmp_path):
+    q, k, v = (OURS[f"layers.0.attn.{x}"] for x in "qkv")
+    gate, up = OURS["layers.0.mlp.gate"], OURS["layers.0.mlp.up"]
+    dumps = {
+        "vllm": {
+            "model.layers.0.self_attn.qkv_proj": np.concatenate([x.reshape(B, T, -1) for x in (q, k, v)], axis=-1),
+            "model.layers.0.mlp.gate_up_proj": np.concatenate([gate, up], axis=-1),
+        },
+        "flax": {
+            "layer_0/attn/q_einsum/__call__/0": q,
+            "layer_0/attn/kv_einsum/__call__/0": np.stack([k, v]),
+            "layer_0/mlp/gating_einsum/__call__/0": np.stack([gate, up], axis=2),
+        },
+    }
+    for name, dump in dumps.items():
+        trace = read_foreign(write(tmp_path / f"{name}.npz", dump | {"tokens": MODEL.tokens}), CONFIG)
+        assert len(trace.tensors) == 5
+        for ours, value in trace.tensors.items():
+            assert np.array_equal(value, OURS[ours]), (name, ours)
+        assert any("a part of it" in note for note in trace.notes)
+
+
+def test_lists_of_the_whole_stream(tmp_path):
+    stream = [OURS["embed"], OURS["layers.0.out"], OURS["final_norm"]]  # what transformers calls hidden_states
+    probs = [OURS[f"layers.{i}.attn.probs"] for i in range(2)]
+    apart = {f"hidden_states.{i}": x for i, x in enumerate(stream)} | {
+        f"attentions.{i}": x for i, x in enumerate(probs)
+    }
+    for name, dump in {
+        "apart": apart,
+        "stacked": {"hidden_states": np.stack(stream), "attentions": np.stack(probs)},
+    }.items():
+        trace = read_foreign(write(tmp_path / f"{name}.npz", dump | {"tokens": MODEL.tokens}), CONFIG)
+        assert list(trace.tensors) == [
+            "embed", "layers.0.attn.probs", "layers.0.out", "layers.1.attn.probs", "final_norm",
+        ]  # fmt: skip
+        for ours, value in trace.tensors.items():
+            assert np.array_equal(value, OURS[ours]), (name, ours)
+
+
+def test_the_surer_of_two_names_is_taken(tmp_path):
+    unscaled = OURS["embed"] / 7  # a module that leaves the scaling to the model around it
+    dump = {"model.embed_tokens": unscaled, "hidden_states.0": OURS["embed"], "tokens": MODEL.tokens}
+    for order in (list(dump), list(dump)[::-1]):
+        trace = read_foreign(write(tmp_path / "theirs.npz", {name: dump[name] for name in order}), CONFIG)
+        assert np.array_equal(trace.tensors["embed"], OURS["embed"])
+
+
+def test_keys_beyond_the_tokens_are_cut_off(tmp_path):
+    probs = OURS["layers.0.attn.probs"]
+    longer = np.concatenate([probs, np.zeros((*probs.shape[:3], 7), np.float32)], axis=-1)  # a static cache
+    path = write(tmp_path / "theirs.npz", {"layers.0.attn.probs": longer, "tokens": MODEL.tokens})
+    trace = read_foreign(path, CONFIG)
+    assert np.array_equal(trace.tensors["layers.0.attn.probs"], probs)
+    assert trace.notes == ("layers.0.attn.probs; keys beyond the tokens cut off",)
+
+
+@pytest.mark.parametrize("shape", ["BTV", "BV"])
+def test_logits_of_the_last_position(tmp_path, shape):
+    logits = OURS["logits"][:, -1:] if shape == "BTV" else OURS["logits"][:, -1]
+    path = write(tmp_path / "theirs.npz", {"logits": logits, "tokens": MODEL.tokens})
+    trace = read_foreign(path, CONFIG)
+    assert trace.last
+    assert trace.tensors["logits"].shape == (B, 1, CONFIG.vocab_size)
+    assert np.array_equal(trace.tensors["logits"], OURS["logits"][:, -1:])
+    np.save(tmp_path / "lone.npy", OURS["logits"][0])
+    alone = read_foreign(tmp_path / "lone.npy", CONFIG, tokens=MODEL.tokens[0])
+    assert not alone.last
+    assert np.array_equal(alone.tensors["logits"], OURS["logits"][:1])
+
+
+def test_logits_of_the_last_position_beside_tensors_of_all(tmp_path):
+    path = write(tmp_path / "theirs.npz", hooks_dump() | tokens_and_mask() | {"lm_head": OURS["logits"][:, -1]})
+    trace = read_foreign(path, CONFIG)
+    assert not trace.last
+    assert "logits" not in trace.tensors
+    assert trace.tensors["final_norm"].shape == OURS["final_norm"].shape
+    assert list(trace.ends) == ["logits"]
+    assert np.array_equal(trace.ends["logits"], OURS["logits"][:, -1:])
+    assert "lm_head is logits; T added: B V read as B T V; of the last position only" in trace.notes
+    trace.save(tmp_path / "again.safetensors")
+    again = read_trace(tmp_path / "again.safetensors")
+    assert np.array_equal(again.ends["logits"], trace.ends["logits"])
+    assert list(again.tensors) == list(trace.tensors)
+    assert again.dtypes == trace.dtypes
+
+
+def test_a_mapping_goes_before_names(tmp_path):
+    dump = {"blk.0.q": OURS["layers.0.attn.q"], "blk.1.q": OURS["layers.1.attn.q"], "x": OURS["final_norm"]}
+    dump |= {"model.norm": OURS["embed"], "tokens": MODEL.tokens}
+    mapping = {"blk.{i}.q": "layers.{i}.attn.q", "x": "final_norm"}
+    trace = read_foreign(write(tmp_path / "theirs.npz", dump), CONFIG, mapping=mapping)
+    assert list(trace.tensors) == ["layers.0.attn.q", "layers.1.attn.q", "final_norm"]
+    for name, value in trace.tensors.items():
+        assert np.array_equal(value, OURS[name]), name
+
+
+def test_what_has_no_place_is_said(tmp_path):
+    dump = {
+        "logits": OURS["logits"],
+        "model.rotary_emb.0": OURS["embed"],
+        "layers.0.mlp.gate": OURS["layers.0.mlp.gate"][..., :-1],
+        "layers.1.mlp.gate": OURS["layers.1.mlp.gate"][..., :-1],
+        "layers.0.mlp.up": OURS["layers.0.mlp.up"].astype(np.int64),
+        "tokens": MODEL.tokens,
+    }
+    trace = read_foreign(write(tmp_path / "theirs.npz", dump), CONFIG)
+    F = CONFIG.intermediate_size
+    assert list(trace.tensors) == ["logits"]
+    assert trace.notes == (
+        f"left out: layers.*.mlp.gate has shape {(B, T, F - 1)}, layers.*.mlp.gate needs {(B, T, F)} (2 of them)",
+        "left out: layers.0.mlp.up is int64, expected float16, bfloat16, float32, float64",
+        "left out, no known name: 'model.rotary_emb.0'",
+    )
+
+
+def test_positions_follow_the_mask(tmp_path):
+    left = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    tokens = np.ones((2, 5), dtype=int)
+    logits = np.zeros((2, 5, CONFIG.vocab_size), np.float32)
+    path = write(tmp_path / "theirs.npz", {"logits": logits, "input_ids": tokens, "attention_mask": left})
+    trace = read_foreign(path, CONFIG)
+    assert trace.positions.tolist() == [[-1, -1, 0, 1, 2], [0, 1, 2, 3, 4]]
+    assert any("counted from the first token that is not masked" in note for note in trace.notes)
+    one_row = {"logits": logits, "input_ids": tokens, "position_ids": np.arange(5)[None] + 3}
+    assert read_foreign(write(path, one_row), CONFIG).positions.tolist() == [[3, 4, 5, 6, 7]] * 2
+    assert (
+        read_foreign(write(path, {"logits": logits, "ids": tokens}), CONFIG).positions.tolist() == [[0, 1, 2, 3, 4]] * 2
+    )
+
+
+def test_deepminds_own_flax_run(tmp_path):
+    c = Config(
+        vocab_size=40, hidden_size=24, intermediate_size=64, num_layers=3, num_heads=4, num_kv_heads=1, head_dim=8,
+        max_positions=8192, rope_theta=10_000.0, rms_norm_eps=1e-6, query_scale=8**-0.5, tie_word_embeddings=True,
+    )  # fmt: skip
+    trace = read_foreign(DEEPMIND, c)
+    assert list(trace.tensors) == ["layers.0.out", "layers.1.out", "layers.2.out", "logits"]  # and none of the weights
+    with np.load(DEEPMIND) as arrays:
+        assert np.array_equal(trace.tokens, arrays["tokens"])
+        assert np.array_equal(trace.tensors["layers.1.out"], arrays["hidden/layer_1"])
+
+
+LOGITS = {"logits": OURS["logits"]}
+
+
+@pytest.mark.parametrize(
+    ("dump", "options", "words"),
+    [
+        (LOGITS, {}, "holds no token ids (tokens, input_ids, token_ids): say which tokens were run"),
+        (LOGITS | {"tokens": MODEL.tokens + 1000}, {}, "is outside the vocabulary of"),
+        (LOGITS | {"tokens": MODEL.tokens[None]}, {}, "expected token ids, (T,) or (B, T)"),
+        (
+            LOGITS | {"tokens": MODEL.tokens},
+            {"tokens": MODEL.tokens[:, ::-1]},
+            "is about other tokens: row 0 has ",
+        ),
+        (LOGITS | {"tokens": MODEL.tokens}, {"tokens": [1, 2]}, "is about other tokens: they have shape"),
+        (
+            LOGITS | {"tokens": MODEL.tokens, "position_ids": np.zeros((7, 2), int)},
+            {},
+            "'position_ids' has shape (7, 2): expected that of tokens",
+        ),
+        (LOGITS | {"tokens": MODEL.tokens, "positions": MODEL.positions - 5}, {}, "is none: expected 0 and up"),
+        ({"a": OURS["embed"], "tokens": MODEL.tokens}, {}, "holds no tensor that is recognised: it has 'a'; a mapping"),
+        ({"tokens": MODEL.tokens}, {}, "holds no tensor that is recognised: it has none"),
+        (
+            {"logits": OURS["embed"], "tokens": MODEL.tokens},
+            {},
+            "holds no tensor that is recognised: logits has shape",
+        ),
+        (
+            LOGITS | {"tokens": MODEL.tokens},
+            {"mapping": {"x": "logits"}},
+            "the mapping names 'x', which the file has not",
+        ),
+    ],
+)
+def test_bad_files_are_one_sentence(tmp_path, dump, options, words):
+    path = write(tmp_path / "theirs.npz", dump)
+    with pytest.raises(ValueError, match=re.escape(words)) as raised:
+        read_foreign(path, CONFIG, **options)
+    assert "\n" not in str(raised.value)
