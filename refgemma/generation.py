@@ -16,7 +16,7 @@ import numpy as np
 from refgemma.cache import KVCache, PrefixCache
 from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
-from refgemma.model import Params, forward
+from refgemma.model import Params, Tap, forward
 from refgemma.numerics import Array, Numerics
 from refgemma.sampling import Decision, Record, SamplingParams, decide, uniform
 from refgemma.text.stopping import split_at_stop
@@ -214,7 +214,7 @@ def read_prompts(
     numerics : Numerics
         Arithmetic of activations.
     progress : callable, optional
-        ``progress(read, total)``, in tokens a row.
+        ``progress(read, total)``, in tokens a row; inside a chunk, a share of the layers counts as one of the tokens.
 
     Returns
     -------
@@ -229,13 +229,34 @@ def read_prompts(
         positions[row, longest - len(prompt) :] = np.arange(len(prompt))
     for start in range(cache.length, longest, CHUNK):
         part = np.s_[:, start : start + CHUNK]
+        stop = min(start + CHUNK, longest)
+        watched = {} if progress is None else {"tap": _layers_told(progress, start, stop, longest, config.num_layers)}
         scores = forward(
-            params, config, tokens[part], positions=positions[part], cache=cache, logits="last", numerics=numerics
+            params,
+            config,
+            tokens[part],
+            positions=positions[part],
+            cache=cache,
+            logits="last",
+            numerics=numerics,
+            **watched,
         )
         fed.extend(tokens[part][0].tolist())
         if progress is not None:
-            progress(min(start + CHUNK, longest), longest)
+            progress(stop, longest)
     return scores
+
+
+def _layers_told(progress: Progress, start: int, stop: int, total: int, num_layers: int) -> Tap:
+    """Tap that tells how far a chunk is, layer by layer: one chunk of a large model takes seconds."""
+    ends = {f"layers.{i}.out": start + (stop - start) * (i + 1) // num_layers for i in range(num_layers - 1)}
+
+    def tap(name: str, value: Array) -> Array:
+        if name in ends:
+            progress(ends[name], total)
+        return value
+
+    return tap
 
 
 class _Row:

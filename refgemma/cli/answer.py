@@ -53,7 +53,7 @@ def answer(
         The whole answer.
     """
     started = time.perf_counter()
-    with progress_bar("reading the prompt") as progress:
+    with progress_bar("reading the prompt", "tokens") as progress:
         events = gemma.stream(prompt, raw=raw, prefix=prefix, progress=progress, record=record, **settings)
         first = next(events)
     read = time.perf_counter()
@@ -106,8 +106,8 @@ def report(result: Generation, model: str) -> dict[str, Any]:
 def _account(result: Generation, *, reading: float, writing: float) -> str:
     """One line of counts; the first token belongs to the reading, which computes it."""
     later = result.usage.completion_tokens - 1
-    rate = f", {later / writing:.1f} a second" if later and writing else ""
+    rate = f", {later / writing:.1f} tokens/s" if later and writing else ""
     return (
-        f"prompt: {result.usage.prompt_tokens} tokens, {reading:.2f} s; answer: {later + 1} tokens{rate};"
-        f" end: {result.finish_reason}; --seed {result.seed}"
+        f"prompt: {result.usage.prompt_tokens} tokens, first token after {reading:.2f} s;"
+        f" answer: {later + 1} tokens{rate}; end: {result.finish_reason}; --seed {result.seed}"
     )

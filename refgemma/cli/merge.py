@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser : ArgumentParser
         Its parser.
     """
+    parser.usage = "%(prog)s [options] BASE ADAPTER[:SCALE] [ADAPTER[:SCALE] ...] [OUT]"
     parser.add_argument("base", metavar="BASE", help="the model: folder, shipped name, or hub id fetched before")
     parser.add_argument(
         "names",

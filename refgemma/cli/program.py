@@ -18,10 +18,40 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import refgemma
-from refgemma.cli import chat, download, generate, inspect, logits, merge, sample, score
+from refgemma.cli import (
+    bench,
+    chat,
+    compare,
+    diagnose,
+    download,
+    generate,
+    inspect,
+    logits,
+    merge,
+    sample,
+    score,
+    trace,
+    vectors,
+    verify,
+)
 
 # Each has a docstring that is its help, `add_arguments` and `run`.
-COMMANDS: tuple[ModuleType, ...] = (generate, chat, logits, score, sample, merge, inspect, download)
+COMMANDS: tuple[ModuleType, ...] = (
+    generate,
+    chat,
+    logits,
+    score,
+    sample,
+    trace,
+    compare,
+    diagnose,
+    verify,
+    vectors,
+    merge,
+    inspect,
+    download,
+    bench,
+)
 
 BAD_USE = 2
 INTERRUPTED = 128 + 2  # by SIGINT, as shells count

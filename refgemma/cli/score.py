@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     source = args.text if args.file is None else args.file
     text = text_argument(args.text) if args.file is None and args.text != "-" else read_text(source)
     gemma = load_model(args)
-    with progress_bar("reading the text") as progress:
+    with progress_bar("reading the text", "tokens") as progress:
         score = gemma.score(text, control=args.control, progress=progress)
     if not len(score.logprobs):
         raise ValueError("the text is empty: expected at least one token to score")

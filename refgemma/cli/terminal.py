@@ -19,13 +19,15 @@ _ENDLESS = 10_000
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Progress | None]:
+def progress_bar(what: str, unit: str = "") -> Iterator[Progress | None]:
     """Show how far some work is, if it takes more than a moment.
 
     Parameters
     ----------
     what : str
         The work.
+    unit : str
+        What is counted, such as ``tokens``, to be told by the second; by default no rate is shown.
 
     Yields
     ------
@@ -38,11 +40,17 @@ def progress_bar(what: str) -> Iterator[Progress | None]:
         return
     from rich import progress as rich_progress
     from rich.console import Console
+    from rich.text import Text
+
+    class Rate(rich_progress.ProgressColumn):
+        def render(self, task: rich_progress.Task) -> Text:
+            return Text(f"{task.speed:,.0f} {unit}/s" if unit and task.speed else "")
 
     columns = (
         rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(),
         rich_progress.TaskProgressColumn(),
+        Rate(),
         rich_progress.TimeElapsedColumn(),
     )
     bar = rich_progress.Progress(*columns, console=Console(stderr=True, markup=False, emoji=False), transient=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -50,6 +51,13 @@ def test_a_drawn_seed_is_told_and_gives_the_same_answer_again(run):
     code, out, err = run("generate", "hello", "--verbose", "--temperature", "3", "--max-tokens", "12")
     assert code == 0
     assert run("generate", "hello", "--seed", err.split()[-1], "--temperature", "3", "--max-tokens", "12")[1] == out
+
+
+def test_verbose_tells_the_time_to_the_first_token_and_the_rate(run, gemma):
+    err = run("generate", "hello", "--verbose", "--temperature", "0", "--max-tokens", "12")[2]
+    prompt = len(gemma.encode_prompt("hello"))
+    told = rf"prompt: {prompt} tokens, first token after \d+\.\d\d s; answer: 12 tokens, [\d.]+ tokens/s; end: length;"
+    assert re.match(told, err)
 
 
 def test_every_setting_reaches_the_sampler(run, asked):

@@ -113,7 +113,12 @@ def test_each_subcommand_is_here_and_has_its_help(capsys):
         shown = capsys.readouterr().out
         assert shown.startswith(f"usage: refgemma {name} ")
         assert "--json" in shown
-        assert "--model" in shown or name in {"download", "merge", "sample"}  # which are about no model of this machine
+        assert "--model" in shown or name in {
+            "bench",
+            "download",
+            "merge",
+            "sample",
+        }  # which are about no model of this machine
         if name in ("generate", "chat"):
             for field in fields(SamplingParams):
                 assert f"--{field.name.replace('_', '-')} " in shown

@@ -44,6 +44,17 @@ def test_a_progress_bar_at_a_terminal(monkeypatch):
     assert shown.endswith("\x1b[2K")  # and the line is wiped
 
 
+def test_a_progress_bar_tells_the_rate_of_what_it_counts(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(terminal.threading, "Timer", AtOnce)
+    for unit, words in (("tokens", "tokens/s"), ("", "/s")):
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        with terminal.progress_bar("reading", unit) as progress:
+            progress(3, 10)
+            progress(7, 10)
+        assert (words in sys.stderr.getvalue()) is bool(unit)
+
+
 def test_no_bar_for_work_that_takes_a_moment(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", Terminal())

@@ -1,0 +1,121 @@
+"""What a piece of work costs at least: bytes that must be read, and floating-point operations.
+
+A product with an (O, I) matrix takes ``2 O I`` operations a token: one multiplication and one addition a weight. All
+matrices are read once a call, however many tokens it feeds, which is why one token alone is bound by memory and many
+together by arithmetic.
+
+References
+----------
+Williams, Waterman and Patterson, "Roofline: An Insightful Visual Performance Model", 2009.
+"""
+
+from __future__ import annotations
+
+import math
+
+from refgemma.checkpoint.names import Tensor, tensors_of
+from refgemma.config import Config
+
+BYTES = {"float32": 4, "bfloat16": 2}  # a number
+
+
+def multiplied(config: Config) -> list[Tensor]:
+    """Matrices that a token is multiplied with: all, but of the embedding only where it is the head as well.
+
+    Parameters
+    ----------
+    config : Config
+        The model.
+
+    Returns
+    -------
+    list of Tensor
+        In the order of the files.
+    """
+    matrices = [tensor for tensor in tensors_of(config) if len(tensor.shape) == 2]
+    return [tensor for tensor in matrices if tensor.ours != "embed" or config.tie_word_embeddings]
+
+
+def weights_read(config: Config) -> int:
+    """Weights that one call reads.
+
+    Parameters
+    ----------
+    config : Config
+        The model.
+
+    Returns
+    -------
+    int
+        How many numbers.
+    """
+    return sum(math.prod(tensor.shape) for tensor in multiplied(config))
+
+
+def cache_bytes(config: Config, positions: int, rows: int = 1) -> int:
+    """Size of keys and values in float32.
+
+    Parameters
+    ----------
+    config : Config
+        The model.
+    positions : int
+        Of each row.
+    rows : int
+        Of the batch.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
+    return 2 * 4 * config.num_layers * config.num_kv_heads * config.head_dim * positions * rows
+
+
+def bytes_read(config: Config, weights: str, *, context: int, rows: int = 1) -> int:
+    """Bytes that one call reads at least: all weights once, and the keys and values of its context.
+
+    Parameters
+    ----------
+    config : Config
+        The model.
+    weights : {"float32", "bfloat16"}
+        Format of the matrices.
+    context : int
+        Positions in the cache.
+    rows : int
+        Of the batch.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
+    return BYTES[weights] * weights_read(config) + cache_bytes(config, context, rows)
+
+
+def operations(config: Config, *, tokens: int, context: int = 0, rows: int = 1) -> int:
+    """Multiplications and additions in the products of one call that wants the logits of its last position only.
+
+    Parameters
+    ----------
+    config : Config
+        The model.
+    tokens : int
+        Fed to each row.
+    context : int
+        Positions that each row has read before.
+    rows : int
+        Of the batch.
+
+    Returns
+    -------
+    int
+        How many. Of attention, only pairs of a query and a key that it may see are counted.
+    """
+    head = config.vocab_size * config.hidden_size
+    layers = weights_read(config) - head
+    pairs = sum(range(context + 1, context + tokens + 1))
+    # Scores and mix, each H multiplications and additions a pair and query head.
+    attention = 2 * 2 * config.num_layers * config.num_heads * config.head_dim * pairs
+    return rows * (2 * layers * tokens + 2 * head + attention)

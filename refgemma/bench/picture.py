@@ -1,0 +1,155 @@
+"""The roofline picture: how fast each piece of work runs, under what memory and arithmetic allow.
+
+A piece of work stands at its operations per byte that must be read. Left of the edge memory is the limit, a slanted
+line; right of it arithmetic, a level one.
+
+References
+----------
+Williams, Waterman and Patterson, "Roofline: An Insightful Visual Performance Model", 2009.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any, NamedTuple
+
+from refgemma.bench import plan
+from refgemma.bench.counts import bytes_read, operations
+from refgemma.config import Config
+from refgemma.sampling.show import FORMATS, check_matplotlib
+
+# Apart in lightness as well, for print and for colour-blind eyes.
+_COLOURS = {"float32": "#0a58b0", "bfloat16": "#d9822b"}
+_LIMITS = {"float32": "gemv", "bfloat16": "tiles"}  # how fast each format can be read at best
+_MARKS = {"refgemma": "o", "transformers": "x"}
+_FAINT = "#6b6862"
+
+
+class Point(NamedTuple):
+    """A piece of work: operations a byte, and operations a second."""
+
+    engine: str
+    weights: str
+    measure: str
+    intensity: float
+    rate: float
+
+
+def points(found: dict[str, Any], config: Config) -> list[Point]:
+    """Place every piece of work that was timed.
+
+    Parameters
+    ----------
+    found : dict
+        From `refgemma.bench.report.summary`.
+    config : Config
+        The model.
+
+    Returns
+    -------
+    list of Point
+        By engine and format.
+    """
+    placed = []
+    for engine, forms in found["engines"].items():
+        for form, measures in forms.items():
+            for name, work, read in _work(config, form):
+                if (seconds := measures[name]) is not None:
+                    placed.append(Point(engine, form, name, work / read, work / seconds))
+    return placed
+
+
+def picture(found: dict[str, Any], config: Config, *, format: str = "png") -> bytes:
+    """Draw the roofline.
+
+    Parameters
+    ----------
+    found : dict
+        From `refgemma.bench.report.summary`.
+    config : Config
+        The model.
+    format : {"png", "svg", "pdf"}
+        Of the picture.
+
+    Returns
+    -------
+    bytes
+        A whole file.
+
+    Raises
+    ------
+    ValueError
+        If matplotlib is not installed, the format is none of the three, or nothing was measured.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"the picture is to be {format!r}: expected {', '.join(FORMATS)}")
+    placed = points(found, config)
+    limits = found["limits"]
+    if not placed or None in limits.values():
+        raise ValueError("no engine or no limit was measured to the end: there is nothing to draw")
+    check_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # A figure of its own, without pyplot: no window, nothing global is touched.
+    figure: Any = Figure(figsize=(8, 5.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    left, right = min(p.intensity for p in placed) / 2.5, max(p.intensity for p in placed) * 2.5
+    level = limits["gemm"] / 1e9
+    slopes = {form: limits[name] / 1e9 for form, name in _LIMITS.items() if form in found["weights"]}
+    for form, slope in slopes.items():
+        edge = level / slope
+        axes.plot([left, edge], [slope * left, level], color=_COLOURS[form], label=f"read {form}: {slope:.0f} GB/s")
+    edge = level / max(slopes.values())
+    axes.plot([edge, right], [level, level], color=_FAINT, label=f"compute in float32: {level:,.0f} G operations/s")
+    for point in placed:
+        first = point.measure == placed[0].measure
+        axes.plot(
+            point.intensity,
+            point.rate / 1e9,
+            _MARKS[point.engine],
+            color=_COLOURS[point.weights],
+            markersize=7,
+            markeredgewidth=2,
+            linestyle="none",
+            label=f"{point.engine}, {point.weights}" if first else None,
+        )
+        if point.engine == "refgemma":
+            axes.annotate(
+                point.measure.replace("_", " "),
+                (point.intensity, point.rate / 1e9),
+                xytext=(-6, 6) if point.weights == "float32" else (7, -12),
+                textcoords="offset points",
+                ha="right" if point.weights == "float32" else "left",
+                fontsize=7,
+                color=_COLOURS[point.weights],
+            )
+    axes.set(xscale="log", yscale="log", xlim=(left, right))
+    axes.set_xlabel("operations for each byte of weights and cache")
+    axes.set_ylabel("G operations/s")
+    processor = str(found["machine"]["processor"]).replace("$", r"\$")
+    axes.set_title(f"{found['size']} on {found['machine']['cores']} cores of {processor}", fontsize=9, loc="left")
+    axes.grid(which="major", color="#eeece8")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    out = io.BytesIO()
+    figure.savefig(out, format=format, dpi=160)
+    return out.getvalue()
+
+
+def _work(config: Config, form: str) -> list[tuple[str, int, int]]:
+    """Name, operations, and bytes of every piece of work."""
+    steps = [
+        (
+            name,
+            operations(config, tokens=1, context=context, rows=rows),
+            bytes_read(config, form, context=context, rows=rows),
+        )
+        for name, (context, rows) in plan.DECODE.items()
+    ]
+    prompts = [
+        (name, operations(config, tokens=count), bytes_read(config, form, context=count))
+        for name, count in plan.PREFILL.items()
+    ]
+    return steps + prompts

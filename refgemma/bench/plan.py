@@ -1,0 +1,160 @@
+"""The work that every engine is timed at, and how a process tells what it measured: lines of JSON.
+
+An engine is two functions: one reads a prompt, the other makes a decoder with a cache that is filled already.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refgemma.config import Config
+
+SHORT, LONG = 128, 2048  # tokens of a prompt
+NEAR, FAR = 128, 4096  # positions in the cache
+ROWS = 8  # of a batch
+FIRST = 8  # tokens of the prompt whose first answer is waited for
+MOST_STEPS = 50  # of one decoder, the first included: a cache needs room for them
+
+_ENOUGH = 2.0  # seconds spent on one measure, once it was repeated as often as it must be
+
+
+class Engine(NamedTuple):
+    """A loaded model.
+
+    Attributes
+    ----------
+    prefill : callable
+        ``prefill(tokens)`` reads one prompt, (1, T), into a new cache, and computes the logits of its last position.
+    decoder : callable
+        ``decoder(context, rows)`` fills a new cache at random; its result feeds each row one more token when called,
+        and decides the next.
+    """
+
+    prefill: Callable[[Any], object]
+    decoder: Callable[[int, int], Callable[[], object]]
+
+
+class Decoding(NamedTuple):
+    """One kind of step: positions in the cache, rows of the batch."""
+
+    context: int
+    rows: int
+
+
+DECODE = {"decode_128": Decoding(NEAR, 1), "decode_8_rows": Decoding(NEAR, ROWS), "decode_4096": Decoding(FAR, 1)}
+PREFILL = {"prefill_128": SHORT, "prefill_2048": LONG}
+
+
+def say(measure: str, **what: object) -> None:
+    """Print a line of JSON.
+
+    Parameters
+    ----------
+    measure : str
+        What was measured.
+    **what : object
+        The result.
+    """
+    print(json.dumps({"measure": measure, **what}), flush=True)
+
+
+def prompt(config: Config, count: int) -> Any:
+    """Draw a prompt.
+
+    Parameters
+    ----------
+    config : Config
+        Gives V.
+    count : int
+        Tokens.
+
+    Returns
+    -------
+    ndarray of int64, shape (1, count)
+        The same ids each time.
+    """
+    return np.random.default_rng(1).integers(3, config.vocab_size, (1, count))
+
+
+def begin(load: Callable[[], Engine], config: Config) -> Engine:
+    """Time the loading, and from its start the first token of a short prompt.
+
+    Parameters
+    ----------
+    load : callable
+        Loads the model.
+    config : Config
+        Its shape.
+
+    Returns
+    -------
+    Engine
+        What was loaded.
+    """
+    tokens = prompt(config, FIRST)
+    start = time.perf_counter()
+    engine = load()
+    say("load", seconds=[time.perf_counter() - start])
+    engine.prefill(tokens)
+    say("first_token", seconds=[time.perf_counter() - start])
+    return engine
+
+
+def carry_out(engine: Engine, config: Config, peaks: Callable[[], dict[str, int | None]], variant: str = "") -> None:
+    """Time reading and writing, the dearest last: a process that takes too long is stopped, and what it told stands.
+
+    Parameters
+    ----------
+    engine : Engine
+        The model.
+    config : Config
+        Its shape.
+    peaks : callable
+        From `refgemma.bench.memory.watched`.
+    variant : str
+        Which way of the engine this is, if it has several.
+    """
+
+    def read(name: str, *, least: int, most: int) -> None:
+        tokens = prompt(config, PREFILL[name])
+        say(name, variant=variant, seconds=timings(lambda: engine.prefill(tokens), least=least, most=most))
+
+    engine.prefill(prompt(config, SHORT))  # once in vain: the first time finds memory and threads cold
+    read("prefill_128", least=2, most=20)
+    for name, (context, rows) in DECODE.items():
+        step = engine.decoder(context, rows)
+        step()
+        say(name, variant=variant, seconds=timings(step, least=3, most=MOST_STEPS - 1))
+        del step  # and its cache
+    read("prefill_2048", least=1, most=3)
+    say("memory", variant=variant, **peaks())
+
+
+def timings(work: Callable[[], object], *, least: int, most: int, enough: float = _ENOUGH) -> list[float]:
+    """Time some work again and again.
+
+    Parameters
+    ----------
+    work : callable
+        What is timed.
+    least, most : int
+        How often at least, and at most.
+    enough : float
+        Seconds after which it is not begun again.
+
+    Returns
+    -------
+    list of float
+        Seconds of each time.
+    """
+    seconds: list[float] = []
+    while len(seconds) < least or (len(seconds) < most and sum(seconds) < enough):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return seconds

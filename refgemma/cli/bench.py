@@ -1,0 +1,120 @@
+"""Measure speed and memory with random weights, beside transformers and beside what the machine can do.
+
+Makes a checkpoint of the size in a temporary folder (--keep keeps it), and starts a process for each engine, in turn,
+round by round; at most 25 minutes in all. Let nothing else run meanwhile.
+
+examples:
+  refgemma bench
+  refgemma bench --weights bfloat16 --no-peers --rounds 1
+  refgemma bench --size gemma-7b --weights bfloat16 --keep ~/models --picture roofline.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from refgemma.bench import report
+from refgemma.bench.machine import machine
+from refgemma.bench.picture import picture
+from refgemma.bench.run import LONGEST, check_memory, peers_installed
+from refgemma.bench.run import run as run_rounds
+from refgemma.bench.weights import SHAPES, checkpoint
+from refgemma.cli.files import output_file
+from refgemma.cli.options import add_json
+from refgemma.cli.terminal import print_json, print_table, progress_bar
+from refgemma.sampling.show import FORMATS, check_matplotlib
+
+_WEIGHTS = ("float32", "bfloat16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this subcommand.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Its parser.
+    """
+    parser.add_argument("--size", choices=tuple(SHAPES), default="gemma-2b", help="whose shape (default: gemma-2b)")
+    parser.add_argument(
+        "--weights",
+        type=_formats,
+        default=_WEIGHTS,
+        metavar="FORMATS",
+        help="how matrices stay in memory, float32, bfloat16 or both (default: float32,bfloat16)",
+    )
+    parser.add_argument(
+        "--peers",
+        action=argparse.BooleanOptionalAction,
+        help="measure transformers as well (default: if it is installed)",
+    )
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="at most this many (default: 3)")
+    parser.add_argument("--keep", metavar="FOLDER", help="keep the weights there, and find them there next time")
+    parser.add_argument("--picture", metavar="FILE.png|.svg|.pdf", help="draw the roofline")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand.
+
+    Parameters
+    ----------
+    args : Namespace
+        Its arguments.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
+    if args.rounds < 1:
+        raise ValueError(f"--rounds is {args.rounds}: expected at least 1")
+    if args.peers and not peers_installed():
+        raise ValueError('--peers measures transformers, which is not installed: pip install "refgemma[peers]"')
+    form = _picture_format(args.picture)
+    config = SHAPES[args.size]
+    peers = peers_installed() if args.peers is None else args.peers
+    check_memory(config, args.weights)
+    about = machine()
+    start = time.monotonic()
+    with ExitStack() as stack:
+        file = stack.enter_context(output_file(args.picture)) if args.picture else None
+        with progress_bar(f"making random weights of {args.size}") as progress:
+            folder = stack.enter_context(checkpoint(args.size, args.keep, progress))
+        with progress_bar("measuring") as progress:
+            longest = LONGEST - (time.monotonic() - start)
+            rounds = run_rounds(
+                folder, weights=args.weights, peers=peers, rounds=args.rounds, longest=longest, progress=progress
+            )
+        found = report.summary(args.size, config, args.weights, about, rounds)
+        if file is not None:
+            file.write(picture(found, config, format=form))
+    if args.json:
+        print_json(found)
+        return 0
+    for table in report.tables(found):
+        text = (0, 1) if not any(table.columns) else (0,)
+        print_table(table.columns, table.rows, title=table.title, text=text)
+    return 0
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    """Parse the argument of ``--weights``."""
+    formats = tuple(dict.fromkeys(text.split(",")))
+    if not set(formats) <= set(_WEIGHTS):
+        raise argparse.ArgumentTypeError(f"expected float32, bfloat16 or float32,bfloat16, not {text!r}")
+    return formats
+
+
+def _picture_format(path: str | None) -> str:
+    if path is None:
+        return ""
+    ending = Path(path).suffix
+    if ending.removeprefix(".") not in FORMATS:
+        endings = ", ".join(f".{form}" for form in FORMATS)
+        raise ValueError(f"{path} ends in {ending or 'nothing'!r}: expected {endings}")
+    check_matplotlib()
+    return ending.removeprefix(".")
