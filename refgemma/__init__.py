@@ -1,11 +1,17 @@
 """The Gemma you can read, run and believe: Google's Gemma in pure Python and NumPy."""
 
-from refgemma import sampling
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from refgemma import lora, sampling
 from refgemma.cache import PrefixCache
 from refgemma.config import SIZES, Config
 from refgemma.gemma import Gemma, Score, load
 from refgemma.generation import Event, Generation
 from refgemma.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from refgemma import oracle
 
 __all__ = [
     "SIZES",
@@ -17,6 +23,16 @@ __all__ = [
     "SamplingParams",
     "Score",
     "load",
+    "lora",
+    "oracle",
     "sampling",
 ]
 __version__ = "0.1.0"
+
+_ON_FIRST_USE = ("oracle",)  # who only generates does not wait for it
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module 'refgemma' has no attribute {name!r}")
+    return import_module(f"refgemma.{name}")

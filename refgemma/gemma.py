@@ -75,6 +75,8 @@ class Gemma:
         Arithmetic of activations.
     stop_ids : frozenset of int
         Tokens that end an answer.
+    name : str
+        What `load` was called with; empty if it was not.
     adapters : tuple of Attached
         What was put on the model `before`.
     merged : bool
@@ -88,13 +90,14 @@ class Gemma:
     tokenizer: Tokenizer
     numerics: Numerics
     stop_ids: frozenset[int]
+    name: str = ""
     adapters: tuple[Attached, ...] = ()
     merged: bool = False
     before: Gemma | None = None
 
     def __repr__(self) -> str:
         c = self.config
-        names = [on.adapter.name + ("" if on.scale == 1 else f" x {on.scale:g}") for on in self._all_adapters()]
+        names = [on.adapter.name + ("" if on.scale == 1 else f" x {on.scale:g}") for on in self.all_adapters()]
         with_adapters = f", with {' and '.join(names)}" if names else ""
         return (
             f"Gemma: {c.num_parameters:,} parameters, {c.num_layers} layers of width {c.hidden_size}, "
@@ -188,6 +191,16 @@ class Gemma:
         if not self.merged or self.before is None:
             raise ValueError("no adapter was merged into this model: there is nothing to take out")
         return self.before
+
+    def all_adapters(self) -> tuple[Attached, ...]:
+        """Every adapter on this model, merged ones among them.
+
+        Returns
+        -------
+        tuple of Attached
+            In the order they were put on.
+        """
+        return (*(self.before.all_adapters() if self.before else ()), *self.adapters)
 
     def encode_prompt(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """Token ids that a prompt is fed as.
@@ -409,8 +422,6 @@ class Gemma:
         changes = low_rank.fit(on.adapter, self.config).changes
         return low_rank.attach(params, changes, scale=on.scale, rows=on.rows, dtype=dtype)
 
-    def _all_adapters(self) -> tuple[Attached, ...]:
-        return (*(self.before._all_adapters() if self.before else ()), *self.adapters)
 
     def _run(
         self, prompts: list[list[int]], settings: SamplingParams, progress: Progress | None, record: bool
@@ -531,7 +542,7 @@ def load(
         stops = frozenset(stop_ids(tokenizer, read_generation_config(folder)))
     except ValueError as error:
         raise ValueError(f"{folder / 'generation_config.json'}: {error}") from None
-    gemma = Gemma(config, params, tokenizer, profile, stops)
+    gemma = Gemma(config, params, tokenizer, profile, stops, str(model))
     for name in [lora] if isinstance(lora, (str, Path)) else lora:
         where, scale = low_rank.split_scale(name)
         gemma = gemma.with_lora(low_rank.read(low_rank.find_adapter(where)), scale)

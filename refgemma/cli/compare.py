@@ -8,6 +8,7 @@ examples:
   refgemma compare ours.safetensors theirs.safetensors
   refgemma compare ours.safetensors theirs.npz --arithmetic bfloat16 --picture report.png
   refgemma compare --model tiny-it theirs.safetensors --map names.json --json
+  refgemma compare --model reveal-gqa logits.npy
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("ours", nargs="?", metavar="OURS", help="a trace that `refgemma trace` made")
     parser.add_argument("theirs", metavar="THEIRS", help="what the other engine computed")
-    parser.add_argument("--model", help="folder, shipped name, or hub id fetched before (default: the one of OURS)")
+    parser.add_argument(
+        "--model", help="folder, shipped name, hub id fetched before, or revealing model (default: the one of OURS)"
+    )
     parser.add_argument(
         "--lora", action="append", default=[], metavar="DIR[:SCALE]", help="an adapter that the model ran with"
     )

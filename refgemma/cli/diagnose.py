@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder, shipped name, hub id fetched before, or revealing model (default: tiny-it)",
     )
     parser.add_argument(
+        "--lora", action="append", default=[], metavar="DIR[:SCALE]", help="an adapter that the model ran with"
+    )
+    parser.add_argument(
         "--arithmetic",
         metavar="NAME",
         help="what THEIRS was computed in: float32, bfloat16, float16, float64, or a profile such as bf16-deepmind"
@@ -70,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         found = oracle.diagnose(
             args.theirs,
             args.model,
+            lora=args.lora,
             arithmetic=args.arithmetic,
             pairs=not args.no_pairs,
             mapping=mapping,

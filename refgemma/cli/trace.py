@@ -73,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
             names=args.names or "*",
             last=args.last,
             to=args.output,
-            model=args.model,
             progress=progress,
         )
     shapes = {name: tensor.shape for name, tensor in trace.tensors.items()}

@@ -44,11 +44,12 @@ def product(y: Array, x: Known, w: Operand, a: Arithmetic) -> Bound:
     ranks = [len(delta.a) + 4 for delta in w.deltas] if isinstance(w, Adapted) else []
     slacks = [] if x.exact else [np.broadcast_to(x.worst, size.shape)]
     variances = [] if x.exact else [np.broadcast_to(x.variance, size.shape)]
+    biases = [np.abs(d.scale * d.bias) for d in w.deltas if d.bias is not None] if isinstance(w, Adapted) else []
     (magnitude, *worst), (squares, *variance) = against(w, [size, *slacks], [np.square(size), *variances])
     return _sum_bound(
         y,
-        magnitude,
-        squares,
+        magnitude + sum(biases),
+        squares + sum(map(np.square, biases)),
         x.value.shape[-1] + sum(ranks),
         a,
         roundings=("linear",),

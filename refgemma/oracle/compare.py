@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from refgemma.checkpoint.load import Progress
-from refgemma.gemma import Gemma, LoraNames, load
+from refgemma.config import Config
+from refgemma.gemma import Gemma, LoraNames
+from refgemma.model import Params
 from refgemma.numerics import Array
 from refgemma.oracle.drift import drift
 from refgemma.oracle.fingerprint import fingerprint
 from refgemma.oracle.forced import judge_forced
-from refgemma.oracle.foreign import read_foreign
+from refgemma.oracle.models import read_theirs, weights_of
 from refgemma.oracle.precision import arithmetic_of
 from refgemma.oracle.report import Report
 from refgemma.oracle.tensor_names import names_of, split_name
@@ -45,7 +47,7 @@ def compare(
     b : Trace, str or Path
         What is judged: a file of ours, or of another engine, see `refgemma.oracle.foreign.read_foreign`.
     model : Gemma, str or Path, optional
-        The model, where `a` does not tell.
+        The model, where `a` does not tell; or the name of a revealing one, such as "reveal-gqa".
     lora : str or Path, or a sequence of them
         Adapters that the model ran with, as `refgemma.load` takes them.
     arithmetic : str, optional
@@ -76,28 +78,25 @@ def compare(
     ours = _ours(a)
     if ours is None and model is None:
         raise ValueError("which model is it? give ours, a trace that names it, or the model itself")
-    gemma = _model(ours, model, lora)
-    config = gemma.config
+    params, config = weights_of(_model(ours, model, lora), lora)
     if ours is not None and ours.config not in (None, config):
         raise ValueError(f"{_called(a)} is a trace of another model than {_called(model)}")
-    if ours is not None and not gemma.adapters and ours.meta.get("weights", "") not in ("", fingerprint(gemma.params)):
+    if ours is not None and ours.meta.get("weights") and fingerprint(params) not in ("", ours.meta["weights"]):
         raise ValueError(f"{_called(a)} was traced with other weights than the model has now: make it again")
     if isinstance(b, Trace):
         theirs = b
-    elif is_ours(b):
-        theirs = read_trace(b, config=config)
     else:
-        known = (None, None) if ours is None else (ours.tokens, ours.positions)
-        theirs = read_foreign(b, config, mapping=mapping, tokens=known[0], positions=known[1])
+        known = {} if ours is None else {"tokens": ours.tokens, "positions": ours.positions}
+        theirs = read_theirs(b, model, config, mapping=mapping, **known)
     if ours is not None:
         theirs = _same_run(ours, theirs, _called(b))
     if not theirs.tensors and not theirs.ends:
         raise ValueError(f"{_called(b)} holds no tensor: there is nothing to judge")
     guess, why = arithmetic_of(theirs)
     judged_as = arithmetic or guess
-    findings, drifts = _judged(gemma, theirs, judged_as, progress)
+    findings, drifts = _judged(params, config, theirs, judged_as, progress)
     if theirs.ends:
-        tail, tail_drifts = _judged(gemma, _end(theirs), judged_as, None)
+        tail, tail_drifts = _judged(params, config, _end(theirs), judged_as, None)
         at_the_end = {one.name: one for one in tail if one.name in theirs.ends}
         findings = [at_the_end.get(one.name, one) for one in findings] or list(at_the_end.values())
         drifts += [one for one in tail_drifts if one.name in theirs.ends]
@@ -113,15 +112,14 @@ def compare(
 
 
 def _judged(
-    gemma: Gemma, theirs: Trace, arithmetic: str, progress: Progress | None
+    params: Params, config: Config, theirs: Trace, arithmetic: str, progress: Progress | None
 ) -> tuple[list[Finding], list[Finding]]:
     """Every tensor on their own inputs, unless logits are all there is; and the stream from end to end."""
-    config = gemma.config
     findings = []
     if set(theirs.tensors) != {"logits"}:
-        findings = judge_forced(gemma.params, config, theirs, arithmetic, progress=progress)
+        findings = judge_forced(params, config, theirs, arithmetic, progress=progress)
     stream = [name for name in names_of(config) if split_name(name)[1] in _STREAM]
-    return findings, drift(gemma.params, config, theirs, arithmetic, names=stream)
+    return findings, drift(params, config, theirs, arithmetic, names=stream)
 
 
 def _end(theirs: Trace) -> Trace:
@@ -143,21 +141,15 @@ def _ours(a: Trace | str | Path | None) -> Trace | None:
     return read_trace(a)
 
 
-def _model(ours: Trace | None, model: Gemma | str | Path | None, lora: LoraNames) -> Gemma:
-    """The model in float64, adapters merged."""
-    if isinstance(model, Gemma):
-        return model.merge_lora() if model.adapters and not model.merged else model
-    name = model or (ours.meta.get("model") if ours else None)
-    if not name:
+def _model(ours: Trace | None, model: Gemma | str | Path | None, lora: LoraNames) -> Gemma | str | Path:
+    """Which model it is."""
+    if model is None and ours is not None:
+        model = ours.meta.get("model")
+        if ours.meta.get("adapters", "[]") != "[]" and not lora:
+            raise ValueError(f"ours was traced with the adapters {ours.meta['adapters'][1:-1]}: give them, too")
+    if not model:
         raise ValueError("which model is it? ours does not name it (`trace(..., model=)`): give the model")
-    if ours is not None and not lora and (adapters := ours.meta.get("adapters", "[]").strip("[]")):
-        raise ValueError(f"ours was traced with the adapters {adapters}: give them, too")
-    if lora:
-        return load(name, numerics="float64", lora=lora).merge_lora()
-    try:
-        return load(name, numerics="float64", weights="bfloat16")  # stay in their file, where they are bfloat16 there
-    except ValueError:
-        return load(name, numerics="float64")
+    return model
 
 
 def _same_run(ours: Trace, theirs: Trace, name: str) -> Trace:

@@ -12,18 +12,15 @@ from numpy.typing import ArrayLike
 
 from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
-from refgemma.gemma import Gemma, load
-from refgemma.model import Params
+from refgemma.gemma import Gemma, LoraNames
 from refgemma.numerics import Array
-from refgemma.oracle import revealing
 from refgemma.oracle.diagnosis import Cause, Diagnosis
-from refgemma.oracle.foreign import read_foreign
+from refgemma.oracle.models import read_theirs, weights_of
 from refgemma.oracle.precision import arithmetic_of
 from refgemma.oracle.setups import Setup
 from refgemma.oracle.tensor_names import names_of
 from refgemma.oracle.theirs import overflows
-from refgemma.oracle.trace import Trace, read_trace
-from refgemma.oracle.trace_file import is_ours
+from refgemma.oracle.trace import Trace
 from refgemma.oracle.trial import honest_setup, with_variants
 from refgemma.oracle.trial_forced import ForcedTrial
 from refgemma.oracle.trial_free import FreeTrial
@@ -38,6 +35,7 @@ def diagnose(
     theirs: Trace | str | Path,
     model: Gemma | str | Path,
     *,
+    lora: LoraNames = (),
     arithmetic: str | None = None,
     pairs: bool = True,
     mapping: Mapping[str, str] | None = None,
@@ -52,6 +50,8 @@ def diagnose(
         Their trace, or its file: as many tensors as there are, or final logits alone.
     model : Gemma, str or Path
         The model: loaded, what `refgemma.load` takes, or the name of a revealing one, such as ``reveal-gqa``.
+    lora : str or Path, or a sequence of them
+        Adapters that the model ran with, as `refgemma.load` takes them.
     arithmetic : str, optional
         What they computed in: "float32", "bfloat16", ...; by default told from their numbers.
     pairs : bool
@@ -81,8 +81,10 @@ def diagnose(
     reference in turn: an explanation is right if nothing is wrong any more. Of final logits alone the reference is run
     by itself. What fits is ordered by how well it does.
     """
-    params, config = _weights(model)
-    trace = theirs if isinstance(theirs, Trace) else _read(theirs, model, config, mapping, tokens)
+    params, config = weights_of(model, lora)
+    trace = theirs
+    if not isinstance(trace, Trace):
+        trace = read_theirs(trace, model, config, mapping=mapping, tokens=tokens)
     trace, notes = _finite(trace, config)
     arithmetic = arithmetic or arithmetic_of(trace)[0]
     honest = honest_setup(params, config, trace, arithmetic)
@@ -152,35 +154,3 @@ def _fed(trace: Trace) -> Variant | None:
         if real.size > 1 and real[1] == _BOS:
             return find("H1 double")
     return None
-
-
-def _weights(model: Gemma | str | Path) -> tuple[Params, Config]:
-    """Weights and configuration, matrices left in their file where they are in bfloat16 there."""
-    if isinstance(model, str) and (known := revealing.find(model)) is not None:
-        return known.params, known.config
-    if isinstance(model, Gemma):
-        return model.params, model.config
-    try:
-        gemma = load(model, numerics="float64", weights="bfloat16")
-    except ValueError:
-        gemma = load(model, numerics="float64")
-    return gemma.params, gemma.config
-
-
-def _read(
-    path: str | Path,
-    model: Gemma | str | Path,
-    config: Config,
-    mapping: Mapping[str, str] | None,
-    tokens: ArrayLike | None,
-) -> Trace:
-    """Their file; for a revealing model its own batch is known."""
-    if is_ours(path):
-        return read_trace(path, config=config)
-    known = revealing.find(model) if isinstance(model, str) else None
-    positions: Array | None = None
-    if tokens is None and known is not None:
-        tokens, positions = known.tokens, known.positions
-    if tokens is not None:
-        tokens = np.atleast_2d(np.asarray(tokens))
-    return read_foreign(path, config, mapping=mapping, tokens=tokens, positions=positions)

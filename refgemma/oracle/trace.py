@@ -103,7 +103,7 @@ def trace(
     names: str | Sequence[str] = "*",
     last: bool = False,
     to: str | Path | None = None,
-    model: str = "",
+    model: str | None = None,
     progress: Progress | None = None,
 ) -> Trace:
     """Run the model and record its named tensors.
@@ -124,8 +124,8 @@ def trace(
         A safetensors file that is written while the model runs, so that memory holds no more than a run without a
         trace needs. Without it, all is in memory.
     model : str
-        What `refgemma.load` is called with to get this model, for the metadata: `refgemma.oracle.compare` then knows
-        which it is.
+        What `refgemma.load` is called with to get this model, for the metadata, by which `refgemma.oracle.compare`
+        knows which it is; by default what it was called with.
     progress : callable, optional
         ``progress(done, total)``, in layers.
 
@@ -152,8 +152,8 @@ def trace(
     meta = {
         "format": FORMAT,
         "version": VERSION,
-        "model": model,
-        "adapters": json.dumps(gemma.adapters),
+        "model": gemma.name if model is None else model,
+        "adapters": json.dumps([f"{on.adapter.name}:{on.scale:g}" for on in gemma.all_adapters()]),
         "weights": fingerprint(gemma.params),
         "numerics": gemma.numerics.name,
         "refgemma": refgemma.__version__,

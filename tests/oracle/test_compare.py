@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import refgemma
 import refgemma.model
 from refgemma.config import Config
 from refgemma.numerics import from_bfloat16
-from refgemma.oracle import Trace, compare, trace
+from refgemma.model import forward
+from refgemma.oracle import Trace, compare, revealing, trace
 from refgemma.oracle.fingerprint import fingerprint
 from refgemma.oracle.report import Report, grouped
 from refgemma.oracle.verdict import Finding, not_given
@@ -20,6 +22,7 @@ from tests.oracle.gemmas import gemma_of
 from tests.peers.make_bfloat16_goldens import golden_model
 from tests.tiny_it import tiny_it
 
+TOKENS = [2, 106, 645, 108, 300, 11]
 GOLDENS = Path(__file__).parents[1] / "goldens"
 MODEL = random_model(7, num_tokens=12, num_layers=3)
 GEMMA = gemma_of(MODEL)
@@ -353,3 +356,43 @@ def test_pictures_of_extremes(tmp_path):
         report.picture(tmp_path / "report.png")
     with pytest.raises(ValueError, match=r"report\.txt ends in '\.txt': expected \.png, \.svg, \.pdf"):
         made_up(zero).picture(tmp_path / "report.txt")
+
+
+@pytest.fixture(scope="module")
+def with_pirate():
+    return refgemma.load("tiny-it", lora="pirate:0.5")
+
+
+def test_a_model_with_an_adapter_on_it(with_pirate, tmp_path):
+    path = tmp_path / "pirate.safetensors"
+    ours = trace(with_pirate, TOKENS, to=path)
+    assert (ours.meta["model"], json.loads(ours.meta["adapters"])) == ("tiny-it", ["pirate:0.5"])
+    assert compare(path, path, lora="pirate:0.5").ok
+    assert compare(ours, path, model=with_pirate).ok
+    with pytest.raises(ValueError, match=r'ours was traced with the adapters "pirate:0\.5": give them, too'):
+        compare(path, path)
+
+
+def test_an_adapter_of_another_scale_is_found_at_the_first_operation_it_is_on(with_pirate):
+    ours = trace(with_pirate, TOKENS)
+    report = compare(ours, ours, lora="pirate:0.51")
+    assert report.first_divergence.name == "layers.0.attn.q"
+
+
+def test_merged_weights_are_within_rounding_of_the_attached_adapter(with_pirate):
+    """In float32 a merge rounds each weight once, which the bound of a product allows for; in bfloat16 it is seen."""
+    assert compare(None, trace(with_pirate.merge_lora(), TOKENS), model=with_pirate).ok
+    rounded = refgemma.load("tiny-it", weights="bfloat16", lora="pirate:0.5").merge_lora()
+    assert not compare(None, trace(rounded, TOKENS), model=with_pirate).ok
+
+
+def test_logits_of_a_revealing_model(tmp_path):
+    path = tmp_path / "logits.npy"
+    known = revealing.find("reveal-gqa")
+    right = forward(known.params, known.config, known.tokens, positions=known.positions)
+    np.save(path, right)
+    assert compare(None, path, model="reveal-gqa").ok
+    np.save(path, np.where(known.positions[..., None] < 0, right, right * np.float32(1 + 2e-5)))
+    assert compare(None, path, model="reveal-gqa").first_divergence.name == "logits"
+    with pytest.raises(ValueError, match="give it with them on"):
+        compare(None, path, model="reveal-gqa", lora="pirate")

@@ -1,0 +1,100 @@
+"""The model that a trace is judged by: its weights as they are stored, and another engine's file read with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from refgemma.config import Config
+from refgemma.gemma import Gemma, LoraNames, load
+from refgemma.model import Params
+from refgemma.oracle import revealing
+from refgemma.oracle.foreign import read_foreign
+from refgemma.oracle.trace import Trace, read_trace
+from refgemma.oracle.trace_file import is_ours
+
+
+def weights_of(model: Gemma | str | Path, lora: LoraNames = ()) -> tuple[Params, Config]:
+    """Weights and configuration of a model.
+
+    Parameters
+    ----------
+    model : Gemma, str or Path
+        A model, what `refgemma.load` takes, or the name of a revealing model.
+    lora : str or Path, or a sequence of them
+        Adapters to put on, as `refgemma.load` takes them.
+
+    Returns
+    -------
+    params : Params
+        Matrices stay in their file where they are in bfloat16 there; adapters stay attached, in float64.
+    config : Config
+        Shape and constants.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such model.
+    ValueError
+        If a file is broken, or adapters are given with a model that is here already.
+    """
+    known = revealing.find(model) if isinstance(model, str) else None
+    if lora and (known is not None or isinstance(model, Gemma)):
+        raise ValueError("adapters are put on a model by its folder or name only: give it with them on")
+    if known is not None:
+        return known.params, known.config
+    if isinstance(model, Gemma):
+        return model.params, model.config
+    try:
+        gemma = load(model, numerics="float64", weights="bfloat16", lora=lora)
+    except ValueError:  # stored in another format; if that is not why, this says the same again
+        gemma = load(model, numerics="float64", lora=lora)
+    return gemma.params, gemma.config
+
+
+def read_theirs(
+    path: str | Path,
+    model: Gemma | str | Path | None,
+    config: Config,
+    *,
+    mapping: Mapping[str, str] | None = None,
+    tokens: ArrayLike | None = None,
+    positions: ArrayLike | None = None,
+) -> Trace:
+    """Read what another engine computed.
+
+    Parameters
+    ----------
+    path : str or Path
+        A trace of ours or another engine's file.
+    model : Gemma, str, Path or None
+        Of a revealing model the batch is known.
+    config : Config
+        The model's.
+    mapping : mapping of str to str, optional
+        Names of the file to ours.
+    tokens, positions : array_like of int, shape (T,) or (B, T), optional
+        What was to be fed, where the file does not say.
+
+    Returns
+    -------
+    Trace
+        Its tensors are read when they are asked for.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it cannot be read, or its tensors do not fit the model.
+    """
+    if is_ours(path):
+        return read_trace(path, config=config)
+    known = revealing.find(model) if isinstance(model, str) else None
+    if tokens is None and known is not None:
+        tokens, positions = known.tokens, known.positions
+    ids, places = (None if array is None else np.atleast_2d(np.asarray(array)) for array in (tokens, positions))
+    return read_foreign(path, config, mapping=mapping, tokens=ids, positions=places)
