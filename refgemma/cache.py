@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from refgemma.config import Config
-from refgemma.numerics import Array, Numerics
+from refgemma.numerics import Array, Numerics, namespace_of, to_host
 
 
 class KVCache:
@@ -25,9 +25,12 @@ class KVCache:
     batch : int
         Rows, B.
     capacity : int
-        Slots a row; one is used for every token fed, padding included. Memory is claimed as slots fill.
+        Slots a row; one is used for every token fed, padding included. Memory is claimed as slots fill, or on a GPU at
+        once.
     dtype : dtype, default float32
         Of keys and values, the dtype of activations.
+    xp : module, default numpy
+        Array library to hold them, that of the weights.
 
     Attributes
     ----------
@@ -39,12 +42,53 @@ class KVCache:
         Filled slots, the same for every row.
     """
 
-    def __init__(self, config: Config, *, batch: int, capacity: int, dtype: Any = np.float32) -> None:
+    def __init__(self, config: Config, *, batch: int, capacity: int, dtype: Any = np.float32, xp: Any = np) -> None:
         shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
-        self.keys: Array = np.empty(shape, dtype)
-        self.values: Array = np.empty(shape, dtype)
-        self.positions: Array = np.full((batch, capacity), -1)
+        self.keys: Array = xp.empty(shape, dtype)
+        self.values: Array = xp.empty(shape, dtype)
+        self.positions: Array = xp.full((batch, capacity), -1)
         self.length = 0
+        self._shared = False  # whether the arrays are views of another cache
+
+    def fork(self, length: int, *, batch: int, capacity: int) -> KVCache:
+        """Cache that begins with the first slots of this one, which has one row, and goes on by itself.
+
+        Parameters
+        ----------
+        length : int
+            Slots to begin with, at most as many as are filled.
+        batch : int
+            Rows; all begin alike.
+        capacity : int
+            Slots a row.
+
+        Returns
+        -------
+        KVCache
+            Shares the arrays of this one until it is extended, when it copies what it begins with. This one may be
+            extended meanwhile, but not truncated below `length`.
+
+        Raises
+        ------
+        ValueError
+            If this cache has several rows, or fewer slots are filled.
+        """
+        if len(self.positions) != 1 or not 0 <= length <= self.length or length > capacity:
+            raise ValueError(
+                f"cannot begin a cache of {capacity} slots with {length} of one that has {len(self.positions)} rows "
+                f"and {self.length} slots filled: expected one row, and enough slots in both"
+            )
+        fork: KVCache = object.__new__(KVCache)
+        xp = namespace_of(self.keys)
+        L, _, K, _, H = self.keys.shape
+        fork.keys, fork.values = (
+            xp.broadcast_to(array[:, :, :, :length], (L, batch, K, length, H)) for array in (self.keys, self.values)
+        )
+        fork.positions = xp.full((batch, capacity), -1)
+        fork.positions[:, :length] = self.positions[:, :length]
+        fork.length = length
+        fork._shared = True
+        return fork
 
     def next_positions(self, count: int) -> Array:
         """Positions of the next tokens of every row, counting on from its last real one.
@@ -59,8 +103,8 @@ class KVCache:
         ndarray of int, shape (B, count)
             Absolute positions.
         """
-        last = self.positions.max(axis=1, initial=-1, keepdims=True)
-        following: Array = last + 1 + np.arange(count)
+        last = self.positions.max(axis=1, keepdims=True)
+        following: Array = last + 1 + namespace_of(last).arange(count)
         return following
 
     def extend(self, positions: Array) -> None:
@@ -79,13 +123,31 @@ class KVCache:
         B, capacity = self.positions.shape
         if positions.shape[0] != B:
             raise ValueError(f"tokens have {positions.shape[0]} rows, the cache was made for {B}")
+        ours, theirs = namespace_of(self.positions).__name__, namespace_of(positions).__name__
+        if ours != theirs:
+            raise ValueError(
+                f"the cache is in {ours} arrays, the model computes with {theirs}: make it with xp={theirs}"
+            )
         end = self.length + positions.shape[1]
         if end > capacity:
             raise ValueError(
                 f"the cache has {capacity} slots, {self.length} of them filled: no room for {positions.shape[1]} more"
             )
+        if self._shared:
+            self._own()
         self.positions[:, self.length : end] = positions
         self.length = end
+
+    def _own(self) -> None:
+        """Copy what is shared with another cache."""
+        xp = namespace_of(self.keys)
+        L, B, K, _, H = self.keys.shape
+        for name in ("keys", "values"):
+            theirs = getattr(self, name)
+            ours = xp.empty((L, B, K, self.positions.shape[1], H), theirs.dtype)
+            ours[:, :, :, : self.length] = theirs[:, :, :, : self.length]
+            setattr(self, name, ours)
+        self._shared = False
 
     def update(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
         """Store one layer's keys and values in the slots taken last; return all of that layer so far.
@@ -130,8 +192,9 @@ class KVCache:
         self.length = length
 
     def __repr__(self) -> str:
-        L, B, K, capacity, H = self.keys.shape
-        filled = self.positions[:, : self.length]
+        L, B, K, _, H = self.keys.shape
+        capacity = self.positions.shape[1]
+        filled = to_host(self.positions[:, : self.length])
         rows = "\n".join(f"  row {b}: {_ranges(row)}" for b, row in enumerate(filled))
         per_slot = 2 * L * B * K * H * self.keys.itemsize
         return (
@@ -141,11 +204,44 @@ class KVCache:
         )
 
 
-class PrefixCache:
-    """Keys and values of the last run of one row, so that a prompt which begins like it need not be read again.
+def side_by_side(rows: Sequence[tuple[KVCache, int]], config: Config, *, capacity: int) -> KVCache:
+    """Cache of a new batch, made of rows of other caches.
 
-    A chat is the use: every turn's prompt begins with all that went before. A run with other weights or other
-    arithmetic starts afresh.
+    Parameters
+    ----------
+    rows : sequence of (KVCache, int)
+        For each row of the new batch, where it is now.
+    config : Config
+        Shape of the model.
+    capacity : int
+        Slots a row of the new cache.
+
+    Returns
+    -------
+    KVCache
+        Copies, ending together; what a row had before its first real slot is dropped.
+    """
+    firsts = [int((cache.positions[row, : cache.length] >= 0).argmax()) for cache, row in rows]
+    counts = [cache.length - first for (cache, _), first in zip(rows, firsts, strict=True)]
+    longest = max(counts)
+    xp = namespace_of(rows[0][0].keys)
+    batch = KVCache(config, batch=len(rows), capacity=capacity, dtype=rows[0][0].keys.dtype, xp=xp)
+    batch.extend(xp.full((len(rows), longest), -1))
+    for b, ((cache, row), first, count) in enumerate(zip(rows, firsts, counts, strict=True)):
+        old, new, none = slice(first, cache.length), slice(longest - count, longest), slice(longest - count)
+        batch.positions[b, new] = cache.positions[row, old]
+        for theirs, ours in ((cache.keys, batch.keys), (cache.values, batch.values)):
+            ours[:, b, :, new] = theirs[:, row, :, old]
+            ours[:, b, :, none] = 0  # never attended to, but even a weight of zero times NaN is NaN
+    return batch
+
+
+class PrefixCache:
+    """What the last run of one row read and wrote, so that a prompt which begins like it need not be read again.
+
+    A chat is one use: every turn's prompt begins with all that went before. Another is a long beginning that many
+    prompts share. It holds a plain `KVCache`, of which every run forks its own: runs may overlap, and none disturbs
+    another. A run with other weights or other arithmetic starts afresh.
 
     Attributes
     ----------
@@ -159,7 +255,9 @@ class PrefixCache:
         self._params: object | None = None
         self._numerics: Numerics | None = None
 
-    def resume(self, prompt: Sequence[int], params: object, config: Config, numerics: Numerics) -> KVCache:
+    def resume(
+        self, prompt: Sequence[int], params: object, config: Config, numerics: Numerics, *, xp: Any = np
+    ) -> tuple[KVCache, list[int]]:
         """Cache that holds the longest beginning of the prompt that was fed before.
 
         Parameters
@@ -172,24 +270,46 @@ class PrefixCache:
             Shape of the model.
         numerics : Numerics
             Arithmetic of activations.
+        xp : module, default numpy
+            Array library of the weights.
 
         Returns
         -------
-        KVCache
+        cache : KVCache
             With room for the whole context; `length` tells how much of the prompt it holds.
+        fed : list of int
+            Its tokens. Whoever feeds the cache more appends them here, once they are in it.
         """
-        if self._cache is None or self._params is not params or self._numerics != numerics:
-            self._cache = KVCache(config, batch=1, capacity=config.max_positions, dtype=numerics.dtype)
+        old = self._cache
+        if old is None or self._params is not params or self._numerics != numerics:
+            old = KVCache(config, batch=1, capacity=config.max_positions, dtype=numerics.dtype, xp=xp)
             self._params, self._numerics = params, numerics
             self.tokens = []
-        same = 0
-        for ours, theirs in zip(self.tokens, prompt[:-1], strict=False):
-            if ours != theirs:
-                break
-            same += 1
-        self._cache.truncate(same)
-        self.tokens = self.tokens[:same]  # a new list, by which an abandoned run can tell that it was taken over
-        return self._cache
+        same = in_common([self.tokens, prompt[:-1]])
+        self._cache = old.fork(same, batch=1, capacity=config.max_positions)
+        self.tokens = self.tokens[:same]  # a new list: the run before may still append to its own
+        return self._cache, self.tokens
+
+
+def in_common(texts: Sequence[Sequence[int]]) -> int:
+    """Count the tokens with which all texts begin.
+
+    Parameters
+    ----------
+    texts : sequence of sequence of int
+        Token ids of each, at least one text.
+
+    Returns
+    -------
+    int
+        Length of their common beginning.
+    """
+    same = 0
+    for tokens in zip(*texts, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        same += 1
+    return same
 
 
 def _ranges(positions: Array) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +15,11 @@ from refgemma import lora as low_rank
 from refgemma.cache import KVCache, PrefixCache
 from refgemma.checkpoint.load import Progress
 from refgemma.config import Config, read_config
+from refgemma.device import array_library, placed
 from refgemma.generation import CHUNK, Event, Generation
 from refgemma.lora import Adapter
 from refgemma.model import Params, forward
-from refgemma.numerics import PROFILES, Array, Numerics
+from refgemma.numerics import FLOAT64, PROFILES, Array, Numerics, namespace_of, to_host
 from refgemma.sampling import SamplingParams
 from refgemma.text.chat import encode_chat
 from refgemma.text.stopping import read_generation_config, stop_ids
@@ -123,25 +123,29 @@ class Gemma:
 
         Raises
         ------
+        TypeError
+            If `adapter` is something else, such as the name of a folder.
         ValueError
-            If the adapter does not fit the model.
+            If the adapter does not fit the model, or the scale is no finite number.
 
         Notes
         -----
         For DoRA the scale goes into the low-rank product, as PEFT's ``set_scale`` has it, and the norms are brought to
         the trained magnitudes all the same: a scale of 0 is not the base.
         """
-        if not isinstance(scale, (int, float)) or not math.isfinite(scale):
-            raise ValueError(f"scale is {scale!r}: expected a finite number")
+        if not isinstance(adapter, Adapter):
+            raise TypeError(
+                f"adapter is a {type(adapter).__name__}: expected an Adapter, from refgemma.lora.read(folder)"
+            )
         mask = None if rows is None else np.asarray(rows)
         if mask is not None and (mask.ndim != 1 or mask.dtype != bool):
             raise ValueError(
                 f"rows are {mask.dtype} of shape {mask.shape}: expected a list of true and false, one a row"
             )
-        on = Attached(adapter, scale, mask)
+        on = Attached(adapter, low_rank.checked_scale(scale), mask)
         before = self if self.merged or self.before is None else self.before
         adapters = (on,) if before is self else (*self.adapters, on)
-        params = self._with(on, self.params, self.numerics.dtype)
+        params = self._with(on, self.params, before.params, self.numerics)
         return replace(self, params=params, adapters=adapters, merged=False, before=before)
 
     def merge_lora(self, adapter: Adapter | None = None, scale: float = 1.0) -> Gemma:
@@ -168,10 +172,10 @@ class Gemma:
         attached = self if adapter is None else self.with_lora(adapter, scale)
         if attached.merged or attached.before is None:
             raise ValueError("no adapter is on this model: give one to merge")
-        exact = attached.before.params  # with the factors as they are stored, not as activations meet them
+        base = exact = attached.before.params  # with the factors as they are stored, not as activations meet them
         for on in attached.adapters:
-            exact = attached._with(on, exact, np.dtype(np.float64))
-        params = low_rank.merge(exact, attached.before.params)
+            exact = attached._with(on, exact, base, FLOAT64)
+        params = placed(low_rank.merge(exact, base), self._xp)
         config = replace(self.config, tie_word_embeddings=params["head"] is params["embed"])
         return replace(attached, params=params, config=config, merged=True)
 
@@ -313,6 +317,7 @@ class Gemma:
         prompt: Prompt,
         *,
         raw: bool = False,
+        prefix: PrefixCache | None = None,
         progress: Progress | None = None,
         record: bool = False,
         **settings: Any,
@@ -325,6 +330,8 @@ class Gemma:
             One user turn, or a conversation.
         raw : bool
             Continue a text as it stands: no template, control text live, ``<bos>`` added if absent.
+        prefix : PrefixCache, optional
+            What earlier prompts have in common with this one is not read again.
         progress : callable, optional
             ``progress(read, total)`` while the prompt is read, in tokens.
         record : bool
@@ -337,7 +344,8 @@ class Gemma:
         Generation
             Text, tokens, why it ended, and the seed that gives it again.
         """
-        return self._run([self.encode_prompt(prompt, raw=raw)], SamplingParams(**settings), progress, record)[0]
+        options = {"prefix": prefix, "progress": progress, "record": record}
+        return self._run([self.encode_prompt(prompt, raw=raw)], SamplingParams(**settings), **options)[0]
 
     def generate_batch(
         self,
@@ -345,6 +353,7 @@ class Gemma:
         *,
         raw: bool = False,
         lora: Sequence[Adapter | None] | None = None,
+        prefix: PrefixCache | None = None,
         progress: Progress | None = None,
         record: bool = False,
         **settings: Any,
@@ -359,6 +368,9 @@ class Gemma:
             Continue texts as they stand.
         lora : sequence of Adapter or None, optional
             The adapter of each row, on top of those that are on the model.
+        prefix : PrefixCache, optional
+            What all prompts begin with is read once, or not even that; not with `lora`, which makes other keys for
+            every row.
         progress : callable, optional
             ``progress(read, total)`` while the prompts are read, in tokens a row.
         record : bool
@@ -377,11 +389,13 @@ class Gemma:
         ids = [self.encode_prompt(prompt, raw=raw) for prompt in prompts]
         adapted = self
         if lora is not None:
+            if prefix is not None:
+                raise ValueError("prefix was given with lora: rows with other adapters have other keys, none in common")
             if len(lora) != len(prompts):
                 raise ValueError(f"lora has {len(lora)} entries for {len(prompts)} prompts: expected one each, or None")
             for adapter in dict.fromkeys(a for a in lora if a is not None):
                 adapted = adapted.with_lora(adapter, rows=[a is adapter for a in lora])
-        return adapted._run(ids, SamplingParams(**settings), progress, record)
+        return adapted._run(ids, SamplingParams(**settings), prefix=prefix, progress=progress, record=record)
 
     def stream(
         self,
@@ -418,19 +432,21 @@ class Gemma:
         ids = self.encode_prompt(prompt, raw=raw)
         return self._events([ids], SamplingParams(**settings), prefix=prefix, progress=progress, record=record)
 
-    def _with(self, on: Attached, params: Params, dtype: np.dtype[Any]) -> Params:
+    def _with(self, on: Attached, params: Params, before: Params, numerics: Numerics) -> Params:
         changes = low_rank.fit(on.adapter, self.config).changes
-        return low_rank.attach(params, changes, scale=on.scale, rows=on.rows, dtype=dtype)
+        if numerics.rounding:
+            changes = low_rank.narrowed(changes, params, on.rows)
+        attached = low_rank.attach(params, changes, before=before, scale=on.scale, rows=on.rows, dtype=numerics.dtype)
+        return placed(attached, self._xp)
 
+    @property
+    def _xp(self) -> Any:
+        """Array library of the weights."""
+        return namespace_of(self.params["final_norm"])
 
-    def _run(
-        self, prompts: list[list[int]], settings: SamplingParams, progress: Progress | None, record: bool
-    ) -> list[Generation]:
-        results = {
-            event.row: event.result
-            for event in self._events(prompts, settings, progress=progress, record=record)
-            if event.result is not None
-        }
+    def _run(self, prompts: list[list[int]], settings: SamplingParams, **options: Any) -> list[Generation]:
+        events = self._events(prompts, settings, **options)
+        results = {event.row: event.result for event in events if event.result is not None}
         return [results[row] for row in range(len(prompts))]
 
     def _events(self, prompts: list[list[int]], settings: SamplingParams, **options: Any) -> Iterator[Event]:
@@ -450,13 +466,13 @@ class Gemma:
     ) -> Iterator[tuple[slice, Array]]:
         """Logits of a batch, some positions at a time."""
         B, T = tokens.shape
-        cache = KVCache(self.config, batch=B, capacity=T, dtype=self.numerics.dtype)
+        cache = KVCache(self.config, batch=B, capacity=T, dtype=self.numerics.dtype, xp=self._xp)
         for start in range(0, T, size):
             part = slice(start, min(start + size, T))
-            yield (
-                part,
-                forward(self.params, self.config, tokens[:, part], cache=cache, logits=logits, numerics=self.numerics),
+            scores = forward(
+                self.params, self.config, tokens[:, part], cache=cache, logits=logits, numerics=self.numerics
             )
+            yield part, to_host(scores)
             if progress is not None:
                 progress(part.stop, T)
 
@@ -489,8 +505,9 @@ def load(
         is, else "float32".
     lora : str or Path, or a sequence of them
         Adapters to put on, each a folder or the name of a shipped one, with ``:SCALE`` behind it if not whole.
-    device : str
-        Where to compute: "cpu".
+    device : {"cpu", "cuda"}
+        Where to compute: with NumPy here, or with CuPy on an NVIDIA GPU (extra ``gpu``). Weights go there one by one;
+        those in "bfloat16" are widened there, one whole matrix at a time, whenever one is multiplied.
     progress : callable, optional
         ``progress(done, total)`` while weights are read, in bytes.
 
@@ -522,8 +539,7 @@ def load(
         raise ValueError(
             f"weights are 'float64', wider than the arithmetic {numerics!r}: their extra digits would be lost"
         )
-    if device != "cpu":
-        raise ValueError(f"device is {device!r}: expected 'cpu'")
+    xp = array_library(device)
     folder = checkpoint.find_model(model)
     config = read_config(folder)
     tokenizer = Tokenizer(folder / "tokenizer.model")
@@ -537,7 +553,7 @@ def load(
             f"{folder} stores numbers that are not bfloat16, which an engine such as {numerics!r} imitates would round "
             "when it loads them: use numerics='float32', or convert the files first"
         )
-    params = checkpoint.load_params(folder, config, weights=weights, norm_dtype=profile.dtype, progress=progress)
+    params = checkpoint.load_params(folder, config, weights=weights, norm_dtype=profile.dtype, xp=xp, progress=progress)
     try:
         stops = frozenset(stop_ids(tokenizer, read_generation_config(folder)))
     except ValueError as error:

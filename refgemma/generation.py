@@ -13,11 +13,11 @@ from typing import Literal
 
 import numpy as np
 
-from refgemma.cache import KVCache, PrefixCache
+from refgemma.cache import KVCache, PrefixCache, in_common
 from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
 from refgemma.model import Params, Tap, forward
-from refgemma.numerics import Array, Numerics
+from refgemma.numerics import Array, Numerics, namespace_of, to_host
 from refgemma.sampling import Decision, Record, SamplingParams, decide, uniform
 from refgemma.text.stopping import split_at_stop
 from refgemma.text.streaming import StreamDecoder
@@ -90,8 +90,10 @@ class Event:
         Its id.
     row : int
         Which prompt of the batch.
-    decision : Decision
-        How it was chosen.
+    decision : Decision or None
+        How it was chosen; None where many requests share a model and this one is not on record.
+    logits : ndarray, shape (V,), or None
+        From what, where that was asked for.
     result : Generation or None
         The whole output, with the last token of the row.
     """
@@ -99,8 +101,9 @@ class Event:
     text: str
     token: int
     row: int
-    decision: Decision
+    decision: Decision | None
     result: Generation | None = None
+    logits: Array | None = field(default=None, repr=False, compare=False)
 
 
 def generate(
@@ -135,7 +138,8 @@ def generate(
     numerics : Numerics
         Arithmetic of activations.
     prefix : PrefixCache, optional
-        For a single prompt: what of it was read before, and where to keep what is read now.
+        What was read before, and where to keep what is read now: a single prompt and its answer; of several prompts,
+        their common beginning, which is read once for all.
     progress : callable, optional
         ``progress(read, total)`` while the prompts are read, in tokens a row.
     record : bool
@@ -151,36 +155,36 @@ def generate(
     ValueError
         At once, if a prompt is empty, or leaves no room in the context for a single new token.
     """
-    rows = [_Row(i, list(prompt), settings, tokenizer, config, stop_ids, record) for i, prompt in enumerate(prompts)]
-    if prefix is not None and len(rows) != 1:
-        raise ValueError(f"a prefix cache serves one prompt, {len(rows)} were given")
+    rows = [Row(i, list(prompt), settings, tokenizer, config, stop_ids, record) for i, prompt in enumerate(prompts)]
 
     def events() -> Iterator[Event]:
-        if prefix is not None:
-            cache = prefix.resume(rows[0].prompt, params, config, numerics)
-            fed = prefix.tokens
-        else:
-            capacity = max(len(row.prompt) for row in rows) + max(row.limit for row in rows)
-            cache = KVCache(config, batch=len(rows), capacity=capacity, dtype=numerics.dtype)
-            fed = []
+        xp = namespace_of(params["final_norm"])
         prompts = [row.prompt for row in rows]
+        capacity = max(map(len, prompts)) + max(row.limit for row in rows)
+        if prefix is None:
+            cache = KVCache(config, batch=len(rows), capacity=capacity, dtype=numerics.dtype, xp=xp)
+            fed: list[int] = []
+        else:
+            cache, fed = prefix.resume(prompts[0], params, config, numerics, xp=xp)
+            if len(rows) > 1:
+                shared = in_common([prompt[:-1] for prompt in prompts])
+                if cache.length < shared:
+                    read_prompts(params, config, [prompts[0][:shared]], cache, fed, numerics=numerics)
+                cache, fed = cache.fork(min(cache.length, shared), batch=len(rows), capacity=capacity), []
         scores = read_prompts(params, config, prompts, cache, fed, numerics=numerics, progress=progress)
         live = rows
         while True:
             for row in live:
-                # Some tables have more rows than the vocabulary, to fill a multiple of 128; those are no tokens.
-                yield row.next(scores[row.index, : tokenizer.vocab_size])
+                yield row.next(scores[row.index])
             live = [row for row in live if row.finish_reason is None]
             if not live:
                 return
-            if prefix is not None and prefix.tokens is not fed:
-                raise RuntimeError("the prefix cache was taken by another run: give each stream its own")
             # A finished row is fed padding: it costs its share of the step, but nothing attends to it.
             tokens = np.full((len(rows), 1), tokenizer.pad_id)
             positions = np.full((len(rows), 1), -1)
             for row in live:
                 tokens[row.index] = row.output[-1]
-                positions[row.index] = len(row.prompt) + len(row.output) - 1
+                positions[row.index] = row.position
             scores = forward(params, config, tokens, positions=positions, cache=cache, logits="last", numerics=numerics)
             fed.append(int(tokens[0, 0]))
 
@@ -208,7 +212,7 @@ def read_prompts(
     prompts : sequence of sequence of int
         Token ids of each row; shorter rows are padded on the left, so that all end together.
     cache : KVCache
-        Empty, or holding the beginning of a single prompt; filled on return.
+        Empty, or holding what all prompts begin with; filled on return.
     fed : list of int
         Tokens of the first row that are in the cache; extended after every chunk.
     numerics : Numerics
@@ -221,15 +225,15 @@ def read_prompts(
     ndarray, shape (B, V)
         Logits after the last token of each row.
     """
-    longest = max(map(len, prompts))
-    tokens = np.zeros((len(prompts), longest), dtype=np.int64)
+    held, longest = cache.length, max(map(len, prompts))
+    tokens = np.zeros((len(prompts), longest - held), dtype=np.int64)
     positions = np.full_like(tokens, -1)
     for row, prompt in enumerate(prompts):
-        tokens[row, longest - len(prompt) :] = prompt
-        positions[row, longest - len(prompt) :] = np.arange(len(prompt))
-    for start in range(cache.length, longest, CHUNK):
-        part = np.s_[:, start : start + CHUNK]
+        tokens[row, longest - len(prompt) :] = prompt[held:]
+        positions[row, longest - len(prompt) :] = np.arange(held, len(prompt))
+    for start in range(held, longest, CHUNK):
         stop = min(start + CHUNK, longest)
+        part = np.s_[:, start - held : stop - held]
         watched = {} if progress is None else {"tap": _layers_told(progress, start, stop, longest, config.num_layers)}
         scores = forward(
             params,
@@ -259,8 +263,42 @@ def _layers_told(progress: Progress, start: int, stop: int, total: int, num_laye
     return tap
 
 
-class _Row:
-    """One prompt and what has come of it: its output, its undecided text, its end."""
+class Row:
+    """One prompt and what has come of it: its output, its undecided text, its end.
+
+    Parameters
+    ----------
+    index : int
+        Which row of the batch its events name.
+    prompt : list of int
+        Token ids.
+    settings : SamplingParams
+        How tokens are chosen.
+    tokenizer : Tokenizer
+        Turns them into text.
+    config : Config
+        Gives the context.
+    stop_ids : frozenset of int
+        Tokens that end it.
+    record : bool
+        Whether decisions keep what each step changed, and the result every decision with its logits.
+
+    Attributes
+    ----------
+    limit : int
+        Most tokens it can generate: `max_tokens`, or what the prompt leaves of the context.
+    seed : int
+        Of its draws.
+    output : list of int
+        Generated so far.
+    finish_reason : {"stop", "length"} or None
+        Why it ended; None while it goes on.
+
+    Raises
+    ------
+    ValueError
+        If the prompt is empty, or leaves no room in the context for a single new token.
+    """
 
     def __init__(
         self,
@@ -293,12 +331,36 @@ class _Row:
         self._held = ""  # decoded, but perhaps the beginning of a stop text
         self._logits: list[Array] | None = [] if record else None
 
+    @property
+    def position(self) -> int:
+        """Where its last token stands, counted from 0 at the first of the prompt."""
+        return len(self.prompt) + len(self.output) - 1
+
     def next(self, scores: Array) -> Event:
-        """Decide one token, and release the text that it makes certain."""
+        """Decide one token, and release the text that it makes certain.
+
+        Parameters
+        ----------
+        scores : ndarray, shape (V,)
+            Logits after the last token.
+
+        Returns
+        -------
+        Event
+            With the result, if this token is the last.
+
+        Raises
+        ------
+        ValueError
+            If the scores or the settings leave nothing to choose.
+        """
+        # Some tables have more rows than the vocabulary, to fill a multiple of 128; those are no tokens.
+        scores = to_host(scores[: self._tokenizer.vocab_size])
         u = uniform(self.seed, len(self.output))
         decision = decide(scores, self.settings, self.prompt, self.output, u, record=self._logits is not None)
-        if self._logits is not None:
-            self._logits.append(scores.copy())
+        logits = None if self._logits is None else scores.copy()
+        if self._logits is not None and logits is not None:
+            self._logits.append(logits)
         self.output.append(decision.token)
         if decision.token in self._stop_ids:
             self.finish_reason = "stop"
@@ -314,7 +376,8 @@ class _Row:
         if self.finish_reason:
             text += self._held
         self._released += text
-        return Event(text=text, token=decision.token, row=self.index, decision=decision, result=self._result())
+        result = self._result()
+        return Event(text=text, token=decision.token, row=self.index, decision=decision, result=result, logits=logits)
 
     def _result(self) -> Generation | None:
         if self.finish_reason is None:

@@ -13,10 +13,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal, TypeAlias, TypedDict
 
-import numpy as np
-
 from refgemma.cache import KVCache
 from refgemma.config import Config
+from refgemma.device import placed
 from refgemma.numerics import FLOAT32, Array, Numerics, namespace_of
 from refgemma.ops.attention import allowed_keys, attention_mix, attention_probs, attention_scores
 from refgemma.ops.embedding import embed
@@ -101,7 +100,7 @@ def forward(
     config : Config
         Shape and constants.
     tokens : ndarray of int, shape (B, T)
-        Token ids in ``[0, V)``.
+        Token ids in ``[0, V)``. Like positions, they are taken to where the weights are.
     positions : ndarray of int, shape (B, T), optional
         Absolute positions; -1 marks padding, which is never attended to and whose outputs are zero. By default each row
         counts on from what the cache holds, or from 0.
@@ -118,7 +117,7 @@ def forward(
     Returns
     -------
     ndarray, shape (B, T, V) or (B, V)
-        Logits, in the dtype of `numerics`.
+        Logits, in the dtype of `numerics` and the array library of the weights.
 
     Raises
     ------
@@ -131,7 +130,8 @@ def forward(
     """
     if logits not in ("all", "last"):
         raise ValueError(f"logits is {logits!r}: expected 'all' or 'last'")
-    tokens, positions = _check(tokens, positions, cache, config)
+    xp = namespace_of(params["final_norm"])  # the weights decide where to compute
+    tokens, positions = placed(_checked(tokens, positions, cache, config), xp)
     if cache is not None:
         cache.extend(positions)
     key_positions = positions if cache is None else cache.positions[:, : cache.length]
@@ -187,7 +187,7 @@ def _last_real(x: Array, positions: Array) -> Array:
     return vectors[:, None]
 
 
-def _check(tokens: Array, positions: Array | None, cache: KVCache | None, config: Config) -> tuple[Array, Array]:
+def _checked(tokens: Array, positions: Array | None, cache: KVCache | None, config: Config) -> tuple[Array, Array]:
     """Tokens and positions as integer arrays of one shape (B, T), or a sentence on what is wrong."""
     if tokens.ndim != 2 or not tokens.size:
         raise ValueError(f"tokens have shape {tokens.shape}: expected (batch, positions), at least one of each")
@@ -198,8 +198,9 @@ def _check(tokens: Array, positions: Array | None, cache: KVCache | None, config
         wrong = lowest if lowest < 0 else highest
         raise ValueError(f"token id {wrong} is outside the vocabulary of {config.vocab_size} (ids from 0)")
     if positions is None:
-        count = namespace_of(tokens).arange(tokens.shape[1])
-        positions = cache.next_positions(tokens.shape[1]) if cache is not None else np.broadcast_to(count, tokens.shape)
+        xp = namespace_of(tokens)
+        count = xp.arange(tokens.shape[1])
+        positions = cache.next_positions(tokens.shape[1]) if cache is not None else xp.broadcast_to(count, tokens.shape)
     if positions.shape != tokens.shape or positions.dtype.kind not in "iu":
         raise ValueError(
             f"positions are {positions.dtype} of shape {positions.shape}: expected whole numbers, {tokens.shape}"

@@ -37,6 +37,23 @@ def namespace_of(x: Array) -> Any:
     return np if isinstance(x, np.ndarray) else importlib.import_module(type(x).__module__.partition(".")[0])
 
 
+def to_host(x: Array) -> Array:
+    """NumPy array of the same numbers.
+
+    Parameters
+    ----------
+    x : ndarray, any shape
+        A NumPy or CuPy array.
+
+    Returns
+    -------
+    numpy.ndarray, same shape and dtype
+        `x` itself if it is one, else a copy: the only way back from a GPU.
+    """
+    host: Array = x if isinstance(x, np.ndarray) else namespace_of(x).asnumpy(x)
+    return host
+
+
 def to_bfloat16(x: Array) -> Array:
     """Bits of the nearest bfloat16 of each number, ties to even.
 
@@ -72,8 +89,10 @@ def from_bfloat16(bits: Array) -> Array:
     ndarray of float32, same shape
         The same numbers.
     """
-    wide: Array = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return wide
+    wide = bits.astype(np.uint32)
+    wide <<= np.uint32(16)
+    single: Array = wide.view(np.float32)
+    return single
 
 
 @dataclass(frozen=True)
@@ -149,21 +168,6 @@ class Numerics:
                 raise ValueError(f"{point!r} is no rounding point: there are {', '.join(ROUNDING_POINTS)}")
             if narrow not in ("bfloat16", "float32"):
                 raise ValueError(f"rounding point {point!r} has format {narrow!r}: expected 'bfloat16' or 'float32'")
-
-    def scalar(self, value: float) -> Array:
-        """Number as an array of no axes, in the dtype of activations.
-
-        Parameters
-        ----------
-        value : float
-            Any number.
-
-        Returns
-        -------
-        ndarray, shape ()
-            The nearest number of that dtype.
-        """
-        return np.array(value, dtype=self.dtype)
 
     def round(self, point: str, value: Array) -> Array:
         """Value as it is after the rounding, if any, at a named point of the computation.

@@ -12,6 +12,7 @@ import pytest
 
 from refgemma.text.tokenizer import Tokenizer
 from tests import vocabulary
+from tests.device.libraries import device, device_xp, on_each_library, xp  # noqa: F401  fixtures
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

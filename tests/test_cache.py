@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from refgemma.cache import KVCache
+from refgemma import cache as cache_module
+from refgemma.cache import KVCache, side_by_side
 from tests.models import random_model
 
 CONFIG = random_model(
@@ -73,6 +74,40 @@ def test_next_positions_count_on_from_the_last_real_one_of_each_row():
     assert cache.next_positions(1).tolist() == [[4], [2], [8], [1]]
 
 
+# ---- side by side
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_of_several_caches_end_together_in_a_new_one(monkeypatch, dtype):
+    one = filled([0, 1, 2, 3], [-1, -1, 0, 1], [-1, 0, -1, 1], dtype=dtype)
+    other = filled([5, 6, 7], capacity=3, dtype=dtype)
+    kept = [array.copy() for cache in (one, other) for array in (cache.keys, cache.values)]
+    # Slots that nothing has been written to may hold anything, even NaN, which no weight of zero silences.
+    monkeypatch.setattr(cache_module.np, "empty", lambda shape, dtype: np.full(shape, np.nan, dtype))
+    batch = side_by_side([(other, 0), (one, 1), (one, 2)], CONFIG, capacity=5)
+    monkeypatch.undo()
+    assert batch.keys.shape == (L, 3, K, 5, H)
+    assert batch.keys.dtype == dtype
+    assert batch.length == 3  # slot 0 of the first cache is of no use to these rows
+    assert batch.positions.tolist() == [[5, 6, 7, -1, -1], [-1, 0, 1, -1, -1], [0, -1, 1, -1, -1]]
+    for new, theirs, ours in (
+        (0, other.keys[:, 0], [0, 1, 2]),
+        (1, one.keys[:, 1], [2, 3]),
+        (2, one.keys[:, 2], [1, 2, 3]),
+    ):
+        count = len(ours)
+        assert np.array_equal(batch.keys[:, new, :, 3 - count : 3], theirs[:, :, ours])
+        assert np.array_equal(batch.values[:, new, :, 3 - count : 3], -batch.keys[:, new, :, 3 - count : 3] - 0.5)
+    assert not batch.keys[:, 1, :, 0].any()
+    assert not batch.values[:, 1, :, 0].any()
+    feed(batch, np.array([[8], [2], [2]]))
+    assert batch.positions[:, 3].tolist() == [8, 2, 2]
+    now = [array for cache in (one, other) for array in (cache.keys, cache.values)]
+    filled_slots = [slice(4), slice(4), slice(3), slice(3)]
+    for a, b, slots in zip(kept, now, filled_slots, strict=True):
+        assert np.array_equal(a[:, :, :, slots], b[:, :, :, slots])
+
+
 # ---- truncate
 
 
@@ -98,6 +133,47 @@ def test_truncate_refuses_what_is_not_filled(length):
     with pytest.raises(ValueError, match=rf"^cannot keep {length} slots: 2 are filled$"):
         cache.truncate(length)
     assert cache.length == 2
+
+
+# ---- fork
+
+
+def test_a_fork_begins_alike_and_shares_until_it_is_extended():
+    cache = filled([0, 1, 2, 3])
+    fork = cache.fork(3, batch=2, capacity=5)
+    assert np.shares_memory(fork.keys, cache.keys)
+    assert fork.length == 3
+    assert fork.positions.tolist() == [[0, 1, 2, -1, -1]] * 2
+    assert "3 of 5 slots filled" in repr(fork)
+    before = cache.keys.copy(), cache.values.copy()
+    feed(fork, np.array([[3, 4], [7, -1]]))
+    assert not np.shares_memory(fork.keys, cache.keys)
+    assert fork.keys.shape == (L, 2, K, 5, H)
+    assert np.array_equal(cache.keys, before[0])
+    assert np.array_equal(cache.values, before[1])
+    want = filled([0, 1, 2, 3, 4], [0, 1, 2, 7, -1], capacity=5)
+    assert np.array_equal(fork.keys, want.keys)
+    assert np.array_equal(fork.values, want.values)
+    assert np.array_equal(fork.positions, want.positions)
+
+
+def test_a_cache_goes_on_beside_its_forks():
+    cache = filled([0, 1, 2])
+    fork = cache.fork(2, batch=1, capacity=6)
+    feed(cache, np.array([[3]]))
+    feed(fork, np.array([[9]]))
+    assert cache.keys[0, 0, 0, :4, 0].tolist() == [0, 10, 20, 30]
+    assert fork.keys[0, 0, 0, :3, 0].tolist() == [0, 10, 90]
+
+
+@pytest.mark.parametrize("length", [-1, 5])
+def test_a_fork_of_what_is_not_there_is_refused(length):
+    with pytest.raises(ValueError, match=rf"^cannot begin a cache of 6 slots with {length} of one that has 1"):
+        filled([0, 1, 2, 3]).fork(length, batch=1, capacity=6)
+    with pytest.raises(ValueError, match=r"^cannot begin a cache of 2 slots with 3 of one"):
+        filled([0, 1, 2, 3]).fork(3, batch=1, capacity=2)
+    with pytest.raises(ValueError, match=r"of one that has 2 rows"):
+        filled([0], [0]).fork(1, batch=1, capacity=6)
 
 
 # ---- refusals

@@ -10,6 +10,8 @@ from tests.judge import FLOAT64_BOUND, MODELS, error, float32_bounds, model_of, 
 from tests.models import map_params, random_model, widened
 from tests.truth import BUGS, truth_logits
 
+OPERATIONS = ("run",)
+
 KINDS = ("K = 1", "K = N", "1 < K < N")  # the kind of random model `seed` is seed % 3
 
 
@@ -71,6 +73,7 @@ def acts(bug, model):
 
 
 @pytest.mark.parametrize("seed", range(6))
+@pytest.mark.usefixtures("on_each_library")
 def test_a_delta_of_the_embedding_is_scaled_and_leaves_the_head_alone(seed):
     model = model_of(seed)
     rng = np.random.default_rng(seed)
@@ -89,6 +92,7 @@ def test_a_delta_of_the_embedding_is_scaled_and_leaves_the_head_alone(seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
+@pytest.mark.usefixtures("on_each_library")
 def test_an_untied_head_is_used(seed):
     model = model_of(seed)
     head = np.random.default_rng(seed).normal(size=model.params["head"].shape)
@@ -99,6 +103,7 @@ def test_an_untied_head_is_used(seed):
 
 
 @pytest.mark.parametrize("seed", range(12))
+@pytest.mark.usefixtures("on_each_library")
 def test_matrices_may_stay_in_bfloat16(seed):
     """Stored bits compute like the numbers they stand for, whatever the parity of the widths."""
     model = model_of(seed)
@@ -127,6 +132,7 @@ def test_matrices_may_stay_in_bfloat16(seed):
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("on_each_library")
 def test_bad_input_is_one_clear_sentence(change, part_of_message):
     model = random_model(0, num_tokens=3)
     if "cache" in change:

@@ -16,6 +16,9 @@ from tests.judge import FLOAT64_BOUND, error, float32_bounds, model_of, ours_of,
 from tests.models import random_model
 from tests.truth import truth_logits
 
+OPERATIONS = ("run",)
+pytestmark = pytest.mark.usefixtures("on_each_library")
+
 
 def apart(seed, numerics):
     """How far two computations of the same logits may be from each other."""

@@ -11,6 +11,9 @@ from tests.judge import FLOAT64_BOUND, error, run
 from tests.models import random_model
 from tests.truth import truth_row
 
+OPERATIONS = ("run",)
+pytestmark = pytest.mark.usefixtures("on_each_library")
+
 LAYER_NAMES = {  # name: axes, in the order of the computation
     "attn.norm": "BTD",
     "attn.q": "BTNH",

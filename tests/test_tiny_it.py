@@ -70,18 +70,18 @@ def test_prompts_are_read_as_the_same_tokens(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("weights", ["float64", "float32", "bfloat16"])
-def test_float64_logits(name, weights):
+def test_float64_logits(name, weights, xp):
     # Both sum in float64, whose roundings are 1e-16, over six layers; measured: 5e-16 to 4e-15 between the two, as
     # between either and the truth written by hand. The rest is room for other processors.
-    assert error(ours(name, "float64", weights), recorded()[name].truth) <= FLOAT64_BOUND
+    assert error(ours(name, "float64", weights, xp), recorded()[name].truth) <= FLOAT64_BOUND
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_float32_logits(name):
+def test_float32_logits(name, xp):
     """Matrices widened on loading, or bfloat16 as stored: the same numbers, summed in another order."""
     prompt = recorded()[name]
     for weights in ("float32", "bfloat16"):  # so the two are within twice the bound of each other
-        assert error(ours(name, "float32", weights), prompt.truth) <= prompt.float32_bound, weights
+        assert error(ours(name, "float32", weights, xp), prompt.truth) <= prompt.float32_bound, weights
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,7 +109,7 @@ def test_the_truth_written_by_hand_is_what_was_recorded():
         assert error(right, logits) <= prompt.bound(dtype)
 
 
-def ours(name, numerics, weights):
+def ours(name, numerics, weights, xp=np):
     """Our logits for a recorded prompt, where they are kept."""
     prompt = recorded()[name]
-    return tiny_it(numerics, weights).logits(prompt.tokens)[prompt.positions]
+    return tiny_it(numerics, weights, xp).logits(prompt.tokens)[prompt.positions]

@@ -86,9 +86,9 @@ def sha256(path):
 
 
 @functools.cache
-def tiny_it(numerics="float32", weights=None):
-    """The shipped model, loaded as users load it."""
-    return refgemma.load("tiny-it", numerics=numerics, weights=weights)
+def tiny_it(numerics="float32", weights=None, xp=np):
+    """The shipped model, loaded as users load it, in the arrays of a library."""
+    return refgemma.load("tiny-it", numerics=numerics, weights=weights, device="cpu" if xp is np else "cuda")
 
 
 # ---- bfloat16: processors sum differently, roundings flip and grow, so that no two need agree in a single logit

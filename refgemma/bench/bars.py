@@ -148,6 +148,11 @@ def _float32(config: Config) -> Iterator[Bar]:
     )
     yield Bar(what="float32 prefill of 128 / transformers", bar=1.3, number=_faster("float32", "prefill_128"))
     yield Bar(what="float32 load / transformers", bar=3, number=_faster("float32", "load"))
+    wide = BYTES["float32"] * config.num_parameters
+    yield Bar(
+        what="float32 load / filling as much new memory",
+        number=lambda v: wide / v["limits.fresh"] / v["refgemma.float32.load"],
+    )
 
 
 def _bfloat16(config: Config) -> Iterator[Bar]:

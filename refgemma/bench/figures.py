@@ -1,6 +1,6 @@
 """Numbers of a round by name, and medians over rounds of anything that is computed from them.
 
-Names: ``limits.gemv`` (bytes a second), ``limits.gemm`` (operations a second), ``limits.tiles`` (seconds),
+Names: ``limits.gemv`` and ``limits.fresh`` (bytes a second), ``limits.gemm`` (operations a second), ``limits.tiles``,
 ``imports.refgemma`` and ``imports.dependencies`` (seconds), and ``ENGINE.WEIGHTS.MEASURE``, such as
 ``refgemma.float32.decode_128`` (seconds) or ``refgemma.bfloat16.memory.rss`` (bytes).
 """

@@ -1,8 +1,9 @@
 """The process that measures what the machine can do: ``python -m refgemma.bench.limits FOLDER``.
 
-Three limits, with nothing of a model around them: how fast a float32 matrix larger than any cache streams through
-``gemv``, how fast ``gemm`` computes, and how fast the bfloat16 matrices of the checkpoint itself are widened and
-multiplied tile by tile. Each is the best of several ways: BLAS divides the work, or threads of ours take tiles of it.
+Four limits, with nothing of a model around them: how fast a float32 matrix larger than any cache streams through
+``gemv``, how fast ``gemm`` computes, how fast the bfloat16 matrices of the checkpoint itself are widened and multiplied
+tile by tile, and how fast the system hands out memory that is new to a process. Each is the best of several ways: BLAS
+divides the work, or threads of ours take tiles of it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from refgemma.bench import counts, plan
 from refgemma.checkpoint.folder import read_folder
 from refgemma.config import Config, read_config
 from refgemma.numerics import Array
+from refgemma.ops.threads import in_parallel
+
+Share = Callable[[Callable[[int], object], int], None]  # how the parts of some work are done, as `in_parallel` does it
 
 # Bytes of the float32 matrix: as many as the model has, but no more than are needed to outgrow every cache.
 _LEAST, _MOST = 2**26, 2**30
@@ -28,6 +31,7 @@ _TILES = (2**18, 2**19, 2**20, 2**22)  # numbers that one thread takes at once
 _BLOCKS = (2**22, 2**25, _MOST)  # numbers that BLAS takes at once: a small matrix of a model, a large one, everything
 _WORK = 10**10  # operations of one timing of gemm, or those of a prompt where that is less
 _ROWS = (128, 512)  # fed to gemm
+_FRESH = 2**32  # bytes of new memory, or those of the model where that is less
 
 
 def main(folder: Path) -> None:
@@ -42,17 +46,16 @@ def main(folder: Path) -> None:
     controller = ThreadpoolController().select(user_api="blas")
     threads = max((library["num_threads"] for library in controller.info()), default=1)
     plan.say("about", threads=threads, blas=_name(controller))
-    with ThreadPoolExecutor(threads) as pool:
-        for name, rate in _float32_rates(config, controller, pool).items():
-            plan.say(name, rate=rate)
-        stored = read_folder(folder)
-        bits = [stored[tensor.theirs].data for tensor in counts.multiplied(config)]
-        with controller.limit(limits=1):
-            best = min(_best(tile_loop(bits, tile, pool)) for tile in _TILES)
-        plan.say("tiles", seconds=[best])
+    for name, rate in _float32_rates(config).items():
+        plan.say(name, rate=rate)
+    stored = read_folder(folder)
+    bits = [stored[tensor.theirs].data for tensor in counts.multiplied(config)]
+    plan.say("tiles", seconds=[min(_best(tile_loop(bits, tile)) for tile in _TILES)])
+    size = min(_FRESH, 4 * config.num_parameters)
+    plan.say("fresh", rate=size / _best(lambda: _fresh(size)))
 
 
-def _float32_rates(config: Config, controller: ThreadpoolController, pool: Executor) -> dict[str, float]:
+def _float32_rates(config: Config) -> dict[str, float]:
     """The best of gemv, bytes a second, and of gemm, operations a second."""
     numbers = np.ones(max(_LEAST, min(_MOST, 4 * counts.weights_read(config))) // 4, np.float32)
     widths = (config.hidden_size, config.intermediate_size)
@@ -65,13 +68,27 @@ def _float32_rates(config: Config, controller: ThreadpoolController, pool: Execu
         "gemv": [_gemv_rate(*each, tile) for each in gemv for tile in _BLOCKS],
         "gemm": [_gemm_rate(work, *each, _BLOCKS[-1]) for each in gemm],
     }
-    with controller.limit(limits=1):
-        rates["gemv"] += [_gemv_rate(*each, tile, pool) for each in gemv for tile in _TILES]
-        rates["gemm"] += [_gemm_rate(work, *each, tile, pool) for each in gemm for tile in _TILES[-2:]]
+    # From here on BLAS has one thread: the first part that is done in parallel sees to that.
+    rates["gemv"] += [_gemv_rate(*each, tile, in_parallel) for each in gemv for tile in _TILES]
+    rates["gemm"] += [_gemm_rate(work, *each, tile, in_parallel) for each in gemm for tile in _TILES[-2:]]
     return {name: max(found) for name, found in rates.items()}
 
 
-def product(w: Array, x: Array, tile: int, pool: Executor | None = None) -> Callable[[], Array]:
+def one_by_one(work: Callable[[int], object], count: int) -> None:
+    """Do the parts of some work one after another, as `in_parallel` does them side by side.
+
+    Parameters
+    ----------
+    work : callable
+        Computes one part.
+    count : int
+        Of parts.
+    """
+    for part in range(count):
+        work(part)
+
+
+def product(w: Array, x: Array, tile: int, share: Share = one_by_one) -> Callable[[], Array]:
     """Product of a matrix with a vector or with some, tile by tile.
 
     Parameters
@@ -82,8 +99,8 @@ def product(w: Array, x: Array, tile: int, pool: Executor | None = None) -> Call
         The vectors.
     tile : int
         About how many numbers of the matrix are taken at once.
-    pool : Executor, optional
-        Threads that take tiles; by default they come one after another, and BLAS divides each.
+    share : callable
+        Does the parts. By default they come one after another, and BLAS divides each.
 
     Returns
     -------
@@ -93,17 +110,15 @@ def product(w: Array, x: Array, tile: int, pool: Executor | None = None) -> Call
     out = np.empty((len(w), *x.shape[1:]), np.float32)
     rows = max(1, tile // w.shape[1])
     parts = [slice(start, start + rows) for start in range(0, len(w), rows)]
-    side_by_side = map if pool is None else pool.map
 
     def run() -> Array:
-        for _ in side_by_side(lambda part: np.matmul(w[part], x, out=out[part]), parts):
-            pass
+        share(lambda part: np.dot(w[parts[part]], x, out=out[parts[part]]), len(parts))
         return out
 
     return run
 
 
-def tile_loop(matrices: list[Array], tile: int, pool: Executor) -> Callable[[], list[Array]]:
+def tile_loop(matrices: list[Array], tile: int) -> Callable[[], list[Array]]:
     """Products of bfloat16 matrices with a vector, widened by tiles, without a pause between one matrix and the next.
 
     Parameters
@@ -112,8 +127,6 @@ def tile_loop(matrices: list[Array], tile: int, pool: Executor) -> Callable[[], 
         Bits of each; I even.
     tile : int
         Numbers of a tile, about.
-    pool : Executor
-        Threads that take the tiles.
 
     Returns
     -------
@@ -128,17 +141,30 @@ def tile_loop(matrices: list[Array], tile: int, pool: Executor) -> Callable[[], 
     rng = np.random.default_rng(4)
     x = {width: rng.standard_normal(width, np.float32) for width in {w.shape[1] for w in matrices}}
     halves = {width: (v[0::2].copy(), v[1::2].copy()) for width, v in x.items()}
+    tiles = [part for w in matrices for part in _parts(w.view("<u4"), max(1, tile // w.shape[1]))]
+    products = [np.empty(0, np.float32)] * len(tiles)
 
-    def multiply(pairs: Array) -> Array:
+    def multiply(number: int) -> None:
+        pairs = tiles[number]
         even, odd = halves[2 * pairs.shape[1]]
         wide = np.left_shift(pairs, np.uint32(16))
-        y: Array = wide.view(np.float32) @ even
+        y = np.dot(wide.view(np.float32), even)
         np.bitwise_and(pairs, np.uint32(0xFFFF0000), out=wide)
-        y += wide.view(np.float32) @ odd
-        return y
+        y += np.dot(wide.view(np.float32), odd)
+        products[number] = y
 
-    tiles = [part for w in matrices for part in _parts(w.view("<u4"), max(1, tile // w.shape[1]))]
-    return lambda: list(pool.map(multiply, tiles))
+    def run() -> list[Array]:
+        in_parallel(multiply, len(tiles))
+        return products
+
+    return run
+
+
+def _fresh(size: int) -> None:
+    """Fill some bytes of memory that the system has not handed to this process before."""
+    numbers = np.empty(size // 4, np.float32)
+    tile = _TILES[-1]
+    in_parallel(lambda part: numbers[part * tile : (part + 1) * tile].fill(1), -(-len(numbers) // tile))
 
 
 def _parts(w: Array, rows: int) -> Iterator[Array]:

@@ -94,6 +94,7 @@ def summary(
         "limits": {
             "gemv": middle("limits.gemv"),
             "gemm": middle("limits.gemm"),
+            "fresh": middle("limits.fresh"),
             "tiles": median_of(values, lambda v: stored / v["limits.tiles"]),
         },
         "engines": {
@@ -155,6 +156,7 @@ def _limits(found: dict[str, Any]) -> Table:
         "gemv": ("float32 matrix through gemv", "GB/s"),
         "tiles": ("bfloat16 matrices through a bare tile loop", "GB/s"),
         "gemm": ("float32 gemm", "G operations/s"),
+        "fresh": ("filling memory that is new to a process", "GB/s"),
     }
     limits = found["limits"]
     rows = [

@@ -6,11 +6,11 @@ thread a core (NumPy lets go of the interpreter lock while it converts).
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,12 +21,15 @@ from refgemma.checkpoint.folder import read_folder
 from refgemma.checkpoint.names import IGNORED, nearest_name, tensors_of
 from refgemma.checkpoint.safetensors_file import StoredTensor
 from refgemma.config import Config
+from refgemma.device import placed
 from refgemma.model import Params
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16
+from refgemma.ops.threads import threads
 
 _FORMATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # in the words of the file: in ours
 
 _TILE = 2**20  # numbers; a float32 tile and its stored numbers stay in the second-level cache
+_LARGE = 2**24  # bytes of a file that are worth several threads
 
 Progress = Callable[[int, int], None]
 
@@ -37,6 +40,7 @@ def load_params(
     *,
     weights: str = "float32",
     norm_dtype: DTypeLike = np.float32,
+    xp: Any = np,
     progress: Progress | None = None,
 ) -> Params:
     """Load the parameters of a model.
@@ -52,13 +56,16 @@ def load_params(
         all of them there, each in its own.
     norm_dtype : dtype, default float32
         Format of norm weights, float32 or float64.
+    xp : module, default numpy
+        Array library to hold the parameters. Matrices go to a GPU one by one, as they are stored, and are widened
+        there: the host never has a copy of its own.
     progress : callable, optional
         Called as ``progress(done, total)``, in bytes of the file, while matrices are widened.
 
     Returns
     -------
     Params
-        Nested parameters, every array read-only. With tied embeddings, ``head`` is the very object ``embed``.
+        Nested parameters, every NumPy array read-only. With tied embeddings, ``head`` is the very object ``embed``.
 
     Raises
     ------
@@ -84,7 +91,7 @@ def load_params(
         _check_same_table(stored["model.embed_tokens.weight"], stored["lm_head.weight"])
 
     arrays: dict[str, Any] = {}
-    to_widen: list[tuple[Array | Bfloat16Matrix, Array]] = []
+    to_widen: dict[str, Array | Bfloat16Matrix] = {}
     for tensor in tensors_of(config):
         source = stored[tensor.theirs]
         if len(tensor.shape) == 1:
@@ -97,10 +104,11 @@ def load_params(
                 " ask for weights='float32'"
             )
         else:
-            arrays[tensor.ours] = wide = np.empty(tensor.shape, weights)
-            to_widen.append((_as_stored(source), wide))
+            to_widen[tensor.ours] = _as_stored(source)
     _warn_of_folded_norms([array for path, array in arrays.items() if path.endswith("norm")], folder)
-    _widen(to_widen, progress)
+    widen = _widened if xp is np else partial(_widened_there, xp)
+    there = placed(arrays, xp) | widen(to_widen, weights, progress)
+    arrays = {tensor.ours: there[tensor.ours] for tensor in tensors_of(config)}
     if config.tie_word_embeddings:
         arrays["head"] = arrays["embed"]
     return _nested(arrays, config.num_layers)
@@ -203,10 +211,11 @@ def _warn_of_folded_norms(norms: list[Array], folder: str | Path) -> None:
         )
 
 
-def _widen(pairs: list[tuple[Array | Bfloat16Matrix, Array]], progress: Progress | None) -> None:
-    """Fill each wide matrix from its stored one, all tiles of all matrices side by side."""
-    tiles = [(stored, wide, rows) for stored, wide in pairs for rows in _tiles(wide.shape)]
-    total = sum(stored.nbytes for stored, _ in pairs)
+def _widened(matrices: dict[str, Array | Bfloat16Matrix], dtype: str, progress: Progress | None) -> dict[str, Array]:
+    """Copies of another dtype, all tiles of all matrices side by side."""
+    wide = {path: np.empty(stored.shape, dtype) for path, stored in matrices.items()}
+    tiles = [(stored, wide[path], rows) for path, stored in matrices.items() for rows in _tiles(stored.shape)]
+    total = sum(stored.nbytes for stored in matrices.values())
 
     def one(tile: tuple[Array | Bfloat16Matrix, Array, slice]) -> int:
         stored, wide, rows = tile
@@ -215,7 +224,7 @@ def _widen(pairs: list[tuple[Array | Bfloat16Matrix, Array]], progress: Progress
         return stored.nbytes // stored.shape[0] * len(wide[rows])
 
     done = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads() if total > _LARGE else 1) as pool:
         try:
             for nbytes in pool.map(one, tiles):
                 done += nbytes
@@ -224,8 +233,27 @@ def _widen(pairs: list[tuple[Array | Bfloat16Matrix, Array]], progress: Progress
         except BaseException:  # Ctrl-C above all, which should not wait for gigabytes
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    for _, wide in pairs:
-        wide.flags.writeable = False
+    for matrix in wide.values():
+        matrix.flags.writeable = False
+    return wide
+
+
+def _widened_there(
+    xp: Any, matrices: dict[str, Array | Bfloat16Matrix], dtype: str, progress: Progress | None
+) -> dict[str, Array]:
+    """The same on a GPU: a matrix crosses as it is stored, and its stored numbers go before the next one comes."""
+    wide: dict[str, Array] = {}
+    done, total = 0, sum(stored.nbytes for stored in matrices.values())
+    for path, stored in matrices.items():
+        there = placed(stored, xp)
+        if isinstance(there, Bfloat16Matrix):
+            wide[path] = there.rows(slice(None), np.dtype(dtype))
+        else:
+            wide[path] = there.astype(dtype)
+        done += stored.nbytes
+        if progress:
+            progress(done, total)
+    return wide
 
 
 def _tiles(shape: tuple[int, ...]) -> Iterator[slice]:

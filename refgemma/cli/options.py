@@ -10,6 +10,7 @@ from typing import Any
 
 from refgemma.cli.files import read_text, text_argument
 from refgemma.cli.terminal import progress_bar
+from refgemma.device import DEVICES
 from refgemma.gemma import Gemma, Prompt, load
 from refgemma.numerics import PROFILES
 from refgemma.sampling import SamplingParams
@@ -38,6 +39,30 @@ def token_ids(text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.strip("[] ").split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected whole numbers, such as 2,106,1645, not {text!r}") from None
+
+
+def named_folder(text: str) -> tuple[str, str]:
+    """Parse the argument of an option that gives something a name.
+
+    Parameters
+    ----------
+    text : str
+        ``NAME=DIR``.
+
+    Returns
+    -------
+    tuple of str
+        The two.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If one is missing.
+    """
+    name, _, folder = text.partition("=")
+    if not name or not folder:
+        raise argparse.ArgumentTypeError(f"expected NAME=DIR, not {text!r}")
+    return name, folder
 
 
 def _bias(text: str) -> tuple[int, float]:
@@ -98,6 +123,9 @@ def add_model(parser: argparse.ArgumentParser, *, runs: bool = True) -> None:
             help="arithmetic of activations (default: float32)",
         )
         group.add_argument(
+            "--device", choices=DEVICES, default="cpu", help="where to compute; cuda is an NVIDIA GPU (default: cpu)"
+        )
+        group.add_argument(
             "--lora",
             action="append",
             default=[],
@@ -120,7 +148,14 @@ def load_model(args: argparse.Namespace) -> Gemma:
         Ready to use.
     """
     with progress_bar(f"loading {args.model}") as progress:
-        return load(args.model, numerics=args.numerics, weights=args.weights, lora=args.lora, progress=progress)
+        return load(
+            args.model,
+            numerics=args.numerics,
+            weights=args.weights,
+            lora=args.lora,
+            device=args.device,
+            progress=progress,
+        )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from refgemma.numerics import FLOAT32, Array, Numerics, namespace_of
+from refgemma.ops.tiles import product
 
 
 def allowed_keys(query_positions: Array, key_positions: Array) -> Array:
@@ -69,7 +70,7 @@ def attention_scores(q: Array, k: Array, *, scale: float, numerics: Numerics = F
     if not scale_after:
         q = numerics.round("attn.query", q * scale)
     grouped = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)  # head n reads kv head n // G
-    scores = grouped @ k.swapaxes(-1, -2)  # BK(GT)S
+    scores = product(grouped, k.swapaxes(-1, -2))  # BK(GT)S
     if scale_after:
         scores = numerics.round("attn.product", scores) * scale
     return numerics.round("attn.scores", scores.reshape(B, N, T, S))
@@ -96,11 +97,12 @@ def attention_probs(scores: Array, allowed: Array, *, numerics: Numerics = FLOAT
     masked = xp.where(allowed[:, None], scores, -np.inf)
     highest = masked.max(axis=-1, keepdims=True)
     # Rows with no key: any finite number will do for their maximum, exp(-inf) is zero, and zero over one stays zero.
-    masked -= xp.where(xp.isfinite(highest), highest, 0).astype(scores.dtype, copy=False)
+    # The others have a total of one at least, that of their highest score alone.
+    masked -= xp.maximum(highest, np.finfo(scores.dtype).min)
     masked = numerics.round("attn.shifted", masked)
     weights = numerics.round("attn.exp", xp.exp(masked, out=masked))
     total = numerics.round("attn.total", weights.sum(axis=-1, keepdims=True))
-    weights /= xp.where(total > 0, total, 1).astype(scores.dtype, copy=False)
+    weights /= xp.maximum(total, 1)
     return numerics.round("attn.probs", weights)
 
 
@@ -126,6 +128,6 @@ def attention_mix(probs: Array, v: Array, *, numerics: Numerics = FLOAT32) -> Ar
     B, N, T, S = probs.shape
     K, H = v.shape[1], v.shape[3]
     G = N // K
-    mixed = probs.reshape(B, K, G * T, S) @ v  # BK(GT)H
+    mixed = product(probs.reshape(B, K, G * T, S), v)  # BK(GT)H
     mixed = mixed.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
     return numerics.round("attn.mix", mixed)

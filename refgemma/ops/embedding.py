@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from refgemma.numerics import FLOAT32, Array, Numerics
-from refgemma.ops.linear import Operand, table_rows
+from refgemma.ops.linear import Adapted, Operand, low_rank_rows, table_rows, with_deltas
 
 
 def embed(tokens: Array, table: Operand, *, numerics: Numerics = FLOAT32) -> Array:
@@ -20,7 +20,7 @@ def embed(tokens: Array, table: Operand, *, numerics: Numerics = FLOAT32) -> Arr
     tokens : ndarray of int, shape (B, T)
         Token ids in ``[0, V)``.
     table : Operand, shape (V, D)
-        The embedding table, as stored.
+        The embedding table, as stored. Deltas of an `Adapted` one hold `a` as (R, V) and `b` as (D, R).
     numerics : Numerics
         Arithmetic of the result.
 
@@ -39,6 +39,11 @@ def embed(tokens: Array, table: Operand, *, numerics: Numerics = FLOAT32) -> Arr
     Vaswani et al., "Attention Is All You Need", 2017, section 3.4; google-deepmind/gemma, ``modules.py``, ``Embedder``.
     """
     D = table.shape[-1]
-    rows = table_rows(tokens, table, numerics)  # BTD
-    scale = numerics.round("embed.scale", numerics.scalar(math.sqrt(D)))
-    return numerics.round("embed", rows * scale)
+    base, deltas = (table.base, table.deltas) if isinstance(table, Adapted) else (table, ())
+    scale = numerics.constant("embed.scale", math.sqrt(D))
+    y = numerics.round("embed", table_rows(tokens, base, numerics) * scale)  # BTD
+    if not deltas:
+        return y
+    # What an adapter changes is scaled with the rows, and rounded with them: see `refgemma.ops.linear.linear`.
+    y = with_deltas(y, deltas, lambda delta, rows: low_rank_rows(tokens[rows], delta, numerics) * scale)
+    return numerics.round("embed", y)

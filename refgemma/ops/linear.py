@@ -9,13 +9,12 @@ Weights keep the checkpoint's (out, in) order: a row holds the weights of one ou
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from refgemma.numerics import FLOAT32, Array, Bfloat16Matrix, Numerics
-from refgemma.ops.tiles import check_narrow, widened_product
+from refgemma.ops.tiles import check_narrow, product, widened_product
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,6 +91,11 @@ def linear(x: Array, w: Operand, *, numerics: Numerics = FLOAT32) -> Array:
     ValueError
         If the widths disagree, or the weight is wider than the activations.
 
+    Notes
+    -----
+    Beside a narrow base PEFT keeps factors in float32 and takes activations to them (``autocast_adapter_dtype``), so
+    where `numerics` rounds, it rounds the base's product and the sum, and nothing of the low-rank products.
+
     References
     ----------
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, eq. 3; Liu et al., "DoRA: Weight-Decomposed
@@ -101,11 +105,11 @@ def linear(x: Array, w: Operand, *, numerics: Numerics = FLOAT32) -> Array:
         raise ValueError(f"x has {x.shape[-1]} channels, the weight has shape {w.shape}: expected (out, {x.shape[-1]})")
     if isinstance(w, Adapted):
         y = linear(x, w.base, numerics=numerics)
-        low_rank = functools.partial(linear, numerics=numerics)
-        return _with_deltas(y, w.deltas, lambda delta, rows: low_rank(low_rank(x[rows], delta.a), delta.b))
+        y = with_deltas(y, w.deltas, lambda delta, rows: linear(linear(x[rows], delta.a), delta.b))
+        return numerics.round("linear", y)
     flat = x.reshape(-1, x.shape[-1])
     if not isinstance(w, Bfloat16Matrix) and w.dtype == x.dtype:
-        y = flat @ w.T
+        y = product(flat, w.T)
     else:
         y = widened_product(flat, w)
     return numerics.round("linear", y.reshape(*x.shape[:-1], w.shape[0]))
@@ -121,7 +125,7 @@ def table_rows(tokens: Array, table: Operand, numerics: Numerics = FLOAT32) -> A
     table : Operand, shape (V, D)
         The table. Deltas of an `Adapted` one hold `a` as (R, V) and `b` as (D, R).
     numerics : Numerics
-        Dtype of the result; where values are rounded.
+        Dtype of the result.
 
     Returns
     -------
@@ -135,11 +139,7 @@ def table_rows(tokens: Array, table: Operand, numerics: Numerics = FLOAT32) -> A
     """
     if isinstance(table, Adapted):
         y = table_rows(tokens, table.base, numerics)
-
-        def product(delta: Delta, rows: Any) -> Array:
-            return linear(table_rows(tokens[rows], delta.a.T, numerics), delta.b, numerics=numerics)
-
-        return _with_deltas(y, table.deltas, product)
+        return with_deltas(y, table.deltas, lambda delta, rows: low_rank_rows(tokens[rows], delta, numerics))
     if isinstance(table, Bfloat16Matrix):
         return table.rows(tokens, numerics.dtype)
     check_narrow(table, numerics.dtype)
@@ -147,18 +147,59 @@ def table_rows(tokens: Array, table: Operand, numerics: Numerics = FLOAT32) -> A
     return rows
 
 
-def _with_deltas(y: Array, deltas: Iterable[Delta], product: Any) -> Array:
-    """`y` of the base plus what each delta changes; ``product(delta, rows)`` is the delta's unscaled output."""
-    total = y.copy()
+def low_rank_rows(tokens: Array, delta: Delta, numerics: Numerics = FLOAT32) -> Array:
+    """Rows of a table's low-rank delta, unscaled.
+
+    Parameters
+    ----------
+    tokens : ndarray of int, shape (B, T)
+        Token ids in ``[0, V)``.
+    delta : Delta
+        With `a` as (R, V) and `b` as (D, R).
+    numerics : Numerics
+        Dtype of the result; nothing is rounded.
+
+    Returns
+    -------
+    ndarray, shape (B, T, D)
+        New.
+    """
+    return linear(table_rows(tokens, delta.a.T, numerics), delta.b)
+
+
+def with_deltas(y: Array, deltas: tuple[Delta, ...], product: Callable[[Delta, Any], Array]) -> Array:
+    """What the base gives plus what each delta changes.
+
+    Parameters
+    ----------
+    y : ndarray, shape (B, ..., O)
+        Outputs of the base; may be overwritten.
+    deltas : tuple of Delta
+        Each is computed against `y` as it came in.
+    product : callable
+        ``product(delta, rows)`` is the unscaled low-rank output for some rows of the batch, an array of its own.
+
+    Returns
+    -------
+    ndarray, shape (B, ..., O)
+        The sum.
+
+    Raises
+    ------
+    ValueError
+        If a delta is for rows of another batch.
+    """
+    total = y.copy() if any(delta.gain is not None for delta in deltas[1:]) else y  # a gain needs the base's own
     for delta in deltas:
         rows = slice(None) if delta.rows is None else delta.rows
         if delta.rows is not None and len(delta.rows) != len(y):
             raise ValueError(f"an adapter is for rows of a batch of {len(delta.rows)}, the batch has {len(y)}")
         change = product(delta, rows)
         if delta.bias is not None:
-            change = change + delta.bias
+            change += delta.bias
         change *= delta.scale
         if delta.gain is not None:
-            change = (y[rows] + change) * delta.gain.astype(y.dtype) - y[rows]
+            change *= delta.gain.astype(y.dtype)
+            change += (delta.gain - 1).astype(y.dtype) * y[rows]
         total[rows] += change
     return total

@@ -78,7 +78,8 @@ def rope(x: Array, cos: Array, sin: Array, *, numerics: Numerics = FLOAT32) -> A
     """
     xp = namespace_of(x)
     cos, sin = cos[:, :, None], sin[:, :, None]  # BT1(H/2): the same for every head
-    first, second = xp.split(x, 2, axis=-1)
+    half_width = x.shape[-1] // 2
+    first, second = x[..., :half_width], x[..., half_width:]
 
     def product(half: Array, table: Array) -> Array:
         return numerics.round("rope.product", half * table)

@@ -1,51 +1,71 @@
-"""Products with a weight that is narrower than the activations, widened by tiles that stay in cache, one thread a core.
+"""Matrix products cut into tiles, which threads take side by side; narrow weights are widened tile by tile on the way.
 
 Reading two bytes a number instead of four is what makes bfloat16 fast; widening the whole matrix first would undo it.
+
+All products of a tile are `np.dot`: unlike `np.matmul`, it always lets go of the interpreter lock, however small its
+result.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-import os
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
-from refgemma.numerics import Array, Bfloat16Matrix, namespace_of
+from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16, namespace_of
+from refgemma.ops.threads import in_parallel, threads
 
-# Numbers in one tile. Smaller ones lose to the interpreter, larger ones fall out of the second-level cache.
+# Numbers in one tile, once it is widened: larger ones fall out of the second-level cache.
 _TILE = 2**20
 
-_one_at_a_time = threading.Lock()
+# Rows of a matrix that a thread takes at a time, if they are to be multiplied with many columns: BLAS prepares those
+# anew each time, which would not pay for fewer rows.
+_ROWS = 512
+
+# Numbers for which it is worth waking a thread; eight multiplications take as long as reading one of them.
+_WORTH = 2**17
 
 
-@functools.cache
-def _blas() -> tuple[ThreadpoolController, int]:
-    """Handle on the BLAS library, and how many threads it was set up to use."""
-    controller = ThreadpoolController()
-    counts = [lib["num_threads"] for lib in controller.select(user_api="blas").info()]
-    return controller, max(counts, default=os.cpu_count() or 1)
+def product(a: Array, b: Array) -> Array:
+    """Matrix product, as ``a @ b``.
 
+    Parameters
+    ----------
+    a : ndarray, shape (..., M, I)
+        One matrix or a stack of them.
+    b : ndarray, shape (..., I, J)
+        As many, in the same dtype.
 
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="refgemma-tile")
+    Returns
+    -------
+    ndarray, shape (..., M, J)
+        A new array.
+    """
+    M, I, J = *a.shape[-2:], b.shape[-1]
+    hands = _hands(max(a.size, b.size), min(M, J))
+    if hands == 1 or namespace_of(a) is not np:
+        return a @ b
+    stack = a.shape[:-2]
+    matrices = list(np.ndindex(stack))
+    out = np.empty((*stack, M, J), a.dtype)
+    parts = _cut(max(M, J), I, min(M, J), hands=-(-hands // len(matrices)))
+    places = [(index, part) for index in matrices for part in parts]
+    # The longer side is cut. BLAS does best with the longer operand on the left, if its rows are rows in memory.
+    turned = b.strides[-2] < b.strides[-1]
 
+    def one(number: int) -> None:
+        index, part = places[number]
+        if M >= J:
+            out[index][part] = np.dot(a[index][part], b[index])
+        elif turned:
+            out[index][:, part] = np.dot(b[index].T[part], a[index].T).T
+        else:
+            out[index][:, part] = np.dot(a[index], b[index][:, part])
 
-def _forget_threads() -> None:
-    """After a fork: the child has none of its parent's threads, and its lock may be held by one of them."""
-    global _one_at_a_time
-    _one_at_a_time = threading.Lock()
-    _pool.cache_clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
+    in_parallel(one, len(places))
+    return out
 
 
 def widened_product(x: Array, w: Array | Bfloat16Matrix) -> Array:
@@ -68,46 +88,58 @@ def widened_product(x: Array, w: Array | Bfloat16Matrix) -> Array:
     ValueError
         If the weight is wider than the activations.
     """
-    if namespace_of(x) is not np:  # tiles and threads are for the CPU
-        return x @ _widen(w, x.dtype).T
     if not isinstance(w, Bfloat16Matrix):
         check_narrow(w, x.dtype)
+    if namespace_of(x) is not np:  # tiles and threads are for the CPU
+        return x @ _widen(w, x.dtype).T
     O, I = w.shape
-    controller, threads = _blas()
-    step = max(1, min(_TILE // I, math.ceil(O / threads)))
-    out = np.empty((O, x.shape[0]), x.dtype)
+    out = np.empty((len(x), O), x.dtype)
     multiply = _tile_multiplier(x, w)
+    parts = _cut(O, I, len(x), hands=_hands(O * I, len(x)))
+    width = max(2, _TILE // (parts[0].stop - parts[0].start) // 2 * 2)  # even, so that no pair of columns is torn
+    columns = [slice(start, min(start + width, I)) for start in range(0, I, width)]
 
-    def one(start: int) -> None:
-        out[start : start + step] = multiply(slice(start, start + step))
+    def one(number: int) -> None:
+        rows = parts[number]
+        total = multiply(rows, columns[0])
+        for block in columns[1:]:
+            total += multiply(rows, block)
+        out[:, rows] = total.T
 
-    starts = range(0, O, step)
-    # The tiles run side by side, so BLAS must not split each of them over the cores once more. That limit is the whole
-    # process's, so products take turns: two at once would restore each other's, and leave BLAS on one thread for good.
-    with _one_at_a_time, controller.limit(limits=1, user_api="blas"):
-        if len(starts) == 1:
-            one(0)
-        else:
-            list(_pool(threads).map(one, starts))
-    return out.T
+    in_parallel(one, len(parts))
+    return out
 
 
-def _tile_multiplier(x: Array, w: Array | Bfloat16Matrix) -> Any:
-    """Function from a slice of rows of `w` to their products with all of `x`, shape (rows, len(x))."""
-    x_t = np.ascontiguousarray(x.T)
+def _hands(numbers: int, columns: int) -> int:
+    """Threads worth having for a product that reads so many numbers, each to be multiplied with some columns."""
+    worth = numbers * (8 + columns) // (8 * _WORTH)
+    return 1 if worth < 2 else min(threads(), worth)
+
+
+def _cut(length: int, width: int, columns: int, *, hands: int) -> list[slice]:
+    """Rows of a (length, width) matrix, to be multiplied with some columns, in parts: as many for each thread."""
+    most = max(1 if columns == 1 else _ROWS, _TILE // width)
+    rounds = -(-length // (hands * most))
+    step = -(-length // (hands * rounds))
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _tile_multiplier(x: Array, w: Array | Bfloat16Matrix) -> Callable[[slice, slice], Array]:
+    """Function from slices of rows and columns of `w` to the products of that tile with `x`, shape (rows, len(x))."""
     if not isinstance(w, Bfloat16Matrix) or x.dtype != np.float32 or w.shape[1] % 2 or sys.byteorder != "little":
-        return lambda rows: _widen(w, x.dtype, rows) @ x_t
+        return lambda rows, columns: np.dot(_widen(w, x.dtype, rows, columns), x[:, columns].T)
 
     # Two neighbouring bfloat16 numbers, seen as one uint32: the odd column is its upper half, so masking the lower half
     # away leaves that column as float32; shifting it up gives the even one. Two integer operations, and no shuffling.
     pairs = w.bits.view(np.uint32)
-    x_even, x_odd = np.ascontiguousarray(x_t[0::2]), np.ascontiguousarray(x_t[1::2])
+    x_even, x_odd = (np.ascontiguousarray(x[:, first::2]) for first in (0, 1))
 
-    def multiply(rows: slice) -> Array:
-        tile = np.left_shift(pairs[rows], np.uint32(16))
-        y: Array = tile.view(np.float32) @ x_even
-        np.bitwise_and(pairs[rows], np.uint32(0xFFFF0000), out=tile)
-        y += tile.view(np.float32) @ x_odd
+    def multiply(rows: slice, columns: slice) -> Array:
+        both = slice(columns.start // 2, columns.stop // 2)
+        tile = np.left_shift(pairs[rows, both], np.uint32(16))
+        y: Array = np.dot(tile.view(np.float32), x_even[:, both].T)
+        np.bitwise_and(pairs[rows, both], np.uint32(0xFFFF0000), out=tile)
+        y += np.dot(tile.view(np.float32), x_odd[:, both].T)
         return y
 
     return multiply
@@ -132,8 +164,9 @@ def check_narrow(w: Array, dtype: np.dtype[Any]) -> None:
         raise ValueError(f"the weight is {w.dtype}, wider than the activations, {dtype}: its digits would be lost")
 
 
-def _widen(w: Array | Bfloat16Matrix, dtype: np.dtype[Any], rows: slice = slice(None)) -> Array:
-    if isinstance(w, Bfloat16Matrix):
-        return w.rows(rows, dtype)
-    wide: Array = w[rows].astype(dtype)
+def _widen(
+    w: Array | Bfloat16Matrix, dtype: np.dtype[Any], rows: slice = slice(None), columns: slice = slice(None)
+) -> Array:
+    tile = w.bits[rows, columns] if isinstance(w, Bfloat16Matrix) else w[rows, columns]
+    wide: Array = (from_bfloat16(tile) if isinstance(w, Bfloat16Matrix) else tile).astype(dtype, copy=False)
     return wide

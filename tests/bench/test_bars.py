@@ -61,6 +61,7 @@ def test_every_bar_of_gemma_2b_by_hand():
         "limits.gemv": 5 * read,  # bytes a second: a step of 0.25 s reads at 80 % of it
         "limits.gemm": work,  # operations a second: a prompt read in 1.25 s, at 80 % of it
         "limits.tiles": 0.18,
+        "limits.fresh": 4 * 2_506_172_416 / 0.5,  # all weights in half a second
         "refgemma.float32.load": 2.0,
         "transformers.float32.load": 8.0,
         "refgemma.float32.decode_128": 0.25,
@@ -91,6 +92,7 @@ def test_every_bar_of_gemma_2b_by_hand():
         "float32 prefill of 128 / gemm rate": (pytest.approx(0.8), True),
         "float32 prefill of 128 / transformers": (pytest.approx(1.2), False),
         "float32 load / transformers": (pytest.approx(4), True),
+        "float32 load / filling as much new memory": (pytest.approx(0.25), None),
         "bfloat16 decode / bare tile loop": (pytest.approx(0.9), True),
         "bfloat16 decode / transformers bfloat16": (pytest.approx(0.5), None),
         "bfloat16 prefill of 128 / our float32": (pytest.approx(0.5), False),

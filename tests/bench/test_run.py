@@ -16,7 +16,7 @@ def test_every_process_tells_every_measure(whole_run):
     assert list(told) == [Job("imports"), Job("limits"), Job("refgemma", "float32"), Job("refgemma", "bfloat16")]
     names = {job: [line["measure"] for line in lines] for job, lines in told.items()}
     assert names[Job("imports")] == ["dependencies", "refgemma"]
-    assert names[Job("limits")] == ["about", "gemv", "gemm", "tiles"]
+    assert names[Job("limits")] == ["about", "gemv", "gemm", "tiles", "fresh"]
     ours = ["prefill_128", *plan.DECODE, "prefill_2048", "memory", "memory_long"]
     assert names[Job("refgemma", "float32")] == ["load", "first_token", "products", *ours]
     assert names[Job("refgemma", "bfloat16")] == ["load", "first_token", *ours]

@@ -1,5 +1,6 @@
 """A small model in a folder, as it would be downloaded, and loaded."""
 
+import functools
 import shutil
 
 import pytest
@@ -30,6 +31,12 @@ def folder(tmp_path_factory, model, small_tokenizer):
 
 
 @pytest.fixture(scope="package")
-def gemma(folder):
+def load_for(folder):
+    """Function from a device, and the array library it stands for, to the model there."""
+    return functools.cache(lambda device, xp: refgemma.load(folder, numerics="float64", device=device))
+
+
+@pytest.fixture
+def gemma(load_for, device, xp):
     """In float64, where runs of different shapes agree to 1e-12 and no decision is that near to another."""
-    return refgemma.load(folder, numerics="float64")
+    return load_for(device, xp)

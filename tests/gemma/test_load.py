@@ -25,14 +25,17 @@ from tests.models import random_model
         ("float64", "bfloat16", None),
     ],
 )
-def test_load(folder, model, gemma, numerics, weights, dtype):
-    loaded = refgemma.load(folder, numerics=numerics, weights=weights)
+def test_load(folder, model, gemma, device, xp, numerics, weights, dtype):
+    loaded = refgemma.load(folder, numerics=numerics, weights=weights, device=device)
     assert loaded.config == model.config
     assert loaded.numerics is (FLOAT64 if numerics == "float64" else FLOAT32)
     assert loaded.tokenizer.vocab_size == 500
     assert loaded.params["final_norm"].dtype == loaded.numerics.dtype
+    assert isinstance(loaded.params["final_norm"], xp.ndarray)
     matrix = loaded.params["layers"][1]["mlp"]["gate"]
     assert isinstance(matrix, Bfloat16Matrix) if dtype is None else matrix.dtype == dtype
+    assert isinstance(matrix.bits if dtype is None else matrix, xp.ndarray)
+    assert (loaded.params["head"] is loaded.params["embed"]) == loaded.config.tie_word_embeddings
     tokens = [2, 30, 31, 400]
     got, want = loaded.logits(tokens), gemma.logits(tokens)
     assert got.dtype == loaded.numerics.dtype
@@ -47,9 +50,9 @@ def test_load_takes_a_path_or_a_text(folder):
     assert refgemma.load(str(folder)).config == refgemma.load(folder).config
 
 
-def test_load_reports_progress(folder):
+def test_load_reports_progress(folder, device):
     seen = []
-    refgemma.load(folder, progress=lambda done, total: seen.append((done, total)))
+    refgemma.load(folder, device=device, progress=lambda done, total: seen.append((done, total)))
     assert seen
     assert seen[-1][0] == seen[-1][1]
 
@@ -61,7 +64,7 @@ def test_load_reports_progress(folder):
         ({"numerics": None}, r"^numerics is None: expected"),
         ({"weights": "int8"}, r"^weights is 'int8': expected 'bfloat16', 'float32' or 'float64'$"),
         ({"weights": "float64"}, r"^weights are 'float64', wider than the arithmetic 'float32': "),
-        ({"device": "cuda"}, r"^device is 'cuda': expected 'cpu'$"),
+        ({"device": "gpu"}, r"^device is 'gpu': expected 'cpu' or 'cuda'$"),
     ],
 )
 def test_load_refuses_unknown_settings(folder, settings, message):

@@ -8,14 +8,14 @@ import pytest
 import refgemma
 import refgemma.gemma as module
 from refgemma.model import forward
-from refgemma.numerics import FLOAT64
+from refgemma.numerics import FLOAT64, to_host
 from tests.gemma.texts import CONTEXT, TEXT, pieces
 from tests.judge import FLOAT64_BOUND
 
 
 def test_logits_are_those_of_the_forward_pass(gemma):
     tokens = np.array([[2, 30, 31], [2, 40, 99]])
-    want = forward(gemma.params, gemma.config, tokens, numerics=FLOAT64)
+    want = to_host(forward(gemma.params, gemma.config, tokens, numerics=FLOAT64))
     scale = np.abs(want).max()
     both = gemma.logits(tokens)
     assert both.shape == (2, 3, 500)
@@ -31,7 +31,7 @@ def test_logits_do_not_depend_on_chunks(gemma, folder, monkeypatch, length, chun
     assert module.CHUNK == 512
     monkeypatch.setattr(module, "CHUNK", chunk)
     tokens = np.array(gemma.tokenizer.encode(TEXT, bos=True)[:length])
-    want = forward(gemma.params, gemma.config, tokens[None], numerics=FLOAT64)[0]
+    want = to_host(forward(gemma.params, gemma.config, tokens[None], numerics=FLOAT64))[0]
     scale = np.abs(want).max()
     assert np.abs(gemma.logits(tokens) - want).max() <= FLOAT64_BOUND * scale
     float32 = refgemma.load(folder)
@@ -40,7 +40,7 @@ def test_logits_do_not_depend_on_chunks(gemma, folder, monkeypatch, length, chun
     # Chunks sum in another order: an error of the same kind, as large as the unchunked one up to luck, hence 3.
     assert np.abs(float32.logits(tokens) - want).max() <= 3 * gap + 4 * 2**-24 * scale
     if length > chunk:  # it can fail: a second chunk that starts at position 0 again is seen
-        restarted = forward(gemma.params, gemma.config, tokens[None, chunk:], numerics=FLOAT64)[0]
+        restarted = to_host(forward(gemma.params, gemma.config, tokens[None, chunk:], numerics=FLOAT64))[0]
         assert np.abs(restarted - want[chunk:]).max() > 1e-3 * scale
 
 

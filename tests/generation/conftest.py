@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from refgemma import generation
+from refgemma.device import placed
 from refgemma.generation import generate
 from refgemma.numerics import FLOAT64
 from refgemma.sampling import SamplingParams
@@ -17,15 +18,15 @@ def model():
     return talker(max_positions=CONTEXT)
 
 
-@pytest.fixture(scope="module")
-def run(model, small_tokenizer):
-    """Function from prompts and settings to events."""
-    params = widened(model.params)
+@pytest.fixture
+def run(model, small_tokenizer, xp):
+    """Function from prompts and settings to events, computing with each array library in turn."""
+    there = placed(widened(model.params), xp)
 
-    def run(*prompts, stop_ids=(), numerics=FLOAT64, params=params, tokenizer=small_tokenizer, **settings):
+    def run(*prompts, stop_ids=(), numerics=FLOAT64, params=there, tokenizer=small_tokenizer, **settings):
         options = {name: settings.pop(name) for name in ("prefix", "progress", "record") if name in settings}
         return generate(
-            params,
+            placed(params, xp),
             model.config,
             tokenizer,
             prompts,
@@ -39,14 +40,14 @@ def run(model, small_tokenizer):
 
 
 @pytest.fixture
-def play(monkeypatch, run, small_tokenizer):
+def play(monkeypatch, run, small_tokenizer, xp):
     """Function that runs a model which writes given outputs, one a row, and pads when it is through with one."""
 
     def play(*outputs, prompts=None, **settings):
         prompts = prompts or [[small_tokenizer.bos_id]] * len(outputs)
 
         def scripted(params, config, tokens, *, positions, cache, logits, numerics):
-            cache.extend(positions)
+            cache.extend(xp.asarray(positions))
             scores = np.zeros((len(outputs), config.vocab_size))
             for row, output in enumerate(outputs):
                 index = positions[row].max() + 1 - len(prompts[row])

@@ -111,21 +111,38 @@ def test_a_prefix_cache_is_not_carried_over_to_other_weights_or_arithmetic(run, 
         assert fed[0] == 4
 
 
-def test_a_prefix_cache_serves_one_prompt(run):
-    with pytest.raises(ValueError, match=r"^a prefix cache serves one prompt, 2 were given$"):
-        list(run([2], [2], prefix=PrefixCache()))
+def test_what_several_prompts_begin_with_is_read_once(run, fed):
+    prefix, beginning = PrefixCache(), [2, 30, 31, 32, 33, 34]
+    prompts = [[*beginning, 40], [*beginning, 41, 42, 43], [*beginning, 44]]
+    want = results(run(*prompts, **SETTINGS))
+    fed.clear()
+    assert results(run(*prompts, prefix=prefix, **SETTINGS)) == want
+    assert fed == [6, 3, *[1] * (len(fed) - 2)]  # for all rows at once: the beginning, then the longest rest
+    assert prefix.tokens == beginning
+    fed.clear()
+    assert results(run(*prompts[:2], prefix=prefix, **SETTINGS)) == want[:2]
+    assert fed[0] == 3
+    fed.clear()
+    assert results(run(prompts[1], prefix=prefix, **SETTINGS)) == want[1:2]
+    assert fed[0] == 3
 
 
-def test_a_run_whose_prefix_cache_was_taken_over_ends_in_an_error(run):
-    """Resumed, it would put its tokens into slots that now hold another run's."""
-    prefix, prompt = PrefixCache(), [2, 30, 31, 32]
-    abandoned = run(prompt, prefix=prefix, **SETTINGS)
-    next(abandoned)
-    want = results(run([2, 30, 40], **SETTINGS))
-    assert results(run([2, 30, 40], prefix=prefix, **SETTINGS)) == want
-    with pytest.raises(RuntimeError, match=r"^the prefix cache was taken by another run: give each stream its own$"):
-        next(abandoned)
-    assert results(run([2, 30, 40], prefix=prefix, **SETTINGS)) == want
+def test_prompts_with_no_beginning_in_common(run):
+    prompts = [[2, 30], [3, 31, 32], [2]]
+    want = results(run(*prompts, **SETTINGS))
+    assert results(run(*prompts, prefix=PrefixCache(), **SETTINGS)) == want
+
+
+def test_runs_that_overlap_disturb_neither_each_other_nor_what_they_share(run):
+    """Each extends a copy of its own; a run that wrote into shared slots would change what the other reads."""
+    prefix, prompts = PrefixCache(), [[2, 30, 31, 32], [2, 30, 40], [2, 30, 31, 50, 51]]
+    want = [results(run(prompt, **SETTINGS)) for prompt in prompts]
+    runs = [iter(run(prompt, prefix=prefix, **SETTINGS)) for prompt in prompts]
+    events = [[] for _ in runs]
+    for _ in range(len(want[0][0].tokens)):
+        for got, events_of_run in zip(events, runs, strict=True):
+            got.extend(event for event in [next(events_of_run, None)] if event is not None)
+    assert [results(got) for got in events] == want
 
 
 def test_a_prompt_without_room_is_refused_before_the_first_token_is_asked_for(run):

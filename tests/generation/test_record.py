@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from refgemma.numerics import FLOAT32
+from refgemma.numerics import FLOAT32, to_host
 from refgemma.sampling import read_record, uniform
 from tests.generation.runs import SETTINGS, results
 
 PROMPTS = [[2, 30, 31], [2, 40]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def events(run, model):
     return list(run(*PROMPTS, record=True, numerics=FLOAT32, params=model.params, **SETTINGS))
 
@@ -52,7 +52,7 @@ def test_logits_on_record_are_not_those_of_a_later_step(run, model, monkeypatch)
     forward = generation.forward
 
     def reusing(*args, **kwargs):
-        shared[:] = forward(*args, **kwargs)[:, :500]
+        shared[:] = to_host(forward(*args, **kwargs))[:, :500]
         return shared
 
     monkeypatch.setattr(generation, "forward", reusing)

@@ -10,4 +10,6 @@ from tests.ops.weights import use_threads
 def tiny_tiles(request, monkeypatch):
     """Tiles of 20 numbers, so that small matrices have several and the last is cut off; and that many threads."""
     monkeypatch.setattr(module, "_TILE", 20)
+    monkeypatch.setattr(module, "_ROWS", 3)
+    monkeypatch.setattr(module, "_WORTH", 1)
     use_threads(monkeypatch, request.param)

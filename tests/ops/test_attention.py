@@ -8,6 +8,9 @@ import pytest
 from refgemma.numerics import FLOAT32, FLOAT64, Numerics, from_bfloat16, to_bfloat16
 from refgemma.ops.attention import allowed_keys, attention_mix, attention_probs, attention_scores
 
+OPERATIONS = ("allowed_keys", "attention_mix", "attention_probs", "attention_scores")
+pytestmark = pytest.mark.usefixtures("on_each_library")
+
 B, T, S, N, K, H = 2, 3, 5, 6, 2, 8
 G = N // K
 SCALE = 0.3

@@ -9,6 +9,9 @@ from refgemma.numerics import FLOAT32, FLOAT64, Bfloat16Matrix, Numerics, from_b
 from refgemma.ops.embedding import embed
 from refgemma.ops.linear import Adapted, Delta
 
+OPERATIONS = ("embed",)
+pytestmark = pytest.mark.usefixtures("on_each_library")
+
 V, D = 11, 40  # sqrt(40) is no bfloat16 number
 TOKENS = np.array([[0, 3, 10], [3, 3, 1]])
 

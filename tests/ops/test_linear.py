@@ -14,6 +14,8 @@ from refgemma.numerics import FLOAT32, Bfloat16Matrix, from_bfloat16, to_bfloat1
 from refgemma.ops.linear import Adapted, Delta, linear, table_rows
 from tests.ops.weights import DTYPES, KINDS, normal, unit, use_threads, values, weight
 
+OPERATIONS = ("linear", "table_rows")
+
 
 def product_by_hand(x, w):
     """``x W^T``, and the same with all signs dropped, which the error is measured by; the sums are exact."""
@@ -30,7 +32,7 @@ SHAPES = [(1, 1), (1, 2), (2, 1), (5, 3), (7, 4), (8, 5), (9, 6), (10, 10), (3, 
 
 
 @pytest.mark.parametrize(("kind", "dtype"), KINDS)
-@pytest.mark.usefixtures("tiny_tiles")
+@pytest.mark.usefixtures("tiny_tiles", "on_each_library")
 def test_linear_is_within_its_rounding_bound(kind, dtype):
     rng = np.random.default_rng(5)
     for O, I in SHAPES:
@@ -49,6 +51,7 @@ def test_linear_is_within_its_rounding_bound(kind, dtype):
 
 
 @pytest.mark.parametrize("swap", ["neighbouring columns", "neighbouring rows", "sign of a column"])
+@pytest.mark.usefixtures("on_each_library")
 def test_the_bound_rejects_a_weight_read_wrongly(swap):
     """What a slip in the arithmetic on pairs of bfloat16 numbers would look like."""
     rng = np.random.default_rng(6)
@@ -69,6 +72,7 @@ def test_the_bound_rejects_a_weight_read_wrongly(swap):
 @pytest.mark.filterwarnings(
     "ignore:invalid value encountered in matmul"
 )  # BLAS fills up its lanes, with infinity * 0 too
+@pytest.mark.usefixtures("on_each_library")
 def test_every_bfloat16_number_is_widened_exactly(columns, dtype):
     """Subnormals, infinities and both zeros included, in an odd and in an even column."""
     every = np.arange(2**16, dtype=np.uint16)
@@ -83,6 +87,7 @@ def test_every_bfloat16_number_is_widened_exactly(columns, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("on_each_library")
 def test_nan_stays_where_it_is(dtype):
     bits = to_bfloat16(np.ones((6, 4), np.float32))
     bits[2, 1] = bits[4, 2] = 0x7FC0
@@ -92,6 +97,7 @@ def test_nan_stays_where_it_is(dtype):
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("on_each_library")
 def test_activations_in_any_memory_layout(kind, dtype):
     rng = np.random.default_rng(8)
     w = weight(rng, 9, 6, kind)
@@ -106,6 +112,7 @@ def test_activations_in_any_memory_layout(kind, dtype):
         assert np.all(np.abs(linear(x, w) - want) <= 7 * unit(dtype) * size)
 
 
+@pytest.mark.usefixtures("on_each_library")
 def test_bits_as_they_lie_in_a_file():
     """Read-only, and at any address: the header of a safetensors file may end anywhere."""
     rng = np.random.default_rng(9)
@@ -151,45 +158,29 @@ def test_matrices_in_the_dtype_of_the_activations_are_not_copied():
     assert peak < w.nbytes / 16
 
 
-def test_products_in_two_threads_take_turns(monkeypatch):
-    """The limit on BLAS threads inside a product is the process's: two that overlapped would restore each other's.
-
-    Before threadpoolctl 3.8, that is; since then, the second would have none.
-    """
-    use_threads(monkeypatch, 1)
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32"])
+@pytest.mark.usefixtures("tiny_tiles")
+def test_products_of_two_threads_are_those_of_one(kind):
+    """Bit by bit, and again and again: what a part computes depends on no other part, nor on who computes it."""
     rng = np.random.default_rng(11)
-    x, w = normal(rng, 1, 1, 4), weight(rng, 3, 4, "bfloat16")
-    want = linear(x, w)
-    inside = [threading.Event(), threading.Event()]
-    seen_by_first = []
-    plain = module._tile_multiplier
+    x, w = [normal(rng, 2, 3, 10) for _ in range(2)], [weight(rng, 41, 10, kind) for _ in range(2)]
+    want = [linear(x[i], w[i]) for i in range(2)]
+    assert not np.array_equal(want[0], want[1])
+    same = []
 
-    def slow_first(x, w):
-        first = not inside[0].is_set()
+    def run(i):
+        same.extend(np.array_equal(linear(x[i], w[i]), want[i]) for _ in range(50))
 
-        def multiply(rows):
-            inside[0 if first else 1].set()
-            if first:
-                seen_by_first.append(inside[1].wait(0.2))
-            return plain(x, w)(rows)
-
-        return multiply
-
-    monkeypatch.setattr(module, "_tile_multiplier", slow_first)
-    results = []
-    first = threading.Thread(target=lambda: results.append(linear(x, w)))
-    second = threading.Thread(target=lambda: (inside[0].wait(), results.append(linear(x, w))))
-    for thread in (first, second):
+    both = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in both:
         thread.start()
-    for thread in (first, second):
+    for thread in both:
         thread.join()
-    assert seen_by_first == [False]
-    assert inside[1].is_set()
-    assert all(np.array_equal(result, want) for result in results)
-    assert len(results) == 2
+    assert same == [True] * 100
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "adapted"])
+@pytest.mark.usefixtures("on_each_library")
 def test_wrong_widths_are_one_clear_sentence(kind):
     rng = np.random.default_rng(18)
     w = weight(rng, 5, 8, "float32" if kind == "adapted" else kind)
@@ -199,6 +190,7 @@ def test_wrong_widths_are_one_clear_sentence(kind):
         linear(np.zeros((1, 2, 5), np.float32), w)
 
 
+@pytest.mark.usefixtures("on_each_library")
 def test_a_weight_wider_than_the_activations_is_refused():
     """Rather than narrowed in silence."""
     wide = np.ones((5, 8))

@@ -7,6 +7,9 @@ import pytest
 
 from refgemma.ops.mlp import gelu
 
+OPERATIONS = ("gelu",)
+pytestmark = pytest.mark.usefixtures("on_each_library")
+
 DTYPES = (np.float32, np.float64)
 
 

@@ -8,6 +8,9 @@ import pytest
 from refgemma.numerics import FLOAT32, FLOAT64, Numerics, from_bfloat16, to_bfloat16
 from refgemma.ops.norm import rms_norm
 
+OPERATIONS = ("rms_norm",)
+pytestmark = pytest.mark.usefixtures("on_each_library")
+
 D = 40
 EPS = 1e-6
 DTYPES = (np.float32, np.float64)

@@ -8,6 +8,9 @@ import pytest
 from refgemma.numerics import FLOAT32, FLOAT64, Numerics
 from refgemma.ops.rope import rope, rope_table
 
+OPERATIONS = ("rope", "rope_table")
+pytestmark = pytest.mark.usefixtures("on_each_library")
+
 H, THETA = 12, 10_000.0
 POSITIONS = np.array([[-1, 0, 1, 2, 257, 8191], [0, 5, 6, 7, 300, 1023]])
 BOTH = pytest.mark.parametrize("numerics", [FLOAT32, FLOAT64], ids=lambda n: n.name)

@@ -5,7 +5,10 @@ import pytest
 from tests.peers.peft_cases import CASES, draw_case
 
 # Hold no tests and import torch or jax, which the default run must not need (doctest collection imports every file).
-collect_ignore = ["eager.py", "honest.py", "peft_side.py", "planted.py", "recorded.py", "recorded_deepmind.py"]
+collect_ignore = [
+    *("eager.py", "honest.py", "peft_side.py", "planted.py", "planted_somewhere.py"),
+    *("recorded.py", "recorded_deepmind.py"),
+]
 
 
 @pytest.fixture(scope="session")
