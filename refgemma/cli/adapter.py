@@ -12,6 +12,7 @@ from refgemma.cli.terminal import print_table, show, size
 from refgemma.config import Config
 from refgemma.lora.adapter_config import AdapterConfig
 from refgemma.lora.fit import Change, LowRank, Replaced
+from refgemma.lora.hosted import LIMITS
 
 
 def describe_adapter(name: str, config: Config) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def describe_adapter(name: str, config: Config) -> dict[str, Any]:
     Parameters
     ----------
     name : str
-        Its folder, or the name of a shipped one.
+        Its folder, or the name of a shipped one, with ``:SCALE`` behind it if not whole.
     config : Config
         The model.
 
@@ -30,15 +31,17 @@ def describe_adapter(name: str, config: Config) -> dict[str, Any]:
         Where it is, its settings, what it changes (by kind of weight), what its shapes could not show, why it does not
         fit the model (None if it does), and whether the hosted models would take it.
     """
-    folder = lora.find_adapter(lora.split_scale(name)[0])
+    name, scale = lora.split_scale(name)
+    lora.checked_scale(scale)
+    folder = lora.find_adapter(name)
     adapter = lora.read(folder)
     about: dict[str, Any] = {"folder": str(folder), "nbytes": adapter.nbytes, "config": asdict(adapter.config)}
     try:
         changes, notes = lora.fit(adapter, config)
-        about |= {"changes": _by_kind(changes), "notes": notes, "problem": None}
+        about |= {"changes": _by_kind(changes, scale), "notes": notes, "problem": None}
     except ValueError as error:
         about |= {"changes": [], "notes": [], "problem": str(error)}
-    return about | {"hosted": _hosted(folder)}
+    return about | {"hosted": [_hosted(folder, rule) for rule in LIMITS]}
 
 
 def print_adapter(about: Mapping[str, Any]) -> None:
@@ -64,20 +67,27 @@ def print_adapter(about: Mapping[str, Any]) -> None:
     for note in about["notes"]:
         show(f"\nnote: {note}")
     rules = ("rule", "found", "wanted", "verdict")
-    rows = [[str(finding[column]) for column in rules] for finding in about["hosted"]["findings"]]
-    print_table(rules, rows, title="would the hosted models take it?", text=(0, 1, 2, 3))
+    first = about["hosted"][0]
+    rows = [[str(finding[column]) for column in rules] for finding in first["findings"]]
+    print_table(rules, rows, title=f"would the hosted models take it? {_RULES[first['rule']]}", text=(0, 1, 2, 3))
+    for report in about["hosted"]:
+        largest, megabytes = LIMITS[report["rule"]]
+        models = " and ".join(report["models"]) or "neither of the models"
+        limits = f"{_RULES[report['rule']]} (rank at most {largest}, less than {megabytes} MB)"
+        show(f"{limits}: {report['verdict']}; its shapes are those of {models}")
 
 
-def _hosted(folder: Path) -> dict[str, Any]:
-    report = lora.check_hosted(folder)
+def _hosted(folder: Path, rule: str) -> dict[str, Any]:
+    report = lora.check_hosted(folder, rule)
     findings = [asdict(finding) for finding in report.findings]
     return {"rule": report.rule, "verdict": report.verdict, "models": list(report.models), "findings": findings}
 
 
+_RULES = {"page": "by the rule of their pages", "later": "by the later rule"}
 _COLUMNS = ("name", "change", "weights", "rank", "scale")
 
 
-def _by_kind(changes: list[Change]) -> list[dict[str, Any]]:
+def _by_kind(changes: list[Change], scale: float) -> list[dict[str, Any]]:
     """Layers share a line where their change is alike."""
     lines: dict[tuple[Any, ...], int] = {}
     for change in changes:
@@ -86,7 +96,7 @@ def _by_kind(changes: list[Change]) -> list[dict[str, Any]]:
         if isinstance(change, LowRank):
             what = "DoRA" if change.magnitude is not None else "low rank"
             what += "" if change.bias is None else " and bias"
-            kind = name, what, change.down.shape[0], f"{change.scale:g}"
+            kind = name, what, change.down.shape[0], f"{change.scale * scale:g}"
         elif isinstance(change, Replaced):
             kind = name, "trained whole", "", ""
         else:

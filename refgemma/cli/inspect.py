@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lora",
         action="append",
         default=[],
-        metavar="DIR",
+        metavar="DIR[:SCALE]",
         help="show this LoRA adapter too, and whether it fits; may be given several times",
     )
     add_json(parser)

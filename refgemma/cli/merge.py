@@ -29,6 +29,7 @@ from refgemma.cli.files import output_file, text_argument
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar, size
 from refgemma.gemma import load
+from refgemma.lora.adapter_config import CONFIG_FILE
 from refgemma.lora.audit import Audit, audit_attached
 from refgemma.lora.audit_picture import picture
 from refgemma.lora.audit_weights import WeightAudit
@@ -36,7 +37,7 @@ from refgemma.lora.merge_file import Merged, merge_checkpoint
 from refgemma.lora.new_folder import check_place
 from refgemma.sampling.show import FORMATS, check_matplotlib
 
-_TERMINATED = 128 + 15  # by SIGTERM, as shells count
+_ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--prompt", metavar="TEXT", help="compare the logits of this user turn, too")
     group.add_argument("--picture", metavar="FILE.png|.svg|.pdf", help="save the audit as a heat map, layer by module")
     add_json(parser)
+    _take_names_anywhere(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
         Exit code.
     """
     adapters, out = _adapters_and_out(args)
+    for name, _ in map(lora.split_scale, adapters):
+        lora.find_adapter(name)  # before the model is read
     form = _check_options(args)
     if out is not None:
         check_place(Path(out))
@@ -107,23 +111,42 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _take_names_anywhere(parser: argparse.ArgumentParser) -> None:
+    """Let OUT follow an option, as in ``mine --dtype float32 out``: argparse is done with names before it."""
+    parse = parser.parse_known_args
+
+    def parse_names(args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        found, rest = parse(args, namespace)
+        found.names += [word for word in rest if not word.startswith("-")]
+        return found, [word for word in rest if word.startswith("-")]
+
+    parser.parse_known_args = parse_names  # type: ignore[method-assign]
+
+
 def _adapters_and_out(args: argparse.Namespace) -> tuple[list[str], str | None]:
     """Tell the adapters from the folder to make, which an audit does not need."""
     *names, last = map(text_argument, args.names)
-    if not args.audit:
-        if not names:
-            raise ValueError(
-                f"only {last!r} was given beside BASE: expected adapters and the folder to make, or --audit"
-            )
-        return names, last
-    name, scale = lora.split_scale(last)
+    if args.audit and (_is_adapter(last) or not names or lora.split_scale(last)[0] != last):
+        return [*names, last], None
+    if not names:
+        raise ValueError(f"only {last!r} was given beside BASE: expected adapters and the folder to make, or --audit")
+    if _is_adapter(last):
+        raise ValueError(
+            f"{last!r} is an adapter, and no folder to make comes after it: add one, or --audit to write nothing"
+        )
+    return names, last
+
+
+def _is_adapter(text: str) -> bool:
+    """Whether a word names an adapter that is there; ``./pirate`` means that folder, and not the shipped one."""
+    name, _ = lora.split_scale(text)
+    if Path(name).name != name:
+        return (Path(name).expanduser() / CONFIG_FILE).is_file()
     try:
         lora.find_adapter(name)
     except FileNotFoundError:
-        if not names or name != last or scale != 1:
-            raise
-        return names, last
-    return [*names, last], None
+        return False
+    return True
 
 
 def _check_options(args: argparse.Namespace) -> Any:
@@ -214,12 +237,22 @@ def _print_merged(merged: Merged, *, above: bool) -> None:
 
 @contextmanager
 def _ended_like_an_error() -> Iterator[None]:
-    """Let SIGTERM end the program by an exception, so that what is half written is removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+    """Let signals end the program by an exception, as Ctrl-C does, so that what is half written is removed."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [signal.Signals[name] for name in _ENDING if hasattr(signal, name)]
+        # What is ignored stays so: SIGHUP is, under nohup.
+        before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+
+    def end(caught: int, _: object) -> None:
+        for number in before:  # a second one would end the tidying up, too
+            signal.signal(number, signal.SIG_IGN)
+        sys.exit(128 + caught)  # as shells count
+
+    for number in before:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,7 +1,7 @@
 """LoRA adapters in PEFT's format: read strictly, attached, merged, audited."""
 
 from refgemma.lora.adapter_config import AdapterConfig
-from refgemma.lora.attach import attach
+from refgemma.lora.attach import attach, checked_scale, narrowed
 from refgemma.lora.audit import audit
 from refgemma.lora.find import find_adapter, split_scale
 from refgemma.lora.fit import fit
@@ -16,10 +16,12 @@ __all__ = [
     "attach",
     "audit",
     "check_hosted",
+    "checked_scale",
     "find_adapter",
     "fit",
     "merge",
     "merge_checkpoint",
+    "narrowed",
     "read",
     "split_scale",
 ]

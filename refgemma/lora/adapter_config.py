@@ -96,26 +96,29 @@ class AdapterConfig:
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
-# Fields that training used, or that only describe: they change nothing in what the finished adapter computes.
+# Fields that training used, or that only describe: they change nothing in what the finished adapter computes. Those of
+# CorDA, EVA, LoftQ and LoRA-GA count only with `init_lora_weights` of that name.
 _INERT = {
-    "arrow_config", "auto_mapping", "corda_config", "eva_config", "inference_mode", "init_lora_weights", "loftq_config",
+    "auto_mapping", "corda_config", "eva_config", "inference_mode", "init_lora_weights", "loftq_config",
     "lora_dropout", "lora_ga_config", "megatron_core", "model_type", "parent_library", "peft_type", "peft_version",
     "qalora_group_size", "revision", "runtime_config", "task_type",
 }  # fmt: skip
 
-# Ways to begin training that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) put the
-# beginning of the factors into the base, so that their adapters fit a base which no file holds.
-_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+# Ways to begin training that leave the base as it is, and those that take the product of the first factors out of it
+# (LoftQ: that quantise it), so that their adapters fit a base which no file holds. The second are followed by details,
+# as in "pissa_niter_4".
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
+_OTHER_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "int": (lambda v: _is_int(v) and v > 0, "a whole number of at least 1"),
+    "int": (lambda v: _is_rank(v), "a whole number from 1 to 999,999"),
     "number": (lambda v: _is_number(v), "a finite number"),
     "bool": (lambda v: isinstance(v, bool), "true or false"),
     "text": (lambda v: v is None or isinstance(v, str), "a text"),
     "names": (lambda v: v is None or isinstance(v, str) or _are(v, str), "a text or a list of texts"),
     "list": (lambda v: v is None or _are(v, str), "a list of texts"),
     "layers": (lambda v: v is None or _is_index(v) or _are(v, int), "a layer number or a list of them"),
-    "ranks": (lambda v: isinstance(v, dict) and all(_is_int(x) and x > 0 for x in v.values()), "names and ranks"),
+    "ranks": (lambda v: isinstance(v, dict) and all(map(_is_rank, v.values())), "names and ranks"),
     "alphas": (lambda v: isinstance(v, dict) and all(map(_is_number, v.values())), "names and numbers"),
     "tokens": (
         lambda v: v is None or _are(v, int) or (isinstance(v, dict) and all(_are(x, int) for x in v.values())),
@@ -190,17 +193,12 @@ def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
         raise ValueError(f"peft_type is {kind!r}: expected 'LORA'")
     if (task := values.get("task_type")) not in (None, "CAUSAL_LM"):
         raise ValueError(f"task_type is {task!r}: expected 'CAUSAL_LM', an adapter that continues text")
-    if (start := values.get("init_lora_weights", True)) not in _PLAIN_STARTS:
-        raise ValueError(
-            f"init_lora_weights is {start!r}, which changes the base model before training, so that these factors do "
-            "not fit the published one: let PEFT convert the adapter (save_pretrained with "
-            "path_initial_model_for_weight_conversion)"
-        )
+    _check_start(values.get("init_lora_weights", True))
     known = {f.name for f in fields(AdapterConfig)}
     for name, value in values.items():
         if name not in known and name not in _INERT and value not in (None, False, [], {}, ""):
             raise ValueError(
-                f"{name} is {value!r:.80}: this option is not supported, and leaving it out would be wrong"
+                f"{name} is {value!r:.80}: this option is not supported, and without it the adapter may be another"
             )
 
     checked = {}
@@ -217,6 +215,24 @@ def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
     config = AdapterConfig(**checked)
     _check_together(config)
     return config
+
+
+def _check_start(start: Any) -> None:
+    """Refuse an adapter that is not for the base as it is published."""
+    if start is None or isinstance(start, bool):
+        return
+    name = start.lower() if isinstance(start, str) else ""
+    if name.startswith(_OTHER_STARTS):
+        raise ValueError(
+            f"init_lora_weights is {start!r:.80}, which changes the base model before training, so that these factors "
+            "do not fit the published one: let PEFT convert the adapter (save_pretrained with "
+            "path_initial_model_for_weight_conversion)"
+        )
+    if name not in _PLAIN_STARTS:
+        raise ValueError(
+            f"init_lora_weights is {start!r:.80}, which is not known here, and may have changed the base model: "
+            f"expected true, false, {', '.join(_PLAIN_STARTS)}"
+        )
 
 
 def _check_together(config: AdapterConfig) -> None:
@@ -239,12 +255,19 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_rank(value: Any) -> bool:
+    return _is_int(value) and 0 < value < 10**6
+
+
 def _is_index(value: Any) -> bool:
     return _is_int(value) and value >= 0
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 def _are(values: Any, kind: type) -> bool:

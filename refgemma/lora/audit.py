@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,6 +15,7 @@ from refgemma.checkpoint.names import tensors_of
 from refgemma.config import Config
 from refgemma.lora.audit_logits import LogitChange, logit_changes
 from refgemma.lora.audit_weights import WeightAudit, added, audit_weight, row_of
+from refgemma.lora.paths import at
 from refgemma.lora.read import Adapter
 from refgemma.lora.rounding import FORMATS
 from refgemma.model import Params
@@ -150,11 +151,7 @@ def audit_attached(
 def _changed(params: Params, before: Params, config: Config) -> Iterator[tuple[str, Operand, Operand]]:
     """Path, new and old of each weight that is not the same object."""
     for tensor in tensors_of(replace(config, tie_word_embeddings=False)):
-        new: Any = params
-        old: Any = before
-        for part in tensor.ours.split("."):
-            key = int(part) if part.isdigit() else part
-            new, old = new[key], old[key]
+        new, old = at(params, tensor.ours), at(before, tensor.ours)
         if isinstance(old, Adapted):
             raise ValueError(f"an adapter is on {tensor.ours} already: give the model without it, and what to add")
         if new is not old:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from refgemma.device import placed
 from refgemma.lora.materialise import materialise
+from refgemma.lora.paths import branched, put
 from refgemma.lora.rounding import FORMATS, format_of
 from refgemma.model import Params
-from refgemma.numerics import Array
+from refgemma.numerics import Array, namespace_of
 from refgemma.ops.linear import Operand
 
 if TYPE_CHECKING:
@@ -86,18 +88,11 @@ def _logit_change(model: str, logits: Array, want: Array) -> LogitChange:
 
 def _with_weights(params: Params, changed: Changed, form: str) -> Params:
     """Parameters with the changed weights merged in a format, and widened again if the model is kept in a wider one."""
-    tree: dict[str, Any] = {
-        **params,
-        "layers": [{"attn": {**layer["attn"]}, "mlp": {**layer["mlp"]}} for layer in params["layers"]],
-    }
+    tree = branched(params)
     for path, new, old in changed:
         weight = materialise(new, form, table=path == "embed")
         kept = format_of(old)
         if FORMATS.index(kept) > FORMATS.index("float16") and FORMATS.index(kept) > FORMATS.index(form):
             weight = materialise(weight, kept)  # the same numbers by the same arithmetic
-        *parents, last = path.split(".")
-        node: Any = tree
-        for part in parents:
-            node = node[int(part) if part.isdigit() else part]
-        node[last] = weight
-    return cast(Params, tree)
+        put(tree, path, weight)
+    return placed(tree, namespace_of(params["final_norm"]))

@@ -198,15 +198,17 @@ def singular_values(terms: tuple[Term, ...]) -> Array:
     values of the small matrix in the middle. Nothing of the size of the weight is ever made.
     """
     ups, downs = [], []
+    filled = np.any([term.up.any(axis=1) for term in terms], axis=0)  # of new rows of a table, few are
     for term in terms:
-        up, down = term.scale * term.up.astype(np.float64), term.down
+        up, down = term.scale * term.up[filled].astype(np.float64), term.down
         if term.gain is not None:
-            up, down = (up * term.gain, down) if term.gain.shape[1] == 1 else (up, down * term.gain)
+            up, down = (up * term.gain[filled], down) if term.gain.shape[1] == 1 else (up, down * term.gain)
         ups.append(up)
         downs.append(down)
     s, t = (np.asarray(np.linalg.qr(x, mode="r")) for x in (np.concatenate(ups, axis=1), np.concatenate(downs).T))
     values: Array = np.linalg.svd(s @ t.T, compute_uv=False)
-    return values
+    room = min(len(filled), downs[0].shape[1], sum(map(len, downs)))
+    return np.concatenate([values, np.zeros(room - len(values))])
 
 
 def effective_rank(singular: Array) -> float:

@@ -184,7 +184,7 @@ class _Fitting:
             first, second = ("lora_embedding_A", (rank, outputs)), ("lora_embedding_B", (inputs, rank))
         else:
             first, second = ("lora_A", (rank, inputs)), ("lora_B", (outputs, rank))
-        a, b = self.take(module, *first), self.take(module, *second)
+        a, b = self.take(module, *first, rank_axis=0), self.take(module, *second, rank_axis=1)
         magnitude = (
             self.take(module, "lora_magnitude_vector", (inputs if table else outputs,)) if config.use_dora else None
         )
@@ -209,7 +209,7 @@ class _Fitting:
         wrong = [i for i in ids if i >= self.vocab_size]
         if wrong or len(set(ids)) < len(ids):
             self.problems.append(
-                f"trainable_token_indices has {wrong[0]}, outside the vocabulary of {self.vocab_size}"
+                f"trainable_token_indices has {wrong[0]!r:.20}, outside the vocabulary of {self.vocab_size}"
                 if wrong
                 else "trainable_token_indices names a token twice"
             )
@@ -226,7 +226,7 @@ class _Fitting:
             tables = dict.fromkeys((EMBEDDING, HEAD), next(iter(tables.values()))) if tables else {}
         return [Replaced(self.paths[module], table) for module, table in tables.items() if table is not None]
 
-    def take(self, module: str, part: str, shape: tuple[int, ...]) -> Any:
+    def take(self, module: str, part: str, shape: tuple[int, ...], rank_axis: int | None = None) -> Any:
         """One tensor, once its shape is right."""
         found = self.left.get(module, {}).pop(part, None)
         if found is None:
@@ -234,7 +234,9 @@ class _Fitting:
             hint = f" (nearest in the file: {near!r})" if near and near != module else ""
             self.problems.append(f"{module} has no {part}, which the configuration claims{hint}")
         elif found.shape != shape:
-            self.problems.append(f"{module}.{part} has shape {found.shape}, expected {shape}{_why(found.shape, shape)}")
+            self.problems.append(
+                f"{module}.{part} has shape {found.shape}, expected {shape}{_why(found.shape, shape, rank_axis)}"
+            )
             return None
         return found
 
@@ -261,13 +263,15 @@ class _Fitting:
         ]
 
 
-def _why(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
-    """What a wrong shape is likely to mean."""
-    if len(shape) == 2 and found == shape[::-1]:
-        return ": it is transposed"
+def _why(found: tuple[int, ...], shape: tuple[int, ...], rank_axis: int | None) -> str:
+    """What is wrong about a shape, as far as it can be seen."""
     if len(found) != len(shape):
         return ""
-    differ = [(f, s) for f, s in zip(found, shape, strict=True) if f != s]
-    if len(differ) == 1 and len(shape) == 2 and min(shape) == differ[0][1]:
-        return f": its rank is {differ[0][0]}, the configuration says {differ[0][1]}"
-    return ": it belongs to a model of other widths"
+    if len(shape) == 2 and found == shape[::-1]:
+        return ": the other way round, as if transposed"
+    differ = [axis for axis in range(len(shape)) if found[axis] != shape[axis]]
+    if rank_axis is not None and differ == [rank_axis]:
+        return f": its rank is {found[rank_axis]}, the configuration says {shape[rank_axis]}"
+    if rank_axis is not None and rank_axis not in differ:
+        return f": of rank {shape[rank_axis]} as it should be, but for a width of {found[differ[0]]}"
+    return ""

@@ -90,9 +90,9 @@ def size(path: Path, megabytes: int) -> list[Finding]:
     if not path.is_file():
         return []
     found = path.stat().st_size
-    verdict: Verdict = "accepted" if found < megabytes * 10**6 else "refused"
-    if megabytes * 10**6 <= found < megabytes * 2**20:
-        verdict = "unknown"
+    verdict: Verdict = (
+        "accepted" if found < megabytes * 10**6 else "unknown" if found < megabytes * 2**20 else "refused"
+    )
     return [_finding("size", f"{found:,} bytes", f"less than {megabytes} MB", verdict, GUIDE)]
 
 

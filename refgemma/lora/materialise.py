@@ -18,7 +18,7 @@ import numpy as np
 
 from refgemma.lora.pieces import pieces, side_by_side
 from refgemma.lora.rounding import FORMATS, format_of, largest, rounded
-from refgemma.numerics import Array, Bfloat16Matrix
+from refgemma.numerics import Array, Bfloat16Matrix, to_host
 from refgemma.ops.linear import Adapted, Delta, Operand
 
 Plain: TypeAlias = Array | Bfloat16Matrix
@@ -104,33 +104,6 @@ def stored_rows(operand: Operand, rows: slice, form: str, *, table: bool = False
     return out
 
 
-def merged_rows(operand: Operand, rows: slice, table: bool = False) -> Array:
-    """Some rows of a weight with its deltas, before any rounding.
-
-    Parameters
-    ----------
-    operand : Operand, shape (O, I)
-        The weight.
-    rows : slice
-        Which.
-    table : bool
-        As for `materialise`.
-
-    Returns
-    -------
-    ndarray of float64, shape (rows, I)
-        Base plus changes.
-
-    Raises
-    ------
-    ValueError
-        If a delta cannot be part of a weight.
-    """
-    weight, terms = taken_apart(operand, table=table)
-    base = wide_rows(weight, rows)
-    return base + change(terms, base, rows) if terms else base
-
-
 def taken_apart(operand: Operand, *, table: bool = False) -> tuple[Plain, tuple[Term, ...]]:
     """Weight and deltas of an operand.
 
@@ -167,8 +140,9 @@ def _term(delta: Delta, table: bool) -> Term:
         raise ValueError(
             "the adapter is for some rows of a batch only, and all rows share the weight: attach it, do not merge"
         )
-    up, down = (delta.a.T, delta.b.T) if table else (delta.b, delta.a)
-    gain = None if delta.gain is None else delta.gain.astype(np.float64)
+    a, b = to_host(delta.a), to_host(delta.b)
+    up, down = (a.T, b.T) if table else (b, a)
+    gain = None if delta.gain is None else to_host(delta.gain).astype(np.float64)
     if gain is not None:
         gain = gain[None, :] if table else gain[:, None]
     return Term(up, np.ascontiguousarray(down, np.float64), delta.scale, gain)
@@ -195,13 +169,25 @@ def change(terms: Iterable[Term], base: Array, rows: slice) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):  # who writes the sum down sees what is not finite
         for term in terms:
             up = np.ascontiguousarray(term.up[rows], np.float64)
-            # No BLAS: its own threads would fight with ours, and how it sums would depend on how the rows are cut.
-            own = np.einsum("or,ri->oi", up, term.down)
+            own = _product(up, term.down)
             own *= term.scale
             if term.gain is not None:
                 own = (base + own) * (term.gain if len(term.gain) == 1 else term.gain[rows]) - base
             total += own
     return total
+
+
+def _product(up: Array, down: Array) -> Array:
+    """``up @ down``; where rows of `up` hold one number or none, as new rows of a table have it, each is picked out."""
+    filled = up != 0
+    if filled.sum(axis=1).max(initial=0) > 1:
+        # No BLAS: its own threads would fight with ours, and how it sums would depend on how the rows are cut.
+        dense: Array = np.einsum("or,ri->oi", up, down)
+        return dense
+    sparse = np.zeros((len(up), down.shape[1]))
+    hit, column = np.nonzero(filled)
+    sparse[hit] = up[hit, column][:, None] * down[column]
+    return sparse
 
 
 def wide_rows(weight: Plain, rows: slice) -> Array:
@@ -217,13 +203,12 @@ def wide_rows(weight: Plain, rows: slice) -> Array:
     Returns
     -------
     ndarray of float64, shape (rows, I)
-        The same numbers.
+        The same numbers, on the host.
     """
     with np.errstate(invalid="ignore"):  # a NaN stays one, signalling or not
         if isinstance(weight, Bfloat16Matrix):
-            return weight.rows(rows, np.dtype(np.float64))
-        wide: Array = weight[rows].astype(np.float64)
-        return wide
+            return to_host(weight.rows(rows, np.dtype(np.float64)))
+        return to_host(weight[rows]).astype(np.float64)
 
 
 def check_finite(narrow: Array, wide: Array, base: Array, form: str, rows: slice) -> None:

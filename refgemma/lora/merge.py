@@ -9,7 +9,7 @@ import numpy as np
 from refgemma.lora.materialise import materialise
 from refgemma.lora.rounding import format_of
 from refgemma.model import Params
-from refgemma.numerics import Bfloat16Matrix
+from refgemma.numerics import Bfloat16Matrix, to_host
 
 
 def merge(params: Params, before: Params) -> Params:
@@ -53,5 +53,5 @@ def merge(params: Params, before: Params) -> Params:
 
 
 def _alike(a: Any, b: Any) -> bool:
-    a, b = (w.bits if isinstance(w, Bfloat16Matrix) else w for w in (a, b))
+    a, b = (to_host(w.bits if isinstance(w, Bfloat16Matrix) else w) for w in (a, b))
     return np.array_equal(a, b)

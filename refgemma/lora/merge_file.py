@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -25,9 +25,10 @@ from refgemma.config import Config, read_config
 from refgemma.lora.attach import attach
 from refgemma.lora.checkpoint_file import Outgoing, dealt_out, total_bytes, write_files
 from refgemma.lora.find import find_adapter, split_scale
-from refgemma.lora.fit import LowRank, fit
+from refgemma.lora.fit import fit
 from refgemma.lora.materialise import stored_rows
 from refgemma.lora.new_folder import check_place, check_room, made_beside
+from refgemma.lora.paths import at
 from refgemma.lora.pieces import pieces
 from refgemma.lora.read import Adapter, read
 from refgemma.model import Params
@@ -133,11 +134,11 @@ def merge_checkpoint(
 
     tensors, changed = [], []
     for tensor in tensors_of(config):
-        new, old = _at(params, tensor.ours), _at(before, tensor.ours)
+        new, old = at(params, tensor.ours), at(before, tensor.ours)
         source = _source(stored, tensor)
         tensors.append(_outgoing(tensor, source, new, dtype, changed=new is not old))
         changed += [tensor.ours] if new is not old else []
-    if tied and _at(params, "embed") is not _at(before, "embed"):
+    if tied and at(params, "embed") is not at(before, "embed"):
         changed.append("head")
     files = dealt_out(tensors, shard_bytes)
     copied = [path for pattern in _COPIED for path in sorted(folder.glob(pattern)) if path.is_file()]
@@ -155,19 +156,19 @@ def merge_checkpoint(
     )
 
 
-def _attached(params: Params, config: Config, adapters: Adapters) -> Params:
+def _attached(before: Params, config: Config, adapters: Adapters) -> Params:
     given = [adapters] if isinstance(adapters, (str, Path, Adapter)) else list(adapters)
     if not given:
         raise ValueError("no adapter was given: there is nothing to merge")
+    params = before
     for adapter in given:
         scale = 1.0
         if not isinstance(adapter, Adapter):
             name, scale = split_scale(adapter)
             adapter = read(find_adapter(name))
-        for change in fit(adapter, config).changes:
-            # Factors stay as the file has them: those of a large model would take more room than anything else here.
-            exact = np.result_type(change.down, change.up) if isinstance(change, LowRank) else np.dtype(np.float64)
-            params = attach(params, [change], scale=scale, dtype=exact)
+        # Factors stay as the file has them: those of a large model would take more room than anything else here.
+        changes = fit(adapter, config).changes
+        params = attach(params, changes, before=before, scale=scale, dtype=None)
     return params
 
 
@@ -215,12 +216,6 @@ def _stays_tied(params: Params, before: Params, stored: dict[str, StoredTensor],
 def _source(stored: dict[str, StoredTensor], tensor: Tensor) -> StoredTensor:
     """The weight in the base; a head that was the embedding comes from there."""
     return stored.get(tensor.theirs) or stored["model.embed_tokens.weight"]
-
-
-def _at(params: Any, path: str) -> Any:
-    for part in path.split("."):
-        params = params[int(part) if part.isdigit() else part]
-    return params
 
 
 def _write_config(source: Path, target: Path, form: str, tied: bool) -> None:

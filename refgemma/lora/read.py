@@ -17,6 +17,7 @@ import numpy as np
 
 from refgemma.checkpoint.safetensors_file import StoredTensor, read_safetensors
 from refgemma.lora.adapter_config import WEIGHTS_FILE, AdapterConfig, read_adapter_config
+from refgemma.lora.pieces import pieces
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16
 
 # What PEFT writes after the name of a module, without the name that an adapter may have: our word for the part.
@@ -36,6 +37,8 @@ _NAMED = re.compile(
     r"(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|trainable_tokens_delta)\.([^.]+)"
 )
 _NOT_NAMES = ("weight", "bias")
+_EXPONENT = np.uint16(0x7F80)  # of a bfloat16 number; all ones are infinite or no number
+_LAYER = re.compile(r"\blayers\.\d+\.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +57,7 @@ class Adapter:
         ``weight``). float64 where stored so, else float32, which holds float16 and bfloat16 exactly; whole matrices
         (``base_layer``, ``weight``) as they are stored, in the mapped file.
     nbytes : int
-        Size of its ``adapter_model.safetensors``.
+        Size of its tensors as they are stored.
     """
 
     folder: Path
@@ -121,12 +124,13 @@ def _by_module(stored: dict[str, StoredTensor], path: Path) -> dict[str, dict[st
             problems.append(f"{key!r} stands for {part} of {module}, which the file holds already")
         elif tensor.dtype not in ("F64", "F32", "F16", "BF16"):
             problems.append(f"{key!r} is stored as {tensor.dtype}: expected F64, F32, F16 or BF16")
-        elif part in ("base_layer", "weight") and len(tensor.shape) == 2:
-            modules[module][part] = Bfloat16Matrix(tensor.data) if tensor.dtype == "BF16" else tensor.data
         else:
-            modules[module][part] = wide = _widened(tensor)
-            if not np.isfinite(wide).all():
+            if not _is_finite(tensor):
                 problems.append(f"{key!r} holds numbers that are not finite: its training diverged, or it is damaged")
+            if part in ("base_layer", "weight") and len(tensor.shape) == 2:
+                modules[module][part] = Bfloat16Matrix(tensor.data) if tensor.dtype == "BF16" else tensor.data
+            else:
+                modules[module][part] = _widened(tensor)
     if len(names) > 1:
         problems.insert(0, f"it holds several adapters, {', '.join(sorted(names))}: expected one")
     if not stored:
@@ -137,7 +141,7 @@ def _by_module(stored: dict[str, StoredTensor], path: Path) -> dict[str, dict[st
 
 
 def told(problems: list[str]) -> str:
-    """One problem as it is, several as a list.
+    """One problem as it is, several as a list, those that every layer has as one line.
 
     Parameters
     ----------
@@ -149,10 +153,17 @@ def told(problems: list[str]) -> str:
     str
         To follow a colon.
     """
-    if len(problems) == 1:
-        return problems[0]
-    shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
-    return f"{len(problems)} problems:" + "".join(f"\n  {problem}" for problem in shown)
+    alike: dict[str, list[str]] = {}  # but for the layer
+    for problem in problems:
+        alike.setdefault(_LAYER.sub("layers.*.", problem), []).append(problem)
+    lines = [
+        same[0] + (f" (and {len(same) - 1} more like it in other layers)" if same[1:] else "")
+        for same in alike.values()
+    ]
+    if len(lines) == 1:
+        return lines[0]
+    shown = lines[:20] + ([f"and {len(lines) - 20} kinds more"] if len(lines) > 20 else [])
+    return f"{len(problems)} problems:" + "".join(f"\n  {line}" for line in shown)
 
 
 def _without_adapter_name(key: str) -> tuple[str, set[str]]:
@@ -186,3 +197,15 @@ def _widened(tensor: StoredTensor) -> Array:
     if tensor.dtype == "BF16":
         return from_bfloat16(tensor.data)
     return tensor.data.astype(np.float64 if tensor.dtype == "F64" else np.float32)
+
+
+def _is_finite(tensor: StoredTensor) -> bool:
+    """Whether no number is infinite or NaN; a table may be large, so some rows at a time."""
+    if not tensor.shape:
+        return bool(np.isfinite(_widened(tensor)))
+    for rows in pieces(tensor.shape, slice(0, tensor.shape[0])):
+        tile = tensor.data[rows]
+        lost = (tile & _EXPONENT) == _EXPONENT if tensor.dtype == "BF16" else ~np.isfinite(tile)
+        if lost.any():
+            return False
+    return True

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -131,7 +132,13 @@ def test_an_untrained_adapter_in_the_table(merge, adapter, tmp_path):
     ("arguments", "says"),
     [
         (["{adapter}"], "expected adapters and the folder to make, or --audit"),
-        (["{adapter}", "{adapter}"], "exists: expected the name of a folder to make"),
+        (["{adapter}", "{adapter}"], "is an adapter, and no folder to make comes after it: add one, or --audit"),
+        (["{adapter}", "{adapter}:0.5"], "style:0.5' is an adapter, and no folder to make comes after it"),
+        (["{adapter}", "pirate"], "'pirate' is an adapter, and no folder to make comes after it"),
+        (["{adapter}", "."], "exists: expected the name of a folder to make"),
+        (["{adapter}", "out", "--what", "--all"], "unrecognized arguments: --what"),
+        (["{adapter}:nan", "out"], "scale is nan: expected a finite number"),
+        (["{adapter}:inf", "--audit"], "scale is inf: expected a finite number"),
         (["{adapter}", "out", "--prompt", "x"], "--prompt is part of the audit: give --audit, too"),
         (["{adapter}", "out", "--picture", "x.png"], "--picture is part of the audit: give --audit, too"),
         (["{adapter}", "out", "--all"], "--all is part of the audit: give --audit, too"),
@@ -153,19 +160,90 @@ def test_bad_use(merge, adapter, tmp_path, monkeypatch, arguments, says):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_stopped_halfway_it_leaves_nothing(merge, adapter, tmp_path, monkeypatch, number, code):
-    write_files, before, handler = merge_file.write_files, sorted(tmp_path.rglob("*")), signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    "order",
+    [
+        ["{adapter}", "--dtype", "float32", "{out}"],
+        ["{adapter}", "{out}", "--dtype", "float32"],
+        ["--dtype", "float32", "{adapter}", "{out}"],
+        ["{adapter}:0.5", "--dtype", "float32", "{adapter}:0.5", "--json", "{out}"],
+    ],
+)
+def test_options_stand_where_they_like(merge, adapter, tmp_path, order):
+    code, _, err = merge(*(word.format(adapter=adapter, out=tmp_path / "out") for word in order))
+    assert (code, err) == (0, "")
+    assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "float32"
+
+
+def test_a_folder_with_the_name_of_a_shipped_adapter(merge, adapter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert merge(adapter, "./pirate")[0] == 0
+    assert (tmp_path / "pirate/model.safetensors").is_file()
+
+
+def test_the_audit_takes_scales(merge, adapter):
+    norms = [
+        json.loads(merge(f"{adapter}{scale}", "--audit", "--json")[1])["audit"]["total"]["relative_norm"]
+        for scale in ("", ":0.5", ":-2")
+    ]
+    assert norms[1:] == pytest.approx([norms[0] / 2, norms[0] * 2], rel=1e-6)  # factors in float32
+
+
+SIGNALS = ["SIGTERM", "SIGHUP", "SIGINT"]
+
+
+@pytest.fixture
+def heeded():
+    """Signals as in a terminal: under nohup, or in the background of a script, some are ignored."""
+
+    def unheeded(number, _):  # and not the default, which would end the tests
+        pytest.fail(f"signal {number} was not heeded")
+
+    usual = {signal.SIGTERM: unheeded, signal.SIGHUP: unheeded, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield usual
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has none of them to catch")
+@pytest.mark.parametrize("second", [None, "SIGTERM"])
+@pytest.mark.parametrize("name", SIGNALS)
+def test_stopped_halfway_it_leaves_nothing(merge, adapter, tmp_path, monkeypatch, heeded, name, second):
+    write_files, rmtree, before = merge_file.write_files, shutil.rmtree, sorted(tmp_path.rglob("*"))
+    number, removed = getattr(signal, name), []
 
     def write_and_be_killed(folder: Path, files, progress):
         write_files(folder, files, lambda done, total: os.kill(os.getpid(), number))
 
+    def remove_and_be_killed_again(folder, **options):
+        if second and number != signal.SIGINT:
+            os.kill(os.getpid(), getattr(signal, second))
+        removed.append(folder)
+        rmtree(folder, **options)
+
     monkeypatch.setattr(merge_file, "write_files", write_and_be_killed)
+    monkeypatch.setattr(shutil, "rmtree", remove_and_be_killed_again)
     try:
         ended = merge(adapter, tmp_path / "out")[0]
     except SystemExit as end:
         ended = end.code
-    assert ended == code
+    assert ended == 128 + number
+    assert len(removed) == 1
     assert sorted(tmp_path.rglob("*")) == before
-    assert signal.getsignal(signal.SIGTERM) is handler
+    assert {number: signal.getsignal(number) for number in heeded} == heeded
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
+def test_what_is_ignored_stays_so(merge, adapter, tmp_path, monkeypatch, heeded):
+    """Under nohup a merge goes on when the terminal is closed."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    write_files = merge_file.write_files
+
+    def write_and_be_hung_up(folder: Path, files, progress):
+        write_files(folder, files, lambda done, total: os.kill(os.getpid(), signal.SIGHUP))
+
+    monkeypatch.setattr(merge_file, "write_files", write_and_be_hung_up)
+    assert merge(adapter, tmp_path / "out")[0] == 0
+    assert (tmp_path / "out/model.safetensors").is_file()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN

@@ -4,7 +4,7 @@ import numpy as np
 
 from refgemma.gemma import Gemma
 from refgemma.model import forward
-from refgemma.numerics import FLOAT64, Bfloat16Matrix, to_bfloat16
+from refgemma.numerics import FLOAT64, Bfloat16Matrix, to_bfloat16, to_host
 from refgemma.ops.linear import Adapted
 from tests.judge import UNIT
 from tests.models import map_params, widened
@@ -25,7 +25,7 @@ def gemma_of(model, numerics=FLOAT64, weights="float32"):
 def logits_of(gemma, model, **arguments):
     """Logits at all real positions of the model's batch, (positions, V)."""
     arguments = {"positions": model.positions, "numerics": gemma.numerics} | arguments
-    return forward(gemma.params, gemma.config, model.tokens, **arguments)[model.real]
+    return to_host(forward(gemma.params, gemma.config, model.tokens, **arguments))[model.real]
 
 
 def float32_bound(error_of_peft):

@@ -46,12 +46,27 @@ def test_scale_is_alpha_over_rank_or_over_its_root(rslora, wrong):
         ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS': expected 'CAUSAL_LM'"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4', which changes the base model"),
         ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq', which changes the base model"),
+        ({"init_lora_weights": "OLoRA"}, "init_lora_weights is 'OLoRA', which changes the base model"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda', which changes the base model"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga', which changes the base model"),
+        ({"init_lora_weights": "next_year"}, "init_lora_weights is 'next_year', which is not known here"),
+        ({"init_lora_weights": "true"}, "init_lora_weights is 'true', which is not known here"),
+        ({"init_lora_weights": [1]}, "init_lora_weights is [1], which is not known here"),
+        ({"arrow_config": {"top_k": 1}}, "arrow_config is {'top_k': 1}: this option is not supported"),
+        ({"kasa_config": {"beta": 1.0}}, "kasa_config is {'beta': 1.0}: this option is not supported"),
+        ({"velora_config": {"scale": 1.0}}, "velora_config is {'scale': 1.0}: this option is not supported"),
+        ({"monteclora_config": {"num_samples": 8}}, "monteclora_config is {'num_samples': 8}: this option is not"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is {'nblocks': 2}: this option is not supported"),
+        ({"megatron_config": {"a": 1}}, "megatron_config is {'a': 1}: this option is not supported"),
+        ({"r": 10**400}, "r is 1000"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
+        ({"alpha_pattern": {"q_proj": 10**400}}, "alpha_pattern is {'q_proj': 1000"),
         ({"layer_replication": [[0, 2]]}, "layer_replication is [[0, 2]]: this option is not supported"),
         ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens is [3]: this option is not supported"),
         ({"target_parameters": ["x.weight"]}, "target_parameters is ['x.weight']: this option is not supported"),
         ({"use_qalora": True}, "use_qalora is True: this option is not supported"),
         ({"use_something_new": 1}, "use_something_new is 1: this option is not supported"),
-        ({"r": 0}, "r is 0: expected a whole number of at least 1"),
+        ({"r": 0}, "r is 0: expected a whole number from 1 to 999,999"),
         ({"r": True}, "r is True: expected a whole number"),
         ({"lora_alpha": "16"}, "lora_alpha is '16': expected a finite number"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan: expected a finite number"),
@@ -73,6 +88,17 @@ def test_what_cannot_be_honoured_is_refused_by_name(fields, sentence, tmp_path):
     path.write_text(json.dumps(PLAIN | fields))
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{re.escape(sentence)}"):
         read_adapter_config(tmp_path)
+
+
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "Gaussian", "eva", "orthogonal", "mica"])
+def test_a_start_that_leaves_the_base_alone_is_taken(start):
+    assert adapter_config(PLAIN | {"init_lora_weights": start}).r == PLAIN["r"]
+
+
+def test_settings_of_a_start_that_was_not_used_are_taken():
+    """As PEFT, which warns and passes over them; an adapter that it converted still holds them."""
+    settings = {"eva_config": {"rho": 2.0}, "corda_config": {"corda_method": "ipm"}, "loftq_config": {"loftq_bits": 4}}
+    assert adapter_config(PLAIN | settings | {"lora_ga_config": {"direction": "ArB2r"}}).r == PLAIN["r"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """Attached adapters against the changed weights written out by hand, and the arrays that stay shared."""
 
+import functools
+from dataclasses import replace
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -7,13 +11,17 @@ import refgemma
 from refgemma import lora
 from refgemma.cache import KVCache
 from refgemma.config import Config
-from refgemma.lora.attach import attach
+from refgemma.lora.attach import attach, narrowed
 from refgemma.lora.fit import LowRank, Replaced, ReplacedRows
+from refgemma.lora.rounding import rounded
 from refgemma.model import forward
-from refgemma.numerics import FLOAT64
+from refgemma.numerics import FLOAT64, from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted
-from tests.lora.folders import factors, model, write
+from tests.lora.folders import PREFIX, factors, model, write
 from tests.models import map_params
+
+OPERATIONS = ("forward",)
+pytestmark = pytest.mark.usefixtures("on_each_library")
 
 # Two ways to the same logits in float64: a few thousand roundings of 1.1e-16 each, of numbers up to the logit scale.
 CLOSE = 1e-12
@@ -231,9 +239,101 @@ def test_what_was_trained_whole_cannot_be_for_some_rows_or_beside_another():
         attach(attach(m.params, [low_rank(m, "layers.0.attn.q")]), [new])
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return refgemma.load("tiny-it", weights="bfloat16")
+@functools.cache
+def tiny_on(device, xp):
+    return refgemma.load("tiny-it", weights="bfloat16", device=device)
+
+
+def test_two_adapters_with_the_same_weight_trained_whole_are_refused():
+    """Either order, and beside factors, too: one of them would be forgotten without a word."""
+    m = model()
+    path = "layers.0.attn.q"
+    one, two = (Replaced(path, m.params["layers"][0]["attn"]["q"] + k) for k in (1, 2))
+    for second in (two, low_rank(m, path)):
+        with pytest.raises(ValueError, match=f"{path} was trained whole, and another adapter changes it"):
+            attach(attach(m.params, [one]), [second], before=m.params)
+    with pytest.raises(ValueError, match=f"{path} was trained whole, and another adapter changes it"):
+        attach(attach(m.params, [low_rank(m, path)]), [one], before=m.params)
+    both = attach(m.params, [one, low_rank(m, path)])["layers"][0]["attn"]["q"]  # of one adapter, they belong together
+    assert both.base is one.weight
+    untouched = Replaced(path, m.params["layers"][0]["attn"]["q"].copy())
+    attached = attach(m.params, [one])
+    assert attach(attached, [untouched], before=m.params)["layers"][0]["attn"]["q"] is one.weight
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 10**400, "1", None, 1j])
+def test_a_scale_is_a_finite_number(scale):
+    m = model()
+    with pytest.raises(ValueError, match=r"scale is .*: expected a finite number") as error:
+        attach(m.params, [low_rank(m, "layers.0.attn.q")], scale=scale)
+    assert len(str(error.value)) < 100
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(np.float32, 1e38), (np.float64, 1e307)])
+def test_a_product_scaled_out_of_its_format_is_refused(dtype, largest):
+    """As by lora_alpha = 1e308, which is finite: the logits would be NaN."""
+    m = model()
+    change = low_rank(m, "layers.0.attn.q")
+    attach(m.params, [change], scale=largest, dtype=dtype)
+    with pytest.raises(ValueError, match=r"the change of layers.0.attn.q is scaled by .*: no number of float"):
+        attach(m.params, [replace(change, scale=largest)], scale=-100.0, dtype=dtype)
+
+
+@pytest.mark.parametrize("scale", [np.float32(0.5), np.float64(0.5), np.float16(0.5), Fraction(1, 2)])
+def test_any_kind_of_number_is_a_scale(scale):
+    m = model()
+    change = low_rank(m, "layers.0.attn.q")
+    (delta,) = attach(m.params, [change], scale=scale)["layers"][0]["attn"]["q"].deltas
+    assert delta.scale == change.scale * 0.5
+    assert type(delta.scale) is float  # a NumPy scalar would decide dtypes
+
+
+@pytest.mark.parametrize("scale", [0.5, -2.0])
+def test_dora_norms_are_those_of_the_scaled_change(scale):
+    m = model()
+    params = in_float64(m.params)
+    change = low_rank(m, "layers.0.attn.q", magnitude=True)
+
+    def dora(w, of_norm):
+        v = w + 0.7 * change.up @ change.down * scale
+        n = w + 0.7 * change.up @ change.down * of_norm
+        return v / np.sqrt((n**2).sum(1, keepdims=True)) * change.magnitude[:, None]
+
+    got = logits(attach(params, [change], scale=scale, dtype=np.float64), m)
+    assert close(got, logits(by_hand(params, "layers.0.attn.q", lambda w: dora(w, scale)), m))
+    assert not close(got, logits(by_hand(params, "layers.0.attn.q", lambda w: dora(w, 1.0)), m))
+
+
+def test_weights_trained_whole_are_narrow_where_an_engine_is():
+    """In bfloat16 an engine rounds them as it loads them; tests/peers/test_bf16_peft.py holds that against PEFT."""
+    m = model()
+    q, D = m.params["layers"][0]["attn"]["q"], m.config.hidden_size
+    rng = np.random.default_rng(8)
+    rows = rng.normal(size=(2, D)).astype(np.float32)
+    base = map_params(lambda w: from_bfloat16(to_bfloat16(w)), m.params)
+    changes = [
+        Replaced("layers.0.attn.q", q + 0.1),
+        Replaced("final_norm", rng.normal(size=D)),
+        ReplacedRows("head", (4, 1), rows),
+        low_rank(m, "layers.0.attn.k"),
+    ]
+    narrow = narrowed(changes, base)
+    assert np.array_equal(narrow[0].weight.bits, rounded((q + 0.1).astype(np.float64), "bfloat16"))
+    assert np.array_equal(to_bfloat16(narrow[1].weight), rounded(changes[1].weight, "bfloat16"))
+    table = from_bfloat16(narrow[2].weight.bits)
+    assert np.array_equal(table[[4, 1]], from_bfloat16(to_bfloat16(rows)))
+    others = np.delete(np.arange(len(table)), [1, 4])
+    assert np.array_equal(table[others], base["head"][others])
+    assert narrow[3] is changes[3]
+    (some,) = narrowed([changes[2]], base, np.array([True, False]))
+    assert isinstance(some, ReplacedRows)  # a table is for every row of a batch
+    assert np.array_equal(some.rows, from_bfloat16(to_bfloat16(rows)))
+    assert narrowed(narrow, base)[0] is narrow[0]
+
+
+@pytest.fixture
+def tiny(device, xp):
+    return tiny_on(device, xp)
 
 
 @pytest.fixture
@@ -268,9 +368,61 @@ def test_rows_of_a_generated_batch_come_out_as_alone(tiny, adapter):
         tiny.generate_batch(prompts, lora=[adapter])
 
 
-def test_load_puts_adapters_on(tiny, adapter):
+@pytest.fixture
+def other(tiny, tmp_path):
+    class Shape:
+        config = tiny.config
+
+    return lora.read(write(tmp_path / "other", Shape, {n: 1.5 * t for n, t in factors(Shape, seed=1).items()}))
+
+
+def test_each_row_of_a_generated_batch_may_have_its_own_adapter(tiny, adapter, other):
+    prompt = "What is 2 + 3?"
+    settings = {"temperature": 0.0, "max_tokens": 12}
+    together = tiny.generate_batch([prompt] * 4, lora=[adapter, None, other, adapter], **settings)
+    alone = [g.generate(prompt, **settings) for g in (tiny.with_lora(adapter), tiny, tiny.with_lora(other))]
+    assert [out.tokens for out in together] == [alone[i].tokens for i in (0, 1, 2, 0)]
+    assert len({tuple(out.tokens) for out in alone}) == 3
+
+
+def test_unmerging_goes_back_one_merge(tiny, adapter, other):
+    """What was merged before stays, and is the very model that it was."""
+    merged = tiny.merge_lora(adapter)
+    again = merged.with_lora(other).merge_lora()
+    assert again.unmerge_lora() is merged
+    assert again.unmerge_lora().unmerge_lora() is tiny
+    tokens = [2, 5, 9]
+    assert not np.array_equal(again.logits(tokens), merged.logits(tokens))
+
+
+def test_a_merge_takes_factors_as_they_are_stored(tiny, other):
+    """In float64, though the activations are float32, and attached factors with them."""
+    tiny = refgemma.load("tiny-it", numerics="float32", weights="float32")
+    merged = tiny.merge_lora(other).params["layers"][0]["attn"]["q"]
+    a, b = (other.modules["model.layers.0.self_attn.q_proj"][part] for part in ("lora_A", "lora_B"))
+    w = tiny.params["layers"][0]["attn"]["q"].astype(np.float64)
+    # Half a unit of float32 and what is left of a dozen roundings in float64; factors in float32 are off by more.
+    want = w + 2.0 * b @ a
+    size = np.abs(w) + 2.0 * np.abs(b) @ np.abs(a)
+    assert np.all(np.abs(merged - want) <= 2.0**-24 * np.abs(want) + 12 * 2.0**-53 * size)
+    rough = w + 2.0 * b.astype(np.float32).astype(np.float64) @ a.astype(np.float32)
+    assert np.any(np.abs(rough.astype(np.float32) - want) > 2.0**-24 * np.abs(want) + 12 * 2.0**-53 * size)
+
+
+@pytest.mark.parametrize("given", ["pirate", None, {"r": 4}])
+def test_what_is_no_adapter_is_one_sentence(tiny, given):
+    with pytest.raises(TypeError, match=f"adapter is a {type(given).__name__}: expected an Adapter"):
+        tiny.with_lora(given)
+
+
+def test_a_name_in_a_batch_is_one_sentence(tiny):
+    with pytest.raises(TypeError, match="adapter is a str: expected an Adapter"):
+        tiny.generate_batch(["a", "b"], lora=["pirate", None])
+
+
+def test_load_puts_adapters_on(tiny, adapter, device):
     tokens = tiny.encode_prompt("What is 2 + 3?")
-    loaded = refgemma.load("tiny-it", weights="bfloat16", lora=[f"{adapter.folder}:0.5"])
+    loaded = refgemma.load("tiny-it", weights="bfloat16", lora=[f"{adapter.folder}:0.5"], device=device)
     assert np.array_equal(loaded.logits(tokens), tiny.with_lora(adapter, 0.5).logits(tokens))
     with pytest.raises(
         FileNotFoundError, match=r"no adapter 'no-such': expected a folder that holds adapter_config.json"
@@ -303,3 +455,14 @@ def test_bad_settings_are_one_sentence(tiny, adapter, options, sentence):
 )
 def test_a_scale_stands_behind_a_colon(text, parts):
     assert lora.split_scale(text) == parts
+
+
+def test_a_profile_in_bfloat16_rounds_what_was_trained_whole(tmp_path):
+    """The file is in float32; the arithmetic of float32 takes it as it is."""
+    narrow, wide = (refgemma.load("tiny-it", numerics=name) for name in ("bf16-transformers", "float32"))
+    V, D = narrow.config.vocab_size, narrow.config.hidden_size
+    head = np.random.default_rng(9).normal(size=(V, D)).astype(np.float32)
+    tensors = factors(narrow) | {f"{PREFIX}lm_head.weight": head}
+    adapter = lora.read(write(tmp_path, narrow, tensors, "float32", modules_to_save=["lm_head"]))
+    assert np.array_equal(narrow.with_lora(adapter).params["head"].bits, to_bfloat16(head))
+    assert np.array_equal(wide.with_lora(adapter).params["head"], head)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from refgemma.lora import pieces as pieces_module
-from refgemma.lora.materialise import materialise, merged_rows, stored_rows
+from refgemma.lora.materialise import materialise, stored_rows
 from refgemma.lora.rounding import FORMATS, format_of, rounded, widened
 from refgemma.numerics import FLOAT64, Bfloat16Matrix, from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted, Delta, linear, table_rows
@@ -61,7 +61,7 @@ def test_merged_rows_are_the_formula(kind, count, table):
     for few in (deltas(rng, table=table)[:count], deltas(rng, table=table)[::-1][:count]):
         operand = Adapted(weight(rng, O, I, kind), few)
         want, size = by_hand(operand, table=table)
-        got = merged_rows(operand, slice(2, 11), table)
+        got = stored_rows(operand, slice(2, 11), "float64", table=table)
         assert got.dtype == np.float64
         assert np.all(np.abs(got - want[2:11]) <= FLOAT64_BOUND * size[2:11])
 
@@ -77,7 +77,7 @@ def test_the_bound_rejects_the_usual_mistakes(table):
         return np.any(np.abs(got - want) > FLOAT64_BOUND * size)
 
     def rows(*few):
-        return merged_rows(Adapted(base, few), ALL, table)
+        return stored_rows(Adapted(base, few), ALL, "float64", table=table)
 
     assert not seen(rows(plain, dora))
     assert seen(rows(plain))
@@ -118,7 +118,7 @@ def test_materialise_rounds_once(kind, form, table):
     stored = got.bits if isinstance(got, Bfloat16Matrix) else got
     assert not stored.flags.writeable
     # tests/lora/test_rounding.py judges `rounded`.
-    assert np.array_equal(stored, rounded(merged_rows(operand, ALL, table), form or kind))
+    assert np.array_equal(stored, rounded(stored_rows(operand, ALL, "float64", table=table), form or kind))
 
 
 @pytest.mark.parametrize("form", ["bfloat16", "float16"])
@@ -131,7 +131,7 @@ def test_a_tie_made_by_float32_is_not_taken_for_one(form):
                   for x in (step / 2, 2.0**-40))  # fmt: skip
     assert values(materialise(Adapted(base, (half, hair)))) == 1 + step
     assert values(materialise(Adapted(base, (half,)))) == 1
-    single = merged_rows(Adapted(base, (half, hair)), slice(0, 1)).astype(np.float32)
+    single = stored_rows(Adapted(base, (half, hair)), slice(0, 1), "float64").astype(np.float32)
     assert widened(rounded(single.astype(np.float64), form), form) == 1
 
 
@@ -163,6 +163,27 @@ def test_how_rows_are_cut_changes_no_bit(monkeypatch, table):
         assert np.array_equal(np.concatenate(parts), whole)
 
 
+@pytest.mark.parametrize("gain", [False, True])
+def test_rows_that_hold_one_number_are_picked_out(monkeypatch, gain):
+    """As new rows of a table come: the bits of the whole product, without multiplying by all the zeros."""
+    rng = np.random.default_rng(11)
+    up = np.zeros((O, R))
+    up[[2, 7, 8], [1, 0, 1]] = [1.0, -3.0, 0.1]
+    d = replace(delta(rng, dtype=np.float64, gain=gain), b=up)
+    operand = Adapted(weight(rng, O, I, "float64"), (d,))
+    want, size = by_hand(operand)
+    got = materialise(operand)
+    assert np.all(np.abs(got - want) <= FLOAT64_BOUND * size)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "einsum", lambda *_: pytest.fail("the whole product"))
+        assert np.array_equal(materialise(operand), got)
+    untouched = [i for i in range(O) if i not in (2, 7, 8)]
+    if not gain:
+        assert np.array_equal(got[untouched], operand.base[untouched])
+    dense = replace(d, b=up + np.where(np.arange(O)[:, None] == 3, 1.0, 0.0))  # a row with several numbers
+    assert np.array_equal(materialise(replace(operand, deltas=(dense,)))[[2, 7, 8]], got[[2, 7, 8]])
+
+
 def test_plain_weights_stay_themselves_or_change_their_format():
     rng = np.random.default_rng(7)
     for kind in KINDS:
@@ -188,7 +209,7 @@ def test_a_bias_cannot_be_merged():
 def test_an_adapter_for_some_rows_of_a_batch_cannot_be_merged():
     rng = np.random.default_rng(9)
     some = replace(delta(rng), rows=np.array([True, False]))
-    for merge in (materialise, lambda operand: merged_rows(operand, ALL)):
+    for merge in (materialise, lambda operand: stored_rows(operand, ALL, "float64")):
         with pytest.raises(ValueError, match=r"for some rows of a batch only.*attach it, do not merge"):
             merge(Adapted(weight(rng, O, I, "float32"), (some,)))
 

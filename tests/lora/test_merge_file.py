@@ -252,18 +252,47 @@ def test_the_configuration_names_the_format(tmp_path, m, adapter, names, written
     assert json.loads((tmp_path / "out/config.json").read_text()) == fields | written | {"tie_word_embeddings": True}
 
 
-def test_mixed_formats_are_kept_and_named_by_the_widest(tmp_path, m, adapter):
+def test_mixed_formats_are_kept_and_named_by_the_widest(tmp_path):
+    """Widths are odd: float32 numbers that follow a matrix in float16 would begin in the middle of one."""
+    odd = random_model(2, num_layers=3, hidden_size=45, intermediate_size=77)
+
     def narrow(tensors):
         return {name: w.astype(np.float16) if "up_proj" in name else w for name, w in tensors.items()}
 
-    base = write_model(tmp_path / "base", m, "F32", change=narrow)
-    merged = merge_checkpoint(base, adapter, tmp_path / "out")
-    assert {name: form for name, (form, _) in stored(tmp_path / "out").items()} == {
-        name: form for name, (form, _) in stored(base).items()
-    }
+    base = write_model(tmp_path / "base", odd, "F32", change=narrow)
+    merged = merge_checkpoint(base, write(tmp_path / "adapter", odd, dtype="float32"), tmp_path / "out")
+    before, after = stored(base), stored(tmp_path / "out")
+    assert {name: form for name, (form, _) in after.items()} == {name: form for name, (form, _) in before.items()}
     assert merged.dtype == json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "float32"
+    narrow_sizes = [data.nbytes for form, data in after.values() if form == "F16"]
+    assert sum(narrow_sizes) % 4
     for tensor in read_safetensors(tmp_path / "out/model.safetensors").values():
         assert tensor.data.flags.aligned
+
+
+def test_many_new_rows_take_no_room_for_a_matrix_of_ones_and_zeros(tmp_path, m, monkeypatch):
+    """At a vocabulary of 256,000, a thousand columns of float64 would be 2 GB."""
+    monkeypatch.setattr(merge_file, "_BLOCK", 2**14)
+    monkeypatch.setattr(pieces, "TILE", 2**12)
+    big = random_model(2, num_layers=1, vocab_size=20_000, hidden_size=40, num_tokens=9)
+    base = write_model(tmp_path / "base", big, "BF16")
+    ids = list(range(5, 20_000, 40))[::-1]
+    rows = np.random.default_rng(5).normal(size=(len(ids), 40))
+    tensors = factors(big) | {f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": rows}
+    adapter = write(tmp_path / "adapter", big, tensors, "float32", trainable_token_indices=ids)
+    tracemalloc.start()
+    try:
+        merged = merge_checkpoint(base, adapter, tmp_path / "out")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert not merged.untied  # both tables get the rows
+    old, new = (from_bfloat16(stored(folder)["model.embed_tokens.weight"][1]) for folder in (base, tmp_path / "out"))
+    want = old.copy()
+    want[ids] = from_bfloat16(rounded(rows.astype(np.float32).astype(np.float64), "bfloat16"))
+    assert np.array_equal(new, want)
+    # A byte for each table, which is counted though nearly all of it is never touched; in float64 it would be eight.
+    assert peak < 3 * 20_000 * len(ids)
 
 
 @pytest.mark.parametrize("given", [write_model, write_shards])

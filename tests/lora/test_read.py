@@ -1,11 +1,13 @@
 """The files of an adapter: names with and without the adapter's own, formats, and everything that is no adapter."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from refgemma import lora
+from refgemma.lora import pieces
 from refgemma.numerics import from_bfloat16, to_bfloat16
 from tests.lora.folders import SETTINGS, factors, model, write
 from tests.lora.peft_folders import PREFIX, write_adapter
@@ -65,6 +67,41 @@ def twice(t):
 
 def not_finite(t):
     t[f"{PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight"][1, 2] = np.nan
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.embed_tokens.base_layer.weight", "model.norm.weight"])
+def test_whole_matrices_are_looked_at_too(name, number, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "TILE", 50)
+    m = model()
+    shape = m.params["embed"].shape if "norm" not in name else m.params["final_norm"].shape
+    whole = np.ones(shape)
+    folder = write(tmp_path / "sound", m, factors(m) | {PREFIX + name: whole}, dtype)
+    lora.read(folder)
+    whole.flat[-3] = number
+    folder = write(tmp_path / "damaged", m, factors(m) | {PREFIX + name: whole}, dtype)
+    with pytest.raises(ValueError, match=rf"'{PREFIX}{name}' holds numbers that are not finite"):
+        lora.read(folder)
+
+
+def test_a_table_is_looked_at_some_rows_at_a_time(tmp_path):
+    m = model()
+    table = np.ones((60_000, 100), np.float32)  # 24 MB
+    folder = write(tmp_path, m, factors(m) | {f"{PREFIX}lm_head.weight": table}, "float32")
+    del table
+    tracemalloc.start()
+    try:
+        lora.read(folder)
+        assert tracemalloc.get_traced_memory()[1] < 2e6  # tiles of 262,144 numbers, a byte each
+    finally:
+        tracemalloc.stop()
+
+
+def test_its_size_is_that_of_its_tensors(tmp_path):
+    tensors = factors(model())
+    adapter = lora.read(write(tmp_path, model(), tensors, "bfloat16"))
+    assert adapter.nbytes == 2 * sum(w.size for w in tensors.values())
 
 
 def whole_numbers(t):

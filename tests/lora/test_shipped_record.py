@@ -28,23 +28,23 @@ def test_the_record_is_about_these_files():
 
 
 @pytest.mark.parametrize("key", RECORDS)
-def test_logits(key):
+def test_logits(key, xp):
     """Float64: both round at 1e-16, over six layers. Float32, and bfloat16 as stored: the float32 bound of PEFT."""
     record = records()[key]
     for numerics, weights in (("float64", None), ("float32", None), ("float32", "bfloat16")):
         bound = FLOAT64_BOUND if numerics == "float64" else record.float32_bound("attached")
-        assert apart(tiny_it(numerics, weights).with_lora(adapter_of(record)), record) <= bound
+        assert apart(tiny_it(numerics, weights, xp).with_lora(adapter_of(record)), record) <= bound
     for numerics in ("float64", "float32"):  # bfloat16 would lose some of the change: see `lora.audit`
         bound = FLOAT64_BOUND if numerics == "float64" else record.float32_bound("merged")
-        assert apart(tiny_it(numerics).merge_lora(adapter_of(record)), record) <= bound
+        assert apart(tiny_it(numerics, None, xp).merge_lora(adapter_of(record)), record) <= bound
 
 
 @pytest.mark.parametrize("key", RECORDS)
-def test_answers(key):
+def test_answers(key, xp):
     """Greedy, and no decision is so near to another that float32 could turn it."""
     record = records()[key]
     assert record.margin > 4 * record.float32_bound("attached")
-    gemma = tiny_it().with_lora(adapter_of(record))
+    gemma = tiny_it(xp=xp).with_lora(adapter_of(record))
     assert gemma.generate(record.prompt, temperature=0, max_tokens=len(record.answer)).tokens == record.answer
     assert tiny_it().generate(record.prompt, temperature=0, max_tokens=len(record.answer)).tokens != record.answer
 

@@ -85,6 +85,20 @@ def test_the_first_pattern_that_matches_the_end_of_a_name_decides():
     assert rank_and_alpha(config, "model.layers.1.self_attn.v_proj") == (8, 16)
 
 
+def test_a_pattern_goes_to_the_end_of_a_name():
+    """And begins at a dot or where it likes with one of its own; "q_pro" and "self_attn" are no whole ends."""
+    for pattern in ("q_pro", "self_attn", r"layers\.1", "proj", "_proj"):
+        config = AdapterConfig(r=8, lora_alpha=16, rank_pattern={pattern: 2}, alpha_pattern={pattern: 3})
+        assert rank_and_alpha(config, "model.layers.1.self_attn.q_proj") == (8, 16)
+        assert len(unused_patterns(config, ["model.layers.1.self_attn.q_proj"])) == 2
+
+
+@pytest.mark.parametrize("pattern", ["o_proj", r"mlp\..*", r"model\.layers", r".*o_pro"])
+def test_an_expression_of_what_to_exclude_is_for_whole_names(pattern):
+    config = AdapterConfig(target_modules="all-linear", exclude_modules=pattern)
+    assert low_rank_modules(config, MATRICES, []) == LAYERS
+
+
 def test_a_pattern_that_no_module_with_factors_matches_is_told():
     config = AdapterConfig(rank_pattern={"q_proj": 4}, alpha_pattern={"k_proj": 2, "v_porj": 2})
     assert unused_patterns(config, ending("q_proj", "k_proj")) == [
