@@ -1,0 +1,223 @@
+"""Requests from any number of threads, answered by one that owns the model.
+
+The worker takes requests in the order in which they came, as rows of its batch become free, and lives as long as there
+is work: an idle engine has no thread, and needs no closing. Anything that other threads and the worker share is
+touched under one lock, which is never held during a pass of the model, nor while a callback runs.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from types import TracebackType
+from weakref import WeakKeyDictionary
+
+from refgemma.batching.batch import Batch, OnEvent, Request
+from refgemma.batching.stream import Stream
+from refgemma.gemma import Gemma
+from refgemma.generation import Event, Row
+from refgemma.lora import Adapter
+from refgemma.lora.rows import for_rows
+from refgemma.model import Params
+from refgemma.sampling import SamplingParams
+
+
+class Full(RuntimeError):
+    """As many requests are waiting as may wait: come again later."""
+
+
+class Closed(RuntimeError):
+    """The engine takes no requests any more, or dropped this one when it stopped."""
+
+
+class Batching:
+    """Concurrent requests over one model, each with its own settings and adapter.
+
+    Every answer is the one that its request would get alone, up to the first decision so close that rounding decides
+    it. Leaving a ``with`` block waits for all answers; leaving it by an exception stops them.
+
+    Parameters
+    ----------
+    gemma : Gemma
+        The model; adapters that are on it are there for every request.
+    max_rows : int
+        Requests in work at a time; the cache may come to hold as many contexts.
+    max_waiting : int
+        Requests that may wait beside those.
+
+    Examples
+    --------
+    >>> import refgemma
+    >>> from refgemma.batching import Batching
+    >>> gemma = refgemma.load("tiny-it")
+    >>> settings = refgemma.SamplingParams(temperature=0, max_tokens=20)
+    >>> with Batching(gemma) as engine:
+    ...     streams = [engine.submit(gemma.encode_prompt(f"What is {n} + 25?"), settings) for n in (17, 18)]
+    ...     answers = ["".join(event.text for event in stream) for stream in streams]
+    >>> answers
+    ['17 + 25 = 42.', '18 + 25 = 43.']
+    """
+
+    def __init__(self, gemma: Gemma, *, max_rows: int = 8, max_waiting: int = 64) -> None:
+        for name, value, least in (("max_rows", max_rows, 1), ("max_waiting", max_waiting, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}: expected a whole number, {least} or more")
+        if any(on.rows is not None for on in gemma.adapters):
+            raise ValueError("the model has an adapter for some rows of a batch: give adapters with the requests")
+        self.gemma = gemma
+        self.max_rows = max_rows
+        self.max_waiting = max_waiting
+        self._batch = Batch(gemma)  # the worker's own
+        self._lock = threading.Lock()
+        self._waiting: deque[Request] = deque()
+        self._running = 0  # rows of the batch, when the worker last looked
+        self._worker: threading.Thread | None = None
+        self._working = False
+        self._closed = False
+        self._deadline = math.inf
+        self._adapted: WeakKeyDictionary[Adapter, Params] = WeakKeyDictionary()
+        self._adapting = threading.Lock()
+
+    def __repr__(self) -> str:
+        with self._lock:
+            state = f"{self._running} of {self.max_rows} rows at work, {len(self._waiting)} waiting"
+        return f"Batching: {state}{', closed' if self._closed else ''}"
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        settings: SamplingParams,
+        *,
+        adapter: Adapter | None = None,
+        record: bool = False,
+        on_event: OnEvent | None = None,
+    ) -> Stream:
+        """Ask for an answer.
+
+        Parameters
+        ----------
+        prompt : sequence of int
+            Token ids, as `Gemma.encode_prompt` gives them.
+        settings : SamplingParams
+            How tokens are chosen.
+        adapter : Adapter, optional
+            For this request alone, on top of those that are on the model.
+        record : bool
+            Whether events are to hold decisions, and the result every decision with its logits.
+        on_event : callable, optional
+            ``on_event(event)`` takes every event instead of the stream: in an asyncio program, hand it on with
+            ``loop.call_soon_threadsafe``. It is called by the worker, which waits for it, and should return at once.
+            If the request fails it gets the exception, last; after `Stream.cancel` it gets nothing.
+
+        Returns
+        -------
+        Stream
+            To iterate over, and to cancel.
+
+        Raises
+        ------
+        ValueError
+            If the prompt is empty or too long, or the adapter does not fit the model, or holds a weight trained whole.
+        Full
+            If too many are waiting.
+        Closed
+            After `close`, or when the worker has died of an error.
+        """
+        params = self._params(adapter)
+        gemma = self.gemma
+        row = Row(0, list(prompt), settings, gemma.tokenizer, gemma.config, gemma.stop_ids, record)
+        events: SimpleQueue[Event | Exception | None] | None = None
+        if on_event is None:
+            events = SimpleQueue()
+            on_event = events.put
+        request = Request(row, params, on_event, record)
+        with self._lock:
+            if self._closed:
+                raise Closed("this engine was closed: it takes no more requests")
+            self._sweep()
+            # Rows that are free count as well: the worker may just not have come to fill them.
+            if len(self._waiting) >= self.max_waiting + self.max_rows - self._running:
+                raise Full(f"{self.max_rows} requests are in work and {self.max_waiting} wait: come again later")
+            if not self._working:
+                # Not a daemon, which might be cut off inside BLAS; at the end of the program it stops by itself.
+                self._worker = threading.Thread(target=self._work, name="refgemma-batching")
+                self._worker.start()  # its first act is to wait for this lock
+                self._working = True
+            self._waiting.append(request)
+        return Stream(request, events)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Take no more requests, let those that are there finish, and wait for that.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds after which the rest is dropped, within a token; their streams raise `Closed`.
+        """
+        with self._lock:
+            self._closed = True
+            if timeout is not None:
+                self._deadline = min(self._deadline, time.monotonic() + timeout)
+            worker = self._worker
+        if worker is not None and worker is not threading.current_thread():
+            worker.join()
+
+    def __enter__(self) -> Batching:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(None if kind is None else 0)
+
+    def _params(self, adapter: Adapter | None) -> Params:
+        """The model with an adapter; worked out once for each, for as long as somebody has the adapter."""
+        if adapter is None:
+            return self.gemma.params
+        with self._adapting:
+            params = self._adapted.get(adapter)
+            if params is None:
+                params = self.gemma.with_lora(adapter).params
+                for_rows(self.gemma.params, [self.gemma.params, params])  # said here what cannot share a batch
+                self._adapted[adapter] = params
+            return params
+
+    def _sweep(self) -> None:
+        self._waiting = deque(request for request in self._waiting if not request.cancelled)
+
+    def _work(self) -> None:
+        try:
+            while self._take():
+                self._batch.step()
+        except BaseException as error:
+            reason = f"the worker of this engine died: {type(error).__name__}: {error}"
+            self._stop(lambda: Closed(reason))
+            raise
+
+    def _take(self) -> bool:
+        """Let requests into the batch; tell whether there is anything to do."""
+        program_ends = not threading.main_thread().is_alive()
+        with self._lock:
+            stop = program_ends or time.monotonic() >= self._deadline
+            if not stop:
+                self._sweep()
+                while self._waiting and len(self._batch) < self.max_rows:
+                    self._batch.joining.append(self._waiting.popleft())
+                self._running = len(self._batch)
+                self._working = self._running > 0
+                return self._working
+        self._stop(lambda: Closed("the engine was closed before this answer was finished"))
+        return False
+
+    def _stop(self, reason: Callable[[], Exception]) -> None:
+        with self._lock:
+            self._closed = True
+            requests = [*self._batch.clear(), *self._waiting]
+            self._waiting.clear()
+            self._running, self._working = 0, False
+        for request in requests:
+            request.tell(reason())
