@@ -8,10 +8,11 @@ from refgemma.cache import PrefixCache
 from refgemma.config import SIZES, Config
 from refgemma.gemma import Gemma, Score, load
 from refgemma.generation import Event, Generation
+from refgemma.ops.threads import set_threads
 from refgemma.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from refgemma import oracle
+    from refgemma import oracle, workers_ai
 
 __all__ = [
     "SIZES",
@@ -26,10 +27,12 @@ __all__ = [
     "lora",
     "oracle",
     "sampling",
+    "set_threads",
+    "workers_ai",
 ]
 __version__ = "0.1.0"
 
-_ON_FIRST_USE = ("oracle",)  # who only generates does not wait for it
+_ON_FIRST_USE = ("oracle", "workers_ai")  # who only generates does not wait for them
 
 
 def __getattr__(name: str) -> Any:

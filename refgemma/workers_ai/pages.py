@@ -1,0 +1,85 @@
+"""The two hosted models as their pages describe them: request schema, context, default temperature.
+
+The schemas are kept as data, one file a page, with the page's address and age; prose was left out. They differ: the
+newer page (2B) allows longer texts and knows `image`, `functions`, `tools` and a default temperature.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+GEMMA_2B = "@cf/google/gemma-2b-it-lora"
+GEMMA_7B = "@cf/google/gemma-7b-it-lora"
+HOSTED = (GEMMA_2B, GEMMA_7B)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A hosted model.
+
+    Attributes
+    ----------
+    model : str
+        Its name.
+    source : str
+        Address of the page.
+    as_of : str
+        When it was read.
+    context : int
+        Tokens of prompt and answer together.
+    schema : dict
+        JSON Schema of a request: one of two branches, by `prompt` or by `messages`.
+    """
+
+    model: str
+    source: str
+    as_of: str
+    context: int
+    schema: dict[str, Any]
+
+    def fields(self, form: str) -> dict[str, Any]:
+        """Fields that a form of request declares.
+
+        Parameters
+        ----------
+        form : {"prompt", "messages"}
+            Which branch.
+
+        Returns
+        -------
+        dict
+            Schema of each field, by name.
+        """
+        branches = (branch for branch in self.schema["oneOf"] if form in branch["properties"])
+        fields: dict[str, Any] = next(branches)["properties"]
+        return fields
+
+
+@functools.cache
+def page(model: str) -> Page:
+    """Page of a hosted model.
+
+    Parameters
+    ----------
+    model : str
+        One of `HOSTED`.
+
+    Returns
+    -------
+    Page
+        What it says.
+
+    Raises
+    ------
+    KeyError
+        If there is no such model.
+    """
+    if model not in HOSTED:
+        raise KeyError(model)
+    file = resources.files("refgemma.workers_ai") / "data" / f"{model.rpartition('/')[2]}.json"
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    return Page(**{name: facts[name] for name in ("model", "source", "as_of", "context", "schema")})

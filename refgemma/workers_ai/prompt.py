@@ -1,0 +1,132 @@
+"""What the model reads for a request: system texts, tools, tool results and the wish for JSON become turns of text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from refgemma.gemma import Gemma
+from refgemma.text.tools import to_turns
+from refgemma.workers_ai.errors import AiError
+from refgemma.workers_ai.json_mode import instruction
+from refgemma.workers_ai.schema import Schema, join, problems
+
+Message = Mapping[str, Any]
+
+_CALL = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "arguments": {"type": ["object", "string"]}},
+    "required": ["name", "arguments"],
+}
+_WRAPPED_CALL = {"type": "object", "properties": {"function": _CALL}, "required": ["function"]}
+_CALLS = {"type": "array", "items": {"anyOf": [_CALL, _WRAPPED_CALL]}}
+
+
+def encode(
+    gemma: Gemma,
+    messages: Sequence[Message],
+    *,
+    raw: str | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
+    answer_schema: Schema | None = None,
+) -> list[int]:
+    """Token ids of a prompt.
+
+    Parameters
+    ----------
+    gemma : Gemma
+        Whose tokenizer to use.
+    messages : sequence of mapping
+        ``{"role", "content"}`` each, roles unchecked.
+    raw : str, optional
+        A text to take as it stands, instead.
+    tools : sequence of mapping
+        Declarations, put before the first user text.
+    answer_schema : mapping, optional
+        JSON Schema of the answer, put after the system texts.
+
+    Returns
+    -------
+    list of int
+        Ids, ``<bos>`` first.
+
+    Raises
+    ------
+    AiError
+        5006, if the messages make no conversation or hold what is no text.
+    """
+    try:
+        if raw is not None:
+            return gemma.encode_prompt(raw, raw=True)
+        return gemma.encode_prompt(turns(messages, tools=tools, answer_schema=answer_schema))
+    except ValueError as error:
+        raise AiError(5006, f"no prompt can be made of this: {error}") from None
+
+
+def turns(
+    messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = (), answer_schema: Schema | None = None
+) -> list[dict[str, str]]:
+    """Messages that the chat template knows.
+
+    Parameters
+    ----------
+    messages : sequence of mapping
+        As in `encode`.
+    tools : sequence of mapping
+        Declarations.
+    answer_schema : mapping, optional
+        JSON Schema of the answer.
+
+    Returns
+    -------
+    list of dict
+        ``{"role", "content"}`` each, none of them from ``tool``.
+
+    Raises
+    ------
+    AiError
+        5006, if tool calls in a message are malformed.
+    ValueError
+        If there are tools and no user message.
+    """
+    plain = [_with_calls(messages, index) for index in range(len(messages))]
+    if answer_schema is not None:
+        systems = next((i for i, message in enumerate(plain) if message["role"] != "system"), len(plain))
+        plain.insert(systems, {"role": "system", "content": instruction(answer_schema)})
+    return to_turns(plain, tools)
+
+
+def _with_calls(messages: Sequence[Message], index: int) -> dict[str, Any]:
+    """A message reduced to role, content and, of the model, the calls it made: in their field, or as JSON in the text.
+
+    The text is how Cloudflare's own `ai-utils` reports a call before the result that follows it.
+    """
+    message = messages[index]
+    plain = {"role": message["role"], "content": message["content"]}
+    if message["role"] not in ("assistant", "model"):
+        return plain
+    calls = message.get("tool_calls")
+    if calls:
+        if found := problems(calls, _CALLS, f"/messages/{index}/tool_calls"):
+            raise AiError(5006, join(found))
+        return plain | {"tool_calls": list(map(_flat, calls))}
+    if index + 1 < len(messages) and messages[index + 1]["role"] == "tool" and (calls := _read_calls(plain["content"])):
+        return plain | {"tool_calls": list(map(_flat, calls))}
+    return plain
+
+
+def _flat(call: dict[str, Any]) -> dict[str, Any]:
+    """Name and arguments of a call in either form, and nothing else that may stand beside them."""
+    body = call["function"] if problems(call, _CALL) else call
+    return {"name": body["name"], "arguments": body["arguments"]}
+
+
+def _read_calls(text: str) -> list[Any]:
+    """Calls in a text that is nothing but them as JSON; else none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    calls = value if isinstance(value, list) else [value]
+    return [] if problems(calls, _CALLS) else calls

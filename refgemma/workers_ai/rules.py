@@ -1,0 +1,174 @@
+"""What this server demands of a request beyond the page's schema, one function a rule.
+
+Each is a choice where the pages are silent or allow what has no meaning; the table "What we assume" in the README lists
+them. A rule gets inputs that the schema has accepted, unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from refgemma.workers_ai.errors import AiError
+from refgemma.workers_ai.json_mode import check_format
+from refgemma.workers_ai.pages import Page
+from refgemma.workers_ai.schema import type_name
+
+MOST_TOOLS = 128  # the limit of OpenAI's API; no prompt holds that many
+DEEPEST = 64  # levels of lists and objects; writing deeper ones out would meet the limits of the interpreter
+
+
+def check_depth(inputs: Any) -> None:
+    """Refuse inputs that are nested too deep; to be called before the schema.
+
+    Parameters
+    ----------
+    inputs : object
+        Anything.
+
+    Raises
+    ------
+    AiError
+        5006, at more than `DEEPEST` levels.
+    """
+    level, depth = [inputs], 0
+    while level:
+        if depth > DEEPEST:
+            raise AiError(5006, f"lists and objects are nested more than {DEEPEST} deep")
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner.extend(value.values())
+            elif isinstance(value, list):
+                inner.extend(value)
+        level, depth = inner, depth + 1
+
+
+def with_raw_read(inputs: Any) -> Any:
+    """Take ``"raw": "true"`` for true, as the curl example of both pages sends it; to be called before the schema.
+
+    Parameters
+    ----------
+    inputs : object
+        Anything.
+
+    Returns
+    -------
+    object
+        The same, or a copy with ``raw`` true.
+    """
+    return inputs | {"raw": True} if isinstance(inputs, dict) and inputs.get("raw") == "true" else inputs
+
+
+def check_form(inputs: Any) -> None:
+    """Refuse a request with both `prompt` and `messages`; to be called before the schema.
+
+    Parameters
+    ----------
+    inputs : object
+        Anything.
+
+    Raises
+    ------
+    AiError
+        5006, also where one of the two is so wrong that the schema would pass.
+    """
+    if isinstance(inputs, dict) and "prompt" in inputs and "messages" in inputs:
+        raise AiError(5006, "oneOf at '/' not met, 2 matches: expected either 'prompt' or 'messages'")
+
+
+def check_types(inputs: Mapping[str, Any]) -> None:
+    """Check fields that count in both forms of request though the pages declare them in one.
+
+    Parameters
+    ----------
+    inputs : mapping
+        The request.
+
+    Raises
+    ------
+    AiError
+        5006, if ``raw`` is not true or false, or ``lora`` no text.
+    """
+    for name, wanted, kind in (("raw", "boolean", bool), ("lora", "string", str)):
+        if name in inputs and not isinstance(inputs[name], kind):
+            given = type_name(inputs[name])
+            pair = f"'{wanted}' not in '{given}'" if inputs[name] is None else f"'{given}' not in '{wanted}'"
+            raise AiError(5006, f"Type mismatch of '/{name}', {pair}")
+
+
+def check_max_tokens(inputs: Mapping[str, Any]) -> None:
+    """Demand room for at least one token, where the pages give no minimum.
+
+    Parameters
+    ----------
+    inputs : mapping
+        The request.
+
+    Raises
+    ------
+    AiError
+        5006, if ``max_tokens`` is below 1.
+    """
+    if inputs.get("max_tokens", 1) < 1:
+        raise AiError(5006, "'/max_tokens' must be >= 1")
+
+
+def check_image(inputs: Mapping[str, Any], fields: Mapping[str, Any], page: Page) -> None:
+    """Refuse an image where the page declares one: left out in silence, the answer would be made up.
+
+    Parameters
+    ----------
+    inputs : mapping
+        The request.
+    fields : mapping
+        What the page declares in this form.
+    page : Page
+        The model.
+
+    Raises
+    ------
+    AiError
+        5006.
+    """
+    if "image" in inputs and "image" in fields:
+        raise AiError(5006, f"{page.model} reads text only: leave out '/image'")
+
+
+def check_tools(inputs: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    """Bound the number of tools.
+
+    Parameters
+    ----------
+    inputs : mapping
+        The request.
+    fields : mapping
+        What the page declares in this form.
+
+    Raises
+    ------
+    AiError
+        5006, above `MOST_TOOLS`.
+    """
+    if "tools" in fields and len(inputs.get("tools", ())) > MOST_TOOLS:
+        raise AiError(5006, f"Length of '/tools' must be <= {MOST_TOOLS}")
+
+
+def check_json_mode(inputs: Mapping[str, Any]) -> None:
+    """Check ``response_format``, which the guide to JSON mode describes and the pages do not declare.
+
+    Parameters
+    ----------
+    inputs : mapping
+        The request.
+
+    Raises
+    ------
+    AiError
+        5006, if it is malformed, its schema has a keyword that no answer could be checked for, or a stream is asked
+        for, which JSON mode does not have.
+    """
+    if "response_format" in inputs:
+        check_format(inputs["response_format"])
+        if inputs.get("stream"):
+            raise AiError(5006, "JSON mode does not stream: leave out '/stream' or '/response_format'")
