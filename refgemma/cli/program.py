@@ -30,6 +30,7 @@ from refgemma.cli import (
     merge,
     sample,
     score,
+    serve,
     trace,
     vectors,
     verify,
@@ -50,6 +51,7 @@ COMMANDS: tuple[ModuleType, ...] = (
     merge,
     inspect,
     download,
+    serve,
     bench,
 )
 

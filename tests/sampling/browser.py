@@ -14,7 +14,7 @@ OFFLINE = (
     "--disable-background-networking",
     "--no-first-run",
     "--hide-scrollbars",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # servers of our own
 )
 
 

@@ -37,7 +37,7 @@ class Soak:
         self.lock = threading.Lock()
         self.ai = AI({GEMMA_2B: "tiny-it"}, loras={name: name for name in LORAS if name})
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019  one object, for the life of the program
+    @functools.cache  # noqa: B019  one object, for the life of the program
     def alone(self, request):
         """The bytes of the same request without company."""
         return b"".join(self.ai.run(GEMMA_2B, json.loads(request)))

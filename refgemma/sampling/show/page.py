@@ -41,12 +41,15 @@ def page(record: Record, *, title: str = "", progress: Callable[[int, int], None
     Whatever came from a model is data: JSON in which ``<``, ``>`` and ``&`` are escapes, so that no text can end the
     script element, and put on the page as text, never as markup.
     """
-    template = resources.files(__package__).joinpath("page.html").read_text(encoding="ascii")
+    template, style, script = (
+        resources.files(__package__).joinpath(name).read_text(encoding="ascii")
+        for name in ("page.html", "decision.css", "decision.js")
+    )
     data = json.dumps(_data(record, progress), allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         data = data.replace(character, f"\\u{ord(character):04x}")
     heading = html.escape(title or "Why these tokens").encode("ascii", "xmlcharrefreplace").decode()
-    parts = {"{{title}}": heading, "{{record}}": data}
+    parts = {"{{title}}": heading, "{{style}}": style, "{{script}}": script, "{{record}}": data}
     # In one pass, so that no part is searched for the name of another.
     return re.sub("|".join(parts), lambda match: parts[match[0]], template)
 
@@ -55,26 +58,51 @@ def _data(record: Record, progress: Callable[[int, int], None] | None) -> dict[s
     """All that the page shows."""
     tokens = []
     for t, text in enumerate(texts(record)):
-        tokens.append(_token(record, t, text))
+        tokens.append(token_data(record, t, text))
         if progress is not None:
             progress(t + 1, len(record))
-    percent = [f"{border * 100:g} %" for border in BORDERS]
     prompt = [record.piece(token) for token in record.prompt_tokens]
     return {
         "settings": settings(record),
         "greedy": record.params.temperature < GREEDY_BELOW,
-        "legend": [
-            f"{percent[0]} and more",
-            *(f"{low} to {high}" for low, high in zip(percent[1:], percent, strict=False)),
-            f"below {percent[-1]}",
-        ],
+        "legend": legend(),
         "prompt": "".join(spell(prompt)) if all(prompt) else "",
         "prompt_label": f"the prompt, {len(prompt)} tokens",
         "tokens": tokens,
     }
 
 
-def _token(record: Record, t: int, text: str) -> dict[str, Any]:
+def legend() -> list[str]:
+    """Name the classes of surprise.
+
+    Returns
+    -------
+    list of str
+        From the certain to the surprising, as `refgemma.sampling.show.view.surprise` counts them.
+    """
+    percent = [f"{border * 100:g} %" for border in BORDERS]
+    between = (f"{low} to {high}" for low, high in zip(percent[1:], percent, strict=False))
+    return [f"{percent[0]} and more", *between, f"below {percent[-1]}"]
+
+
+def token_data(record: Record, t: int, text: str) -> dict[str, Any]:
+    """All that a page shows of one decision.
+
+    Parameters
+    ----------
+    record : Record
+        The decisions.
+    t : int
+        Which of them, from 0.
+    text : str
+        What its token adds to the output.
+
+    Returns
+    -------
+    dict
+        Plain values: the token, its probability before (``prob``) and after the steps (``final``), its class of
+        surprise, why it came (``why``), and the table of candidates (``rows``) through the steps (``columns``).
+    """
     entry, table = record[t], view(record, t)
     return {
         "id": entry.token,

@@ -1,0 +1,144 @@
+"""The application: all routes behind one door, and one place where an error becomes a response."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+
+from refgemma.gemma import Gemma
+from refgemma.lora import Adapter
+from refgemma.workers_ai.ai import AI
+from refgemma.workers_ai.errors import AiError
+from refgemma.workers_ai.pages import HOSTED
+from refgemma.workers_ai.server import catalogue, chat_routes, finetune_routes, page, playground, run
+from refgemma.workers_ai.server.finetunes import Finetunes
+from refgemma.workers_ai.server.guard import Guard
+from refgemma.workers_ai.server.limits import GRACE, ROWS, WAITING
+from refgemma.workers_ai.server.openapi import openapi
+from refgemma.workers_ai.server.replies import OF_THE_API, api_error, refusal, reply
+from refgemma.workers_ai.server.service import Service
+from refgemma.workers_ai.server.streaming import ClientGone
+
+SHIPPED = ("pirate", "json", "letter")  # adapters of the shipped model
+
+
+def create_app(
+    models: Mapping[str, Gemma | str | Path] | None = None,
+    loras: Mapping[str, Adapter | str | Path] | None = None,
+    *,
+    pad: bool = False,
+    token: str | None = None,
+    hosts: Collection[str] = (),
+    finetunes: str | Path | None = None,
+    max_rows: int = ROWS,
+    max_waiting: int = WAITING,
+) -> Starlette:
+    """Make the server's application.
+
+    Parameters
+    ----------
+    models : mapping, optional
+        What answers under each hosted name, as `refgemma.workers_ai.AI` takes it; without any, the shipped model
+        answers under both.
+    loras : mapping, optional
+        Adapters by name, likewise; without models and adapters, those that ship.
+    pad : bool
+        Whether chunks of streams carry padding.
+    token : str, optional
+        Bearer token that requests must carry.
+    hosts : collection of str, optional
+        Host names under which requests may come; any, if none are given.
+    finetunes : str or Path, optional
+        Folder of uploaded finetunes; without one they are gone with the application.
+    max_rows : int
+        Requests that write at a time, of each loaded model.
+    max_waiting : int
+        Requests that may wait beside those; more get status 429.
+
+    Returns
+    -------
+    Starlette
+        An ASGI application; its ``state.service`` holds what is behind it.
+
+    Raises
+    ------
+    ValueError
+        If the token is empty, a name is not hosted, an adapter fits no model, or a file is broken.
+    FileNotFoundError
+        If there is no such model or adapter.
+
+    Examples
+    --------
+    >>> app = create_app(loras={"sailor": "pirate"})
+    >>> [finetune["name"] for finetune in app.state.service.finetunes.every()]
+    ['sailor']
+    """
+    if token == "":
+        raise ValueError("the token is empty: expected one that is hard to guess, or none at all")
+    if loras is None:
+        loras = {} if models else {name: name for name in SHIPPED}
+    ai = AI(models or dict.fromkeys(HOSTED, "tiny-it"), loras, pad=pad)
+    service = Service(
+        ai, Finetunes(ai, None if finetunes is None else Path(finetunes)), max_rows=max_rows, max_waiting=max_waiting
+    )
+
+    async def fail(http: HttpRequest, error: Exception) -> Response:
+        return refusal(service.failure(error))
+
+    async def describe(http: HttpRequest) -> Response:
+        return reply(openapi(ai))
+
+    of_accounts = [*run.routes(service), *finetune_routes.routes(service.finetunes), *catalogue.routes(ai)]
+    of_accounts += chat_routes.routes(service)
+    app = Starlette(
+        routes=[
+            Mount("/client/v4/accounts/{account}/ai", routes=of_accounts),
+            Route("/openapi.json", describe, methods=["GET"]),
+            *page.routes(),
+            *playground.routes(service),
+        ],
+        middleware=[Middleware(Guard, token=token, hosts=hosts)],
+        exception_handlers={
+            AiError: _refuse,
+            HTTPException: _no_route,
+            ClientGone: _nobody,
+            ClientDisconnect: _nobody,
+            Exception: fail,
+        },
+        lifespan=_lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    yield
+    await asyncio.to_thread(app.state.service.close, GRACE)
+    app.state.service.finetunes.close()
+
+
+async def _refuse(http: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, AiError)
+    return refusal(error)
+
+
+async def _no_route(http: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    return api_error(error.status_code if error.status_code in OF_THE_API else 404, headers=headers)
+
+
+async def _nobody(http: HttpRequest, error: Exception) -> Response:
+    return Response(status_code=499)  # nginx's number for a client that is gone; nobody reads it

@@ -1,0 +1,116 @@
+"""``GET …/ai/models/search`` and ``…/ai/models/schema``: which models there are, and how to ask one."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+
+from refgemma.workers_ai.ai import AI
+from refgemma.workers_ai.errors import AiError
+from refgemma.workers_ai.pages import page
+from refgemma.workers_ai.schema import short
+from refgemma.workers_ai.server.replies import success
+
+_IDS = uuid.UUID("0b3f4f0e-5c1f-4d5b-9d0c-1c54a6d9a002")
+TASK = "Text Generation"
+MOST_PER_PAGE = 100
+_OUTPUT = {
+    "type": "object",
+    "properties": {
+        "response": {"type": "string"},
+        "tool_calls": {"type": "array", "items": {"type": "object"}},
+        "usage": {"type": "object"},
+    },
+    "required": ["response"],
+}
+
+
+def routes(ai: AI) -> list[Route]:
+    """Routes of the catalogue.
+
+    Parameters
+    ----------
+    ai : AI
+        The models.
+
+    Returns
+    -------
+    list of Route
+        Below ``/client/v4/accounts/{account}/ai``.
+    """
+
+    async def search(http: HttpRequest) -> Response:
+        query = http.query_params
+        number, size = (_count(query.get(name), name, default) for name, default in (("page", 1), ("per_page", 50)))
+        size = min(size, MOST_PER_PAGE)
+        found = [_entry(name, ai) for name in ai.models if _matches(name, dict(query))]
+        part = found[(number - 1) * size : number * size]
+        info = {"count": len(part), "page": number, "per_page": size, "total_count": len(found)}
+        return success(part, result_info=info)
+
+    async def schema(http: HttpRequest) -> Response:
+        name = http.query_params.get("model", "")
+        if name not in ai.models:
+            raise AiError(5007, f"No such model {short(name)} or task")
+        return success({"input": page(name).schema, "output": _OUTPUT})
+
+    return [Route("/models/search", search, methods=["GET"]), Route("/models/schema", schema, methods=["GET"])]
+
+
+def answered_by(name: str, ai: AI) -> str:
+    """What answers under a hosted name.
+
+    Parameters
+    ----------
+    name : str
+        Hosted name.
+    ai : AI
+        The models.
+
+    Returns
+    -------
+    str
+        A phrase that says so where it is the shipped stand-in.
+    """
+    gemma = ai.models[name]
+    what = gemma.name or f"a model of {gemma.config.num_parameters:,} parameters"
+    return f"{what}, the small model that ships with refgemma, as a stand-in" if gemma.name == "tiny-it" else what
+
+
+def _entry(name: str, ai: AI) -> dict[str, Any]:
+    context = min(page(name).context, ai.models[name].config.max_positions)
+    return {
+        "id": str(uuid.uuid5(_IDS, name)),
+        "source": 1,
+        "name": name,
+        "description": f"Answered on this machine by {answered_by(name, ai)}.",
+        "task": {"id": str(uuid.uuid5(_IDS, TASK)), "name": TASK, "description": "Text that continues text."},
+        "tags": [],
+        "properties": [
+            {"property_id": "context_window", "value": str(context)},
+            {"property_id": "lora", "value": "true"},
+        ],
+    }
+
+
+def _matches(name: str, query: dict[str, str]) -> bool:
+    """Whether a model is wanted: by words in its name, its author and its task; Cloudflare's own are source 1."""
+    wanted = [
+        query.get("search", "").lower() in name.lower(),
+        query.get("author", "").lower() in ("", name.split("/")[1]),
+        query.get("task", "").lower() in ("", TASK.lower()),
+        query.get("source", "") in ("", "1", "1.0"),
+    ]
+    return all(wanted)
+
+
+def _count(text: str | None, name: str, default: int) -> int:
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 7 and int(text) > 0):
+        raise AiError(5006, f"{name} is {short(text)!r}: expected a whole number above 0")
+    return int(text)

@@ -1,0 +1,241 @@
+"""Finetunes on disk: a folder each, named by its id, with what it is called and the two files of its adapter.
+
+Nothing that a user chose is ever part of a path: folders are named by ids made here, files by the two names that there
+are. A file is written beside its place, checked there together with what is there already, and then renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from refgemma.lora import read
+from refgemma.workers_ai.ai import AI
+from refgemma.workers_ai.errors import AiError
+from refgemma.workers_ai.schema import short
+from refgemma.workers_ai.server.adapter_check import FILES, check
+from refgemma.workers_ai.server.finetune import Finetune, check_stored, given, uploaded
+from refgemma.workers_ai.server.limits import FINETUNES
+
+ABOUT = "finetune.json"
+
+
+class Finetunes:
+    """Finetunes that were uploaded, and those that the server was started with.
+
+    Parameters
+    ----------
+    ai : AI
+        Gets the adapter of every finetune that is complete, under its id and its name.
+    folder : Path, optional
+        Where they are kept, and looked for at the start; made if it is not there. Without one they are gone with this
+        object.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be made.
+    """
+
+    def __init__(self, ai: AI, folder: Path | None = None) -> None:
+        self._ai = ai
+        self._lock = threading.Lock()
+        self._folder = Path(tempfile.mkdtemp(prefix="refgemma-finetunes-")) if folder is None else folder
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._kept = folder is not None
+        if not self._kept:
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._given = [given(name, ai) for name in ai.loras]
+        for finetune in self._given:
+            ai.loras[finetune.id] = ai.loras[finetune.name]
+        self._uploaded = {finetune.id: finetune for finetune in self._stored()}
+        for finetune in self._uploaded.values():
+            self._offer(finetune)
+
+    def every(self, *, public: bool = False) -> list[dict[str, Any]]:
+        """What there is.
+
+        Parameters
+        ----------
+        public : bool
+            Only what anybody may use, which includes what the server was started with.
+
+        Returns
+        -------
+        list of dict
+            The oldest first.
+        """
+        with self._lock:
+            return [asdict(finetune) for finetune in self._all() if finetune.public or not public]
+
+    def create(self, fields: Any) -> Finetune:
+        """Make a finetune without files.
+
+        Parameters
+        ----------
+        fields : object
+            Body of the request: ``model``, ``name``, and perhaps ``description`` and ``public``.
+
+        Returns
+        -------
+        Finetune
+            With a new id.
+
+        Raises
+        ------
+        AiError
+            5006 for an invalid field or a name that is taken, 5005 for a model that takes no adapters, 3040 where there
+            are as many finetunes as there may be.
+        """
+        finetune = uploaded(fields)
+        if finetune.model not in self._ai.models:
+            served = " and ".join(self._ai.models)
+            raise AiError(5005, f"Model {short(finetune.model)} does not support LoRA here: expected {served}")
+        with self._lock:
+            if any(finetune.name in (other.name, other.id) for other in self._all()):
+                raise AiError(5006, f"there is a finetune {finetune.name!r}: expected another name")
+            if len(self._uploaded) >= FINETUNES:
+                raise AiError(3040, f"there are {FINETUNES} finetunes, as many as there may be")
+            with self._staged() as stage:
+                (stage / ABOUT).write_text(json.dumps(asdict(finetune), indent=1), encoding="utf-8")
+                stage.rename(self._folder / finetune.id)
+            self._uploaded[finetune.id] = finetune
+        return finetune
+
+    def add(self, key: str, file_name: str, source: Path) -> None:
+        """Add one of the two files, and with the second make the finetune usable.
+
+        Parameters
+        ----------
+        key : str
+            Id or name.
+        file_name : str
+            ``adapter_config.json`` or ``adapter_model.safetensors``.
+        source : Path
+            The file, which is moved from there if it is taken.
+
+        Raises
+        ------
+        AiError
+            3037 where there is no such finetune, 5006 where the file is not valid, or is there already.
+        """
+        finetune = self._named(key)
+        if finetune is None or finetune.id not in self._uploaded:
+            raise AiError(3037, f"Finetune {short(key)} not found")
+        if file_name not in FILES:
+            raise AiError(5006, f"file_name is {short(file_name)!r}: expected {' or '.join(FILES)}")
+        folder = self._folder / finetune.id
+        with self._lock, self._staged() as stage:  # one upload at a time is checked
+            if (folder / file_name).exists():
+                raise AiError(5006, f"{file_name} is there already: files are never replaced, so make another finetune")
+            shutil.move(source, stage / file_name)
+            for other in set(FILES) - {file_name}:
+                if (folder / other).exists():
+                    _link(folder / other, stage / other)
+            check(stage, self._ai.models.get(finetune.model), finetune.model)
+            (stage / file_name).rename(folder / file_name)
+        self._offer(finetune)
+
+    def check_complete(self, key: str) -> None:
+        """Tell a finetune that lacks files from one that is not there.
+
+        Parameters
+        ----------
+        key : str
+            Id or name.
+
+        Raises
+        ------
+        AiError
+            3039 for the former.
+        """
+        finetune = self._named(key)
+        missing = [] if finetune is None else self._missing(finetune)
+        if missing:
+            raise AiError(3039, f"Finetune {short(key)} is missing required files: {' and '.join(missing)}")
+
+    def check_model(self, key: str | None, model: str) -> None:
+        """Make sure that a finetune is for a model.
+
+        Parameters
+        ----------
+        key : str or None
+            Id or name; None for no finetune.
+        model : str
+            Hosted name.
+
+        Raises
+        ------
+        AiError
+            5006, if it was made for another; those the server was started with are for every model that they fit.
+        """
+        finetune = None if key is None else self._named(key)
+        if finetune is not None and finetune.id in self._uploaded and finetune.model != model:
+            raise AiError(5006, f"Finetune {short(finetune.name)} was made for {finetune.model}, not for {model}")
+
+    def close(self) -> None:
+        """Remove what was not to be kept: a process that a signal ends runs no finalizers."""
+        if not self._kept:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _all(self) -> list[Finetune]:
+        return [*self._given, *sorted(self._uploaded.values(), key=lambda finetune: finetune.created_at)]
+
+    def _named(self, key: str) -> Finetune | None:
+        with self._lock:
+            return next((finetune for finetune in self._all() if key in (finetune.id, finetune.name)), None)
+
+    def _missing(self, finetune: Finetune) -> list[str]:
+        if finetune.id not in self._uploaded:
+            return []
+        return [name for name in FILES if not (self._folder / finetune.id / name).exists()]
+
+    def _offer(self, finetune: Finetune) -> None:
+        """Give a complete finetune to the models."""
+        if self._missing(finetune):
+            return
+        try:
+            adapter = read(self._folder / finetune.id)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"finetune {finetune.name} cannot be used: {error}", stacklevel=2)
+            return
+        self._ai.loras[finetune.id] = self._ai.loras[finetune.name] = adapter
+
+    def _stored(self) -> Iterator[Finetune]:
+        """What an earlier run left; what cannot be read stays where it is."""
+        for about in sorted(self._folder.glob(f"*/{ABOUT}")):
+            if about.parent.name.startswith("."):
+                continue
+            try:
+                finetune = Finetune(**json.loads(about.read_text(encoding="utf-8")))
+                check_stored(finetune, about.parent.name, {other.name for other in self._given})
+            except (OSError, ValueError, TypeError, RecursionError) as error:
+                warnings.warn(f"{about} is left out: {error}", stacklevel=2)
+                continue
+            yield finetune
+
+    @contextmanager
+    def _staged(self) -> Iterator[Path]:
+        stage = Path(tempfile.mkdtemp(prefix=".new-", dir=self._folder))
+        try:
+            yield stage
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Let a file be in two folders; where the disk cannot do that, copy it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

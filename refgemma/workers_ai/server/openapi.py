@@ -1,0 +1,196 @@
+"""``GET /openapi.json``: the interface described for programs, the request schemas taken from the pages' own data.
+
+The path of a run has the model's name written out, slashes and all, since a parameter of OpenAPI holds no slash.
+
+References
+----------
+https://spec.openapis.org/oas/v3.1.0
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import refgemma
+from refgemma.workers_ai.ai import AI
+from refgemma.workers_ai.pages import page
+from refgemma.workers_ai.server.limits import DESCRIPTION, NAME
+
+_BASE = "/client/v4/accounts/{account_id}/ai"
+_ACCOUNT = {"name": "account_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+_ERROR = {
+    "type": "object",
+    "properties": {
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"code": {"type": "integer"}, "message": {"type": "string"}},
+                "required": ["message"],
+            },
+        },
+        "success": {"const": False},
+        "result": {},
+        "messages": {"type": "array"},
+    },
+    "required": ["errors", "success"],
+}
+_USAGE = {
+    "type": "object",
+    "properties": {f"{what}_tokens": {"type": "integer"} for what in ("prompt", "completion", "total")},
+    "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
+}
+_ANSWER = {
+    "type": "object",
+    "properties": {
+        "response": {"type": "string"},
+        "tool_calls": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"name": {"type": "string"}, "arguments": {"type": "object"}},
+                "required": ["name", "arguments"],
+            },
+        },
+        "usage": _USAGE,
+    },
+    "required": ["response", "usage"],
+}
+_FINETUNE = {
+    "type": "object",
+    "properties": {
+        **{name: {"type": "string"} for name in ("id", "created_at", "model", "modified_at", "name", "description")},
+        "public": {"type": "boolean"},
+    },
+    "required": ["id", "created_at", "model", "modified_at", "name"],
+}
+_NEW_FINETUNE = {
+    "type": "object",
+    "properties": {
+        "model": {"type": "string"},
+        "name": {"type": "string", "pattern": f"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME - 1}}}$"},
+        "description": {"type": "string", "maxLength": DESCRIPTION},
+        "public": {"type": "boolean"},
+    },
+    "required": ["model", "name"],
+}
+_ASSET = {
+    "type": "object",
+    "properties": {
+        "file_name": {"enum": ["adapter_config.json", "adapter_model.safetensors"]},
+        "file": {"type": "string", "format": "binary"},
+    },
+    "required": ["file_name", "file"],
+}
+_CHAT = {
+    "type": "object",
+    "properties": {
+        "model": {"type": "string"},
+        "messages": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "role": {"enum": ["system", "user", "assistant", "tool"]},
+                    "content": {"type": "string"},
+                },
+                "required": ["role", "content"],
+            },
+        },
+        "stream": {"type": "boolean"},
+        "max_tokens": {"type": "integer", "minimum": 1},
+        "temperature": {"type": "number", "minimum": 0, "maximum": 5},
+        "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+        "seed": {"type": "integer", "minimum": 1, "maximum": 9999999999},
+        "stop": {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": 4},
+        "tools": {"type": "array", "items": {"type": "object"}},
+    },
+    "required": ["model", "messages"],
+}
+
+
+def openapi(ai: AI) -> dict[str, Any]:
+    """Describe the server.
+
+    Parameters
+    ----------
+    ai : AI
+        The models it serves.
+
+    Returns
+    -------
+    dict
+        An OpenAPI document, version 3.1.
+    """
+    model: dict[str, Any] = {"name": "model", "in": "query", "required": True, "schema": {"enum": list(ai.models)}}
+    finetune = {"name": "finetune", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    number = {"type": "integer", "minimum": 1, "maximum": 999_999}
+    search: list[dict[str, Any]] = [
+        *({"name": name, "in": "query", "schema": {"type": "string"}} for name in ("search", "author", "task")),
+        *({"name": name, "in": "query", "schema": number} for name in ("page", "per_page")),
+    ]
+    create = _post("Make a finetune", _NEW_FINETUNE, {"application/json": _envelope(_FINETUNE)})
+    finetunes = _get("List finetunes", _envelope({"type": "array", "items": _FINETUNE}))
+    uploaded = {"type": "object", "properties": {"success": {"const": True}}, "required": ["success"]}
+    upload = _post("Upload a file of a finetune", _ASSET, {"application/json": uploaded}, "multipart/form-data")
+    paths = {f"{_BASE}/run/{name}": {"parameters": [_ACCOUNT], "post": _run(name)} for name in ai.models}
+    paths |= {
+        f"{_BASE}/v1/chat/completions": {
+            "parameters": [_ACCOUNT],
+            "post": _post("Chat, as OpenAI has it", _CHAT, _either({"type": "object"})),
+        },
+        f"{_BASE}/finetunes": {"parameters": [_ACCOUNT], "post": create, "get": finetunes},
+        f"{_BASE}/finetunes/public": {"parameters": [_ACCOUNT], "get": finetunes},
+        f"{_BASE}/finetunes/{{finetune}}/finetune-assets": {"parameters": [_ACCOUNT, finetune], "post": upload},
+        f"{_BASE}/models/search": {
+            "parameters": [_ACCOUNT, *search],
+            "get": _get("Find models", _envelope({"type": "array", "items": {"type": "object"}})),
+        },
+        f"{_BASE}/models/schema": {
+            "parameters": [_ACCOUNT, model],
+            "get": _get("Schema of a model", _envelope({"type": "object"})),
+        },
+    }
+    title = "refgemma: the Gemma models of Workers AI, answered locally"
+    return {"openapi": "3.1.0", "info": {"title": title, "version": refgemma.__version__}, "paths": paths}
+
+
+def _run(name: str) -> dict[str, Any]:
+    return _post(f"Run {name}", page(name).schema, _either(_envelope(_ANSWER)))
+
+
+def _either(schema: dict[str, Any]) -> dict[str, Any]:
+    """Whole, or as a stream."""
+    return {"application/json": schema, "text/event-stream": {}}
+
+
+def _envelope(result: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {
+            "result": result,
+            "success": {"const": True},
+            "errors": {"type": "array", "maxItems": 0},
+            "messages": {"type": "array"},
+        },
+        "required": ["result", "success", "errors", "messages"],
+    }
+
+
+def _get(summary: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"summary": summary, "responses": _responses({"application/json": schema})}
+
+
+def _post(
+    summary: str, body: dict[str, Any], answers: dict[str, Any], kind: str = "application/json"
+) -> dict[str, Any]:
+    request = {"required": True, "content": {kind: {"schema": body}}}
+    return {"summary": summary, "requestBody": request, "responses": _responses(answers)}
+
+
+def _responses(answers: dict[str, Any]) -> dict[str, Any]:
+    """Success, and the statuses of `refgemma.workers_ai.errors.CODES` and of the interface."""
+    fine = {"description": "done", "content": {kind: {"schema": schema} for kind, schema in answers.items()}}
+    error = {"description": "an error", "content": {"application/json": {"schema": _ERROR}}}
+    return {"200": fine} | dict.fromkeys(("400", "401", "403", "404", "405", "408", "413", "429", "500"), error)

@@ -1,0 +1,186 @@
+"""What the playground asks the server: what there is to choose from, and answers with their decisions.
+
+``GET /playground/api/info``
+    models, adapters, the parameters of each model with their ranges, and a notice where a stand-in answers.
+``POST /playground/api/run``
+    ``{"model": name, "inputs": {...}}``, the inputs those of ``…/ai/run``. Always a stream: ``{"token": {...}}`` an
+    event, with its text, probability, candidates and what each sampling step did, as `refgemma.sampling.show` has it;
+    then ``{"result": {...}}`` and ``[DONE]``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+import refgemma
+from refgemma.numerics import Array
+from refgemma.sampling import Record, uniform
+from refgemma.sampling.show.page import legend, token_data
+from refgemma.workers_ai.ai import AI
+from refgemma.workers_ai.answer import DONE, result, sse
+from refgemma.workers_ai.errors import AiError
+from refgemma.workers_ai.pages import page
+from refgemma.workers_ai.request import MAX_TOKENS, TEMPERATURE
+from refgemma.workers_ai.server.body import read_json
+from refgemma.workers_ai.server.catalogue import answered_by
+from refgemma.workers_ai.server.limits import RECORDED, RECORDED_BYTES
+from refgemma.workers_ai.server.replies import reply
+from refgemma.workers_ai.server.service import Prepared, Service
+from refgemma.workers_ai.server.streaming import Answer, EventStream
+
+_NUMBERS = (
+    "max_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty", "frequency_penalty",
+    "presence_penalty",
+)  # fmt: skip
+
+
+def routes(service: Service) -> list[Route]:
+    """Routes of the playground.
+
+    Parameters
+    ----------
+    service : Service
+        What answers.
+
+    Returns
+    -------
+    list of Route
+        With their whole paths.
+    """
+    places = asyncio.Semaphore(RECORDED)
+
+    async def info(http: HttpRequest) -> Response:
+        return reply(await asyncio.to_thread(_info, service))
+
+    async def run(http: HttpRequest) -> ASGIApp:
+        body = await read_json(http)
+        if not isinstance(body, dict) or not isinstance(body.get("model"), str):
+            raise AiError(5006, "the body is not as expected: an object with model and inputs")
+        prepared = await asyncio.to_thread(_prepare, service, body["model"], body.get("inputs"))
+        if places.locked():
+            raise AiError(3040, f"{RECORDED} answers of the playground are under way: come again later")
+        await places.acquire()
+        try:
+            answer = await Answer(service, prepared, record=True).start()
+        except BaseException:
+            places.release()
+            raise
+        return _Released(EventStream(answer, _events(answer)), places)
+
+    return [
+        Route("/playground/api/info", info, methods=["GET"]),
+        Route("/playground/api/run", run, methods=["POST"]),
+    ]
+
+
+class _Released:
+    """A response that gives its place back when it ends."""
+
+    def __init__(self, app: ASGIApp, places: asyncio.Semaphore) -> None:
+        self._app = app
+        self._places = places
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._places.release()
+
+
+def _prepare(service: Service, model: str, inputs: Any) -> Prepared:
+    """A request as any other; its seed is drawn here, so that each decision can be shown as it is made."""
+    prepared = service.prepare(model, inputs)
+    settings = prepared.settings
+    seed = settings.seed if settings.seed is not None else 1 + secrets.randbelow(9_999_999_999)
+    most = min(settings.max_tokens, _most_tokens(service.ai, model))
+    return replace(prepared, settings=replace(settings, seed=seed, max_tokens=most))
+
+
+async def _events(answer: Answer) -> AsyncIterator[bytes]:
+    tokens: list[int] = []
+    logits: list[Array] = []
+    async for event in answer:
+        assert event.logits is not None  # it is on record
+        tokens.append(event.token)
+        logits.append(event.logits)
+        shown = await asyncio.to_thread(_shown, answer.prepared, tokens, logits, event.text)
+        yield sse({"token": shown})
+        if event.result is not None:
+            done = await asyncio.to_thread(result, event.result, answer.prepared.request)
+            yield sse({"result": {**done, "finish_reason": event.result.finish_reason, "seed": event.result.seed}})
+    yield DONE
+
+
+def _shown(prepared: Prepared, tokens: list[int], logits: list[Array], text: str) -> dict[str, Any]:
+    """The last decision, as the page of a record has it."""
+    t, seed = len(tokens) - 1, prepared.settings.seed
+    assert seed is not None  # drawn above
+    record = Record(
+        params=prepared.settings,
+        prompt_tokens=tuple(prepared.tokens),
+        tokens=tuple(tokens),
+        uniforms=tuple(uniform(seed, i) for i in range(len(tokens))),
+        logits=logits,
+        piece=prepared.gemma.tokenizer.piece,
+    )
+    return {"t": t, **token_data(record, t, text)}
+
+
+def _most_tokens(ai: AI, model: str) -> int:
+    """Longest answer on record: its logits take four bytes a token and entry of the vocabulary."""
+    gemma = ai.models[model]
+    context = min(page(model).context, gemma.config.max_positions)
+    return max(1, min(context, RECORDED_BYTES // (4 * gemma.tokenizer.vocab_size)))
+
+
+def _info(service: Service) -> dict[str, Any]:
+    ai = service.ai
+    stand_ins = [name for name in ai.models if ai.models[name].name == "tiny-it"]
+    notice = "Here the small model that ships with refgemma answers, as a stand-in for Google's." if stand_ins else ""
+    return {
+        "version": refgemma.__version__,
+        "notice": notice,
+        "models": [
+            {
+                "name": name,
+                "answered_by": answered_by(name, ai),
+                "stand_in": name in stand_ins,
+                "context": min(page(name).context, ai.models[name].config.max_positions),
+                "parameters": _parameters(ai, name),
+            }
+            for name in ai.models
+        ],
+        "loras": [
+            {key: finetune[key] for key in ("id", "name", "description")}
+            | {"models": [name for name in ai.models if service.usable(finetune, name)]}
+            for finetune in service.finetunes.every()
+        ],
+        "legend": legend(),
+    }
+
+
+def _parameters(ai: AI, model: str) -> list[dict[str, Any]]:
+    """Controls: the page's own ranges, and the defaults of the server; null where a step is off."""
+    fields = page(model).fields("prompt")
+    defaults = {"max_tokens": MAX_TOKENS, "temperature": TEMPERATURE}
+    bounds = {"max_tokens": {"minimum": 1, "maximum": _most_tokens(ai, model)}}
+    return [
+        {
+            "name": name,
+            "type": fields[name]["type"],
+            "minimum": fields[name].get("minimum"),
+            "maximum": fields[name].get("maximum"),
+            "default": fields[name].get("default", defaults.get(name)),
+            **bounds.get(name, {}),
+        }
+        for name in _NUMBERS
+    ]

@@ -1,0 +1,54 @@
+"""``POST …/ai/run/{model}``: a request of a model's page, its answer in the REST envelope or as the page's stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from refgemma.workers_ai.answer import DONE, Chunks, result, sse
+from refgemma.workers_ai.server.body import read_json
+from refgemma.workers_ai.server.replies import success
+from refgemma.workers_ai.server.service import Service
+from refgemma.workers_ai.server.streaming import Answer, EventStream, while_connected
+
+
+def routes(service: Service) -> list[Route]:
+    """Routes of the native interface.
+
+    Parameters
+    ----------
+    service : Service
+        What answers.
+
+    Returns
+    -------
+    list of Route
+        Below ``/client/v4/accounts/{account}/ai``.
+    """
+
+    async def run(http: HttpRequest) -> Response | ASGIApp:
+        inputs = await read_json(http)
+        prepared = await asyncio.to_thread(service.prepare, http.path_params["model"], inputs)
+        answer = await Answer(service, prepared).start()
+        if prepared.request.stream:
+            return EventStream(answer, _events(answer, service.ai.pad))
+        try:
+            generation = await while_connected(http.receive, answer.result())
+        finally:
+            answer.cancel()
+        return success(await asyncio.to_thread(result, generation, prepared.request))
+
+    return [Route("/run/{model:path}", run, methods=["POST"])]
+
+
+async def _events(answer: Answer, pad: bool) -> AsyncIterator[bytes]:
+    chunks = Chunks(answer.prepared.request)
+    async for event in answer:
+        for chunk in chunks.feed(event):
+            yield sse(chunk, pad=pad)
+    yield DONE

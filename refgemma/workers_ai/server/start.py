@@ -1,0 +1,150 @@
+"""Running the application on a port, until a signal ends it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from refgemma.workers_ai.server.catalogue import answered_by
+from refgemma.workers_ai.server.limits import CONNECTIONS, GRACE, LAST_GRACE
+
+
+class _Server(uvicorn.Server):
+    """A server whose answers end when it is told to stop, and which tells when it can be asked."""
+
+    def __init__(self, config: uvicorn.Config, app: Starlette, on_ready: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._app = app
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # In a thread: closing takes locks, and this signal may have come in the midst of anything. The server itself
+        # waits for every response, so each stream gets its end, or the error that says why it has none.
+        threading.Thread(target=self._app.state.service.close, args=(GRACE,), name="refgemma-stop").start()
+        super().handle_exit(sig, frame)
+
+
+def serve(
+    app: Starlette, host: str = "127.0.0.1", port: int = 8787, on_ready: Callable[[str], object] | None = None
+) -> None:
+    """Serve an application until SIGTERM or SIGINT.
+
+    Parameters
+    ----------
+    app : Starlette
+        From `create_app`.
+    host : str
+        Address to listen on.
+    port : int
+        Its port; 0 takes a free one.
+    on_ready : callable, optional
+        ``on_ready(address)``, once requests are taken.
+
+    Raises
+    ------
+    OSError
+        If the port cannot be had.
+    ValueError
+        If it is none.
+
+    Notes
+    -----
+    On a signal no more requests are taken, answers have `GRACE` seconds to finish, then streams end with an error. A
+    process that SIGTERM ended says so in its exit status, 143 to a shell.
+    """
+    if not 0 <= port < 2**16:
+        raise ValueError(f"--port is {port}: expected 0 to 65535")
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OSError(f"cannot listen on {host}, port {port}: {reason}; choose another with --port") from None
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        loop="asyncio",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=LAST_GRACE,
+    )
+    server = _Server(config, app, lambda: on_ready(address) if on_ready else None)
+    with listener:
+        server.run(sockets=[listener])
+    if not server.started:
+        raise OSError(f"the server on {address} did not start")
+
+
+def hosts_of(host: str) -> tuple[str, ...]:
+    """Names under which a server may be addressed.
+
+    Parameters
+    ----------
+    host : str
+        Address that it listens on.
+
+    Returns
+    -------
+    tuple of str
+        Those of this machine where no other can reach it; empty, which is any, where others can.
+    """
+    local = host in ("localhost", "::1") or host.startswith("127.")
+    return tuple(dict.fromkeys(("localhost", "127.0.0.1", "::1", host))) if local else ()
+
+
+def state(app: Starlette, address: str) -> dict[str, Any]:
+    """What is served, and where, for programs.
+
+    Parameters
+    ----------
+    app : Starlette
+        From `create_app`.
+    address : str
+        Where it listens.
+
+    Returns
+    -------
+    dict
+        ``address``; ``models``, by hosted name what answers; ``finetunes``, their names.
+    """
+    service = app.state.service
+    return {
+        "address": address,
+        "models": {name: answered_by(name, service.ai) for name in service.ai.models},
+        "finetunes": [finetune["name"] for finetune in service.finetunes.every()],
+    }
+
+
+def greeting(app: Starlette, address: str) -> str:
+    """What is served, and where, for people.
+
+    Parameters
+    ----------
+    app : Starlette
+        From `create_app`.
+    address : str
+        Where it listens.
+
+    Returns
+    -------
+    str
+        A few lines: what answers under which name, which adapters there are, where.
+    """
+    served = state(app, address)
+    lines = [f"{name}: {what}" for name, what in served["models"].items()]
+    lines.append(f"finetunes: {', '.join(served['finetunes']) or 'none yet'}")
+    lines.append(f"{address}/client/v4/accounts/ACCOUNT/ai/run/MODEL, any ACCOUNT; playground: {address}/")
+    return "\n".join(lines)

@@ -1,0 +1,189 @@
+"""Events of an engine's thread, brought to the event loop, and from there to a client for as long as there is one.
+
+Nothing here waits for a client but that client's own task: an engine puts its events on a queue that holds a whole
+answer, and goes on. A client that is gone is noticed by the server's `http.disconnect`, whether something is being sent
+to it or not, and its request is cancelled, which stops it before its next token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
+from typing import Any, TypeAlias, TypeVar
+
+from starlette.types import Receive, Scope, Send
+
+from refgemma.generation import Event, Generation
+from refgemma.workers_ai.answer import sse
+from refgemma.workers_ai.errors import AiError
+from refgemma.workers_ai.server.service import Prepared, Service
+
+T = TypeVar("T")
+OnEvent: TypeAlias = Callable[[Event | Exception], object]
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Answer:
+    """Events of one request, in the event loop.
+
+    Parameters
+    ----------
+    service : Service
+        Which answers.
+    prepared : Prepared
+        The request.
+    record : bool
+        Whether events are to hold the logits.
+    """
+
+    def __init__(self, service: Service, prepared: Prepared, *, record: bool = False) -> None:
+        self.prepared = prepared
+        self._service = service
+        self._record = record
+        self._queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
+
+    async def start(self) -> Answer:
+        """Put the request in the queue of its model.
+
+        Returns
+        -------
+        Answer
+            Itself, to iterate over once.
+
+        Raises
+        ------
+        AiError
+            If it is not taken.
+        """
+        # In a thread, since an adapter may have to be put on the model first.
+        on_event = _onto(self._queue, asyncio.get_running_loop())
+        self._stream = await asyncio.to_thread(self._service.submit, self.prepared, on_event, record=self._record)
+        return self
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while True:
+            event = await self._queue.get()
+            if isinstance(event, Exception):
+                raise self._service.failure(event)
+            yield event
+            if event.result is not None:
+                return
+
+    async def result(self) -> Generation:
+        """Wait for the end.
+
+        Returns
+        -------
+        Generation
+            The whole answer.
+
+        Raises
+        ------
+        AiError
+            If it failed.
+        """
+        async for event in self:
+            result = event.result
+        assert result is not None  # the last event has it
+        return result
+
+    def cancel(self) -> None:
+        """Stop the request before its next token."""
+        self._stream.cancel()
+
+
+def _onto(queue: asyncio.Queue[Event | Exception], loop: asyncio.AbstractEventLoop) -> OnEvent:
+    """Callback for an engine's thread; it holds no `Answer`, which holds it: a cycle would keep caches for long."""
+
+    def on_event(event: Event | Exception) -> None:
+        if isinstance(event, Event) and event.decision is not None:
+            event = replace(event, decision=None)  # arrays that can be worked out again from the logits
+        loop.call_soon_threadsafe(queue.put_nowait, event)
+
+    return on_event
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Work for a client until it is done or the client is gone.
+
+    Parameters
+    ----------
+    receive : callable
+        Of the request, its body read.
+    work : coroutine
+        Cancelled when the client goes.
+
+    Returns
+    -------
+    object
+        What the work gives.
+
+    Raises
+    ------
+    ClientGone
+        If it was cancelled for that.
+    """
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream:
+    """A response of server-sent events.
+
+    Parameters
+    ----------
+    answer : Answer
+        Started; cancelled when the response ends for whatever reason.
+    body : async iterator of bytes
+        What is made of it, event by event.
+
+    Notes
+    -----
+    Should the answer fail half-way, the last event is the error as the REST interface writes it, and no ``[DONE]``
+    follows: clients take such a stream for cut off, which it is.
+    """
+
+    def __init__(self, answer: Answer, body: AsyncIterator[bytes]) -> None:
+        self._answer = answer
+        self._body = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it.
+
+        Parameters
+        ----------
+        scope, receive, send
+            As ASGI has them.
+        """
+        try:
+            await while_connected(receive, self._send_all(send))
+        except ClientGone:
+            pass
+        finally:
+            self._answer.cancel()
+
+    async def _send_all(self, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            async for data in self._body:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        except AiError as error:
+            await send({"type": "http.response.body", "body": sse(error.envelope()), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,293 @@
+"""Finetunes over HTTP: made, filled in either order, checked by the hosted rules, kept on disk, and used."""
+
+import json
+import shutil
+import struct
+import uuid
+from pathlib import Path
+
+import pytest
+
+from refgemma.checkpoint.find import default_places
+from refgemma.workers_ai.pages import GEMMA_2B, GEMMA_7B
+from refgemma.workers_ai.server import create_app, limits
+from tests.lora.test_hosted import write as write_hosted
+from tests.tiny_it import tiny_it
+from tests.workers_ai.server.live import ACCOUNT, RUN, ask, form, serving
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PIRATE = next(place / "lora" / "pirate" for place in default_places() if (place / "lora" / "pirate").is_dir())
+WHO = {"prompt": "Who are you?", "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("server") / "finetunes"
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    """Without adapters; its application and its address."""
+    app = create_app({GEMMA_2B: tiny_it(), GEMMA_7B: tiny_it()}, {}, finetunes=folder)
+    with serving(app) as address:
+        yield app, address
+
+
+@pytest.fixture
+def own(server, folder):
+    """Address of the server, as if it had just been started: starting one for each test takes long."""
+    app, address = server
+    yield address
+    app.state.service.finetunes._uploaded.clear()
+    app.state.service.ai.loras.clear()
+    for finetune in folder.iterdir():
+        shutil.rmtree(finetune)
+
+
+def create(address, name="sea", **fields):
+    return ask(address, f"{ACCOUNT}/finetunes", {"model": GEMMA_2B, "name": name} | fields)
+
+
+def upload(address, key, file_name, content):
+    return ask(address, f"{ACCOUNT}/finetunes/{key}/finetune-assets", *form(file_name, content)[:1], headers=HEADERS)
+
+
+HEADERS = form("", b"")[1]
+
+
+def pirate(file_name):
+    return (PIRATE / file_name).read_bytes()
+
+
+def config(**changes):
+    return json.dumps(json.loads(pirate(CONFIG)) | changes).encode()
+
+
+def safetensors(header, data=b""):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(header)) + header + data
+
+
+@pytest.mark.parametrize("order", [(CONFIG, WEIGHTS), (WEIGHTS, CONFIG)])
+@pytest.mark.parametrize("by", ["id", "name"])
+def test_a_finetune_is_made_filled_and_used(own, ai, order, by):
+    made = create(own, description="of the sea").result
+    assert list(made) == ["id", "created_at", "model", "modified_at", "name", "public", "description"]
+    assert str(uuid.UUID(made["id"])) == made["id"]
+    key = made[by]
+    for file_name in order:
+        missing = ask(own, RUN, WHO | {"lora": key})
+        assert (missing.status, missing.code) == (400, 3039)
+        assert upload(own, key, file_name, pirate(file_name)).json == {"success": True}
+    assert ask(own, RUN, WHO | {"lora": key}).result == ai.run(GEMMA_2B, WHO | {"lora": "pirate"})
+    other = ask(own, f"{ACCOUNT}/run/{GEMMA_7B}", WHO | {"lora": key})
+    assert (other.code, "was made for" in other.message) == (5006, True)
+
+
+@pytest.mark.parametrize("path", ["finetunes", "finetunes/"])
+def test_with_and_without_a_slash(own, path):
+    assert ask(own, f"{ACCOUNT}/{path}", {"model": GEMMA_2B, "name": "a"}).result["name"] == "a"
+    assert [finetune["name"] for finetune in ask(own, f"{ACCOUNT}/{path}").result] == ["a"]
+
+
+def test_lists_and_public_ones(own, address):
+    create(own, "mine"), create(own, "everybodys", public=True)
+    names = [[f["name"] for f in ask(own, f"{ACCOUNT}/finetunes{end}").result] for end in ("", "/public")]
+    assert names == [["mine", "everybodys"], ["everybodys"]]
+    shipped = [f["name"] for f in ask(address, f"{ACCOUNT}/finetunes/public").result]
+    assert shipped == ["pirate", "json", "letter"]
+
+
+def test_an_id_of_the_command_line_works_like_its_name(address):
+    finetune = ask(address, f"{ACCOUNT}/finetunes").result[0]
+    assert finetune["name"] == "pirate"
+    assert (
+        ask(address, RUN, WHO | {"lora": finetune["id"]}).result == ask(address, RUN, WHO | {"lora": "pirate"}).result
+    )
+
+
+def test_finetunes_outlive_the_server(own, folder, ai):
+    create(own), [upload(own, "sea", name, pirate(name)) for name in (CONFIG, WEIGHTS)]
+    create(own, "half"), upload(own, "half", CONFIG, pirate(CONFIG))
+    with serving(create_app({GEMMA_2B: tiny_it()}, {}, finetunes=folder)) as later:
+        assert ask(later, f"{ACCOUNT}/finetunes").result == ask(own, f"{ACCOUNT}/finetunes").result
+        assert ask(later, RUN, WHO | {"lora": "sea"}).result == ai.run(GEMMA_2B, WHO | {"lora": "pirate"})
+        assert ask(later, RUN, WHO | {"lora": "half"}).code == 3039
+        assert upload(later, "half", WEIGHTS, pirate(WEIGHTS)).status == 200
+
+
+@pytest.mark.parametrize("broken", [b"{", b"[]", b'{"id": 1}', b'{"id": "../x"}'])
+def test_a_description_that_somebody_changed_is_left_out(tmp_path, broken):
+    folder = tmp_path / "finetunes"
+    (folder / "f").mkdir(parents=True)
+    (folder / "f" / "finetune.json").write_bytes(broken)
+    with pytest.warns(UserWarning, match="left out"):
+        app = create_app({GEMMA_2B: tiny_it()}, {}, finetunes=folder)
+    assert app.state.service.finetunes.every() == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "status"),
+    [
+        ({"name": "../../x"}, 5006, 400),
+        ({"name": ""}, 5006, 400),
+        ({"name": "a" * 101}, 5006, 400),
+        ({"name": "a\0b"}, 5006, 400),
+        ({"name": 5}, 5006, 400),
+        ({"name": None}, 5006, 400),
+        ({"name": "cf-public-mine"}, 5006, 400),
+        ({"description": "x" * 2000}, 5006, 400),
+        ({"public": "yes"}, 5006, 400),
+        ({"model": 3}, 5006, 400),
+        ({"model": "@cf/meta/llama-2-7b-chat-hf-lora"}, 5005, 405),
+    ],
+)
+def test_what_cannot_be_made(own, fields, code, status):
+    reply = ask(own, f"{ACCOUNT}/finetunes", {"model": GEMMA_2B, "name": "x"} | fields)
+    assert (reply.status, reply.code) == (status, code)
+    assert ask(own, f"{ACCOUNT}/finetunes").result == []
+
+
+def test_a_name_is_taken_once_and_ids_are_no_names(own):
+    made = create(own).result
+    assert create(own).code == create(own, made["id"]).code == 5006
+    assert create(own, description="\ud800").code == 5006
+
+
+def test_there_is_an_end_to_finetunes(own, monkeypatch):
+    monkeypatch.setattr("refgemma.workers_ai.server.finetunes.FINETUNES", 1)
+    create(own)
+    assert (create(own, "second").status, create(own, "second").code) == (429, 3040)
+
+
+def test_files_are_never_replaced(own, folder):
+    create(own), upload(own, "sea", CONFIG, pirate(CONFIG))
+    again = upload(own, "sea", CONFIG, config(lora_alpha=1))
+    assert (again.status, again.code, "never replaced" in again.message) == (400, 5006, True)
+    assert next(folder.glob(f"*/{CONFIG}")).read_bytes() == pirate(CONFIG)
+
+
+HEADER = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": None}
+ONE = {"dtype": "F32", "shape": [1, 4], "data_offsets": [0, 16]}
+
+
+@pytest.mark.parametrize(
+    ("file_name", "content", "words"),
+    [
+        (CONFIG, b"{", "no valid JSON"),
+        (CONFIG, b"[" * 100_000, "no valid JSON"),
+        (CONFIG, b"{" + b" " * 1_100_000 + b"}", "1,000,000"),
+        (CONFIG, config(r=16), "rank: 16, expected at most 8"),
+        (CONFIG, config(r=10**400), "rank"),
+        (CONFIG, config(model_type="llama"), "model_type: 'llama', expected 'gemma'"),
+        (CONFIG, config(peft_type="IA3"), "peft_type"),
+        (CONFIG, config(rank_pattern={"q_proj": 64}), "rank: 64"),
+        (CONFIG, config(target_modules="(([a-z._0-9])+)+X"), "no other expressions"),
+        (CONFIG, config(alpha_pattern={"(a|a)*$": 2}), "no other expressions"),
+        (CONFIG, config(lora_alpha="big"), "lora_alpha"),
+        (CONFIG, config(use_qalora=True), "quantisation"),
+        (WEIGHTS, b"", "cut off"),
+        (WEIGHTS, b"\x80\x02}q\x00.", "cut off"),
+        (WEIGHTS, b"PK\x03\x04" + b"\0" * 100, "pickled"),
+        (WEIGHTS, struct.pack("<Q", 2**63) + b"{}", "safetensors"),
+        (WEIGHTS, struct.pack("<Q", 5_000_000) + b"{" + b" " * 5_000_100, "its header has 5,000,000 bytes"),
+        (WEIGHTS, safetensors(b"{" * 50_000), "damaged header"),
+        (
+            WEIGHTS,
+            safetensors({"a": ONE | {"data_offsets": [0, 10**15]}}, b"\0" * 16),
+            "but lies from byte 0 to 1000000000000000",
+        ),
+        (WEIGHTS, safetensors({"a": ONE, "b": ONE}, b"\0" * 16), "overlaps"),
+        (WEIGHTS, safetensors({"a": ONE | {"data_offsets": [8, 24]}}, b"\0" * 24), "gap"),
+        (WEIGHTS, safetensors({"a": ONE | {"shape": [2**40, 2**40]}}, b"\0" * 16), "shape"),
+        (WEIGHTS, safetensors({"a": ONE | {"shape": [-1, -4]}}, b"\0" * 16), "shape"),
+        (WEIGHTS, safetensors(b'{"a": 1, "a": 2}'), "twice"),
+        (WEIGHTS, safetensors({}), "factors: none"),
+        (WEIGHTS, safetensors(HEADER), "described by None"),
+    ],
+)
+def test_a_file_that_breaks_a_rule_is_refused_and_leaves_nothing(own, folder, file_name, content, words):
+    create(own)
+    reply = upload(own, "sea", file_name, content)
+    assert (reply.status, reply.code) == (400, 5006)
+    assert words in reply.message
+    assert str(folder) not in reply.message
+    assert len(reply.body) < 3000
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["finetune.json"]
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_two_good_files_that_do_not_belong_together(own):
+    create(own), upload(own, "sea", CONFIG, config(target_modules=["q_proj", "v_proj", "gate_proj"]))
+    reply = upload(own, "sea", WEIGHTS, pirate(WEIGHTS))
+    assert reply.code == 5006
+    assert ask(own, RUN, WHO | {"lora": "sea"}).code == 3039
+
+
+@pytest.mark.parametrize(
+    ("key", "file_name", "code"),
+    [
+        ("nothing", CONFIG, 3037),
+        ("..", CONFIG, 3037),
+        ("..%2F..", CONFIG, 7000),
+        ("sea", "../../evil.json", 5006),
+        ("sea", "finetune.json", 5006),
+        ("sea", "model.safetensors", 5006),
+        ("sea", "/etc/passwd", 5006),
+        ("sea", "adapter_config.json\0.safetensors", 5006),
+    ],
+)
+def test_names_lead_nowhere(own, folder, key, file_name, code):
+    create(own)
+    before = sorted(folder.parent.rglob("*"))
+    assert upload(own, key, file_name, pirate(CONFIG)).code == code
+    assert sorted(folder.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"{}", {"content-type": "application/json"}),
+        (b"", {"content-type": "multipart/form-data"}),
+        (b"xxxx", {"content-type": "multipart/form-data; boundary=b"}),
+        (b"--b\r\n\r\n", {"content-type": "multipart/form-data; boundary=b"}),
+        (form(CONFIG, b"{}")[0][:-30], HEADERS),
+        (form(CONFIG, b"{}")[0].replace(b'name="file"', b'name="other"'), HEADERS),
+        (form("x" * 10_000, b"{}")[0], HEADERS),
+        (form(CONFIG, b"{}")[0] * 50, HEADERS),
+        (
+            b"--b\r\n" + b"A" * 100_000 + b": 1\r\n\r\n\r\n--b--\r\n",
+            {"content-type": "multipart/form-data; boundary=b"},
+        ),
+    ],
+)
+def test_a_form_that_is_none(own, folder, body, headers):
+    create(own)
+    reply = ask(own, f"{ACCOUNT}/finetunes/sea/finetune-assets", body, headers=headers)
+    assert (reply.status, reply.code) == (400, 5006)
+    assert not list(folder.glob(f"*/{WEIGHTS}"))
+
+
+def test_an_upload_that_is_too_large(own):
+    create(own)
+    announced = {"content-length": str(limits.UPLOAD_BYTES + 1)} | HEADERS
+    reply = ask(own, f"{ACCOUNT}/finetunes/sea/finetune-assets", b"--a-boundary", headers=announced)
+    assert (reply.status, reply.code) == (413, 3006)
+
+
+def test_uploads_leave_no_temporary_files(own, tmp_path, monkeypatch):
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    create(own), [upload(own, "sea", name, pirate(name)) for name in (WEIGHTS, CONFIG, CONFIG)]
+    assert list(Path(place).iterdir()) == []
+
+
+def test_an_adapter_of_the_hosted_model_is_taken_and_waits_for_it(own, tmp_path):
+    """It keeps every rule; that a stand-in answers here is said when it is used."""
+    folder = write_hosted(tmp_path)
+    create(own)
+    assert all(upload(own, "sea", name, (folder / name).read_bytes()).status == 200 for name in (CONFIG, WEIGHTS))
+    reply = ask(own, RUN, WHO | {"lora": "sea"})
+    assert (reply.code, f"does not fit {GEMMA_2B}" in reply.message) == (5006, True)
+    assert ask(own, "/playground/api/info").json["loras"][0]["models"] == []
