@@ -1,7 +1,7 @@
 """Judge a trace of another engine: which operation is the first that rounding does not explain.
 
 THEIRS is safetensors, .npz, or a .npy of logits; names of transformers modules and of Flax are recognised. OURS, from
-`refgemma trace`, names the model and the tokens; without it, --model says which, and THEIRS holds the tokens.
+`refgemma trace`, names the model and the tokens; without it, --model says which, and THEIRS or --tokens the tokens.
 Exit code 1 if something is wrong.
 
 examples:
@@ -9,6 +9,7 @@ examples:
   refgemma compare ours.safetensors theirs.npz --arithmetic bfloat16 --picture report.png
   refgemma compare --model tiny-it theirs.safetensors --map names.json --json
   refgemma compare --model reveal-gqa logits.npy
+  refgemma compare --model tiny-it --tokens 2,106,1645 logits.npy
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from contextlib import nullcontext
 
 from refgemma import oracle
 from refgemma.cli.files import check_apart, output_file, read_text
-from refgemma.cli.options import add_json
+from refgemma.cli.options import add_json, token_ids
 from refgemma.cli.terminal import print_json, progress_bar
 from refgemma.oracle.picture import draw, format_of
 
@@ -45,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="what THEIRS was computed in: float32, bfloat16, float16, float64, or a profile such as bf16-deepmind"
         " (default: told from its numbers)",
+    )
+    parser.add_argument(
+        "--tokens", type=token_ids, metavar="IDS", help="what was fed, such as 2,106,1645, where THEIRS does not say"
     )
     parser.add_argument("--map", metavar="FILE.json", help='names of THEIRS: {"blk.{i}.q": "layers.{i}.attn.q", ...}')
     parser.add_argument("--picture", metavar="FILE.png|.svg|.pdf", help="save errors against depth as a picture")
@@ -77,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
                 lora=args.lora,
                 arithmetic=args.arithmetic,
                 mapping=mapping,
+                tokens=args.tokens,
                 progress=progress,
             )
         if picture is not None and form is not None:

@@ -2,23 +2,12 @@
 
 Each function takes the exact result (float64, computed from the engine's own inputs), those inputs, and the
 arithmetic; it counts the roundings that any engine of that arithmetic makes, in whatever order it sums, and says how
-far they reach. With u the unit roundoff, n roundings in a row reach at most ``gamma(n) = n u / (1 - n u)``.
-
-Sums. The worst case over all orders of summation is ``gamma(n) sum|x_i w_i|``. By chance far less: the k-th addition is
-off by at most ``u |s_k|``, s_k the sum so far, independently of the others, so what counts is ``sum s_k**2``. In an
-order that has nothing to do with the numbers, s_k goes from 0 to the whole sum s as a random walk that is tied down at
-both ends: ``(k/n) s`` give or take a Brownian bridge of size ``q = sqrt(sum (x_i w_i)**2)``. The first part adds up to
-``n s**2 / 3``; the second to ``n q**2`` times 1/6 on average and below 1/2 for 96 of 100 orders (the distribution of
-Cramer and von Mises). So ``n (s**2 / 3 + q**2 / 2)``; the n products add ``q**2``. Adding in blocks only makes the s_k
-smaller.
+far they reach. With u the unit roundoff, n roundings in a row reach at most ``gamma(n) = n u / (1 - n u)``; what sums
+add by chance is in `refgemma.oracle.bounds_sums`.
 
 References
 ----------
-Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, 2002, sections 3.1 and 4.2 (gamma; any order);
-Higham and Mary, "A New Approach to Probabilistic Rounding Error Analysis", SIAM J. Sci. Comput. 41, 2019 (independent
-roundings: sqrt(n) in place of n) and "Sharper Probabilistic Backward Error Analysis for Basic Linear Algebra Kernels
-with Random Data", 42, 2020 (what the mean and spread of the data add to that); Anderson and Darling, "Asymptotic Theory
-of Certain Goodness of Fit Criteria Based on Stochastic Processes", 1952, table 1 (quantiles of the square of a bridge).
+Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, 2002, section 3.1.
 """
 
 from __future__ import annotations
@@ -30,53 +19,8 @@ import numpy as np
 from refgemma.numerics import Array
 from refgemma.ops.linear import Adapted, Operand
 from refgemma.oracle.arithmetic import Arithmetic
+from refgemma.oracle.bounds_sums import gamma, swallowed
 from refgemma.oracle.known import Bound, Known, Size, bound
-
-
-def gamma(n: Size, unit: float) -> Size:
-    """Worst relative error of n roundings in a row.
-
-    Parameters
-    ----------
-    n : ndarray or float
-        How many.
-    unit : float
-        Unit roundoff.
-
-    Returns
-    -------
-    ndarray or float
-        ``n u / (1 - n u)``; infinite from ``n u = 1`` on, where nothing is promised.
-
-    References
-    ----------
-    Higham, 2002, lemma 3.1.
-    """
-    reach = np.asarray(n * unit)
-    return np.where(reach < 1, reach / np.maximum(1 - reach, 1e-300), np.inf)
-
-
-def chance_of_sum(exact: Array, squares: Array, n: Size, unit: float) -> Array:
-    """Variance of the error of a sum of n products, see the head of this file.
-
-    Parameters
-    ----------
-    exact : ndarray
-        The sum, s.
-    squares : ndarray
-        Sum of the squares of the addends, q**2.
-    n : ndarray or float
-        How many addends.
-    unit : float
-        Unit roundoff.
-
-    Returns
-    -------
-    ndarray
-        ``u**2 (n (s**2 / 3 + q**2 / 2) + q**2)``.
-    """
-    variance: Array = unit**2 * (n * (np.square(exact) / 3 + squares / 2) + squares)
-    return variance
 
 
 def embedding(y: Array, tokens: Array, table: Operand, a: Arithmetic) -> Bound:
@@ -143,8 +87,11 @@ def norm(y: Array, x: Known, weight: Array, eps: float, a: Arithmetic) -> Bound:
     inner = (a.at("norm.mean") + a.at("norm.shifted") + a.at("norm.eps") * (1 - share)) / 2
     inner = inner + sum(a.at(f"norm.{point}") for point in ("inverse", "normed", "gain")) + 7 * a.unit
     many = share * (gamma(D + 1, a.unit) + a.at("norm.square")) / 2 + a.unit
+    # In the terms of `chance_of_sum`, q**2 / s**2: 1 / D where all channels are alike, 1 where one is all there is.
     quartic = np.square(square).mean(axis=-1, keepdims=True) / np.maximum(D * np.square(mean), 1e-300)
-    chance = np.square(share / 2) * (a.unit**2 * (D / 3 + 2) + a.at("norm.square") ** 2 * quartic)
+    summed = D / 3 + (D / 2 + 1) * quartic + 2  # the sum, then a division and an addition
+    chance = np.square(share / 2) * (a.unit**2 * summed + a.at("norm.square") ** 2 * quartic)
+    lost = share / 2 * swallowed(square, a.unit) / np.maximum(D * mean, 1e-300)
     last = a.at("norm.out")
     size = np.abs(y)
     carried: tuple[Size, Size] = (0.0, 0.0)
@@ -162,6 +109,7 @@ def norm(y: Array, x: Known, weight: Array, eps: float, a: Arithmetic) -> Bound:
         firm=size * ((1 + compound(inner)) * (1 + last) - 1),
         loose=size * compound(many) * (1 + last) * (1 + compound(inner)),
         chance=np.square(size) * chance,
+        agreeing=size * lost * (1 + last) * (1 + compound(inner)),
         carried=carried,
         shape=y.shape,
     )

@@ -21,7 +21,7 @@ import numpy as np
 from refgemma.numerics import Array
 from refgemma.ops.rope import rope_table
 from refgemma.oracle.arithmetic import Arithmetic
-from refgemma.oracle.bounds import gamma
+from refgemma.oracle.bounds_sums import chance_of_sum, gamma, swallowed
 from refgemma.oracle.known import Bound, Known, Size, bound
 
 LIBRARY = 4  # units in the last place, each at most two unit roundoffs of the result
@@ -141,6 +141,7 @@ def softmax(y: Array, scores: Known, allowed: Array, a: Arithmetic) -> Bound:
 
     carried: tuple[Size, Size] = (0.0, 0.0)
     firm = y * factor(own)
+    off = y + np.minimum(firm, 1)  # what is divided by a sum that is off is off already
     if not scores.exact:
         slack = np.where(mask, scores.worst, 0)
         variance = np.where(mask, scores.variance, 0)
@@ -151,9 +152,10 @@ def softmax(y: Array, scores: Known, allowed: Array, a: Arithmetic) -> Bound:
     return bound(
         a,
         f"exponentials up to {depth.max():.3g} below the largest, a sum of {int(n.max())}, a division in {_words(a)}",
-        firm=(np.minimum(firm, 1) + total * y) * (1 + last) + last * y,
-        loose=y * gamma(n, a.unit) * (1 + last),
-        chance=np.square(y) * a.unit**2 * n / 3,  # a sum of positive addends: s_k is k / n of it
+        firm=(np.minimum(firm, 1) + total * off) * (1 + last) + last * y,
+        loose=off * gamma(n, a.unit) * (1 + last),
+        chance=chance_of_sum(off, np.square(off) * np.sum(np.square(y), axis=-1, keepdims=True), n, a.unit),
+        agreeing=off * swallowed(y, a.unit) * (1 + last),
         carried=carried,
         shape=y.shape,
     )

@@ -1,7 +1,7 @@
 """Rounding bounds of the matrix products: with a weight, of queries with keys, of probabilities with values.
 
-All are sums of products in an order that is the engine's own; `refgemma.oracle.bounds` says how far their roundings
-reach.
+All are sums of products in an order that is the engine's own; `refgemma.oracle.bounds_sums` says how far their
+roundings reach.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from refgemma.numerics import Array, Bfloat16Matrix
 from refgemma.ops.attention import attention_mix, attention_scores
 from refgemma.ops.linear import Adapted, Operand
 from refgemma.oracle.arithmetic import Arithmetic
-from refgemma.oracle.bounds import chance_of_sum, compound, formats, gamma
+from refgemma.oracle.bounds import compound, formats
+from refgemma.oracle.bounds_sums import chance_of_sum, gamma, swallowed_by_one
 from refgemma.oracle.known import Bound, Known, Size, bound
 
 _TILE = 2**22  # numbers of a weight that are widened at a time
@@ -223,6 +224,7 @@ def _sum_bound(
         firm=last * np.abs(y),
         loose=(gamma(n, a.unit) + each) * magnitude * (1 + last),
         chance=(chance_of_sum(y, squares, n, a.unit) + each**2 * squares) * (1 + last) ** 2,
+        agreeing=swallowed_by_one(magnitude, squares, n, a.unit) * (1 + last),
         carried=carried,
         shape=y.shape,
     )

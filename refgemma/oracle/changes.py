@@ -58,6 +58,27 @@ def rounded(*points: str) -> Change:
     return change
 
 
+def narrow_squares(setup: Setup) -> Setup | None:
+    """Input of norms, its squares and their mean, rounded to bfloat16; shows where the input is not rounded anyway.
+
+    Parameters
+    ----------
+    setup : Setup
+        Before.
+
+    Returns
+    -------
+    Setup or None
+        After.
+    """
+    if "norm.out" in setup.numerics.rounding:
+        return None
+    # The rounding points count for the bounds: a sum in another order may fall to the other side of a midpoint.
+    return setup.but(
+        numerics=setup.numerics.with_("norm.square", "bfloat16").with_("norm.mean", "bfloat16"), squares="bfloat16"
+    )
+
+
 def other_scale_precision(setup: Setup) -> Setup:
     """Round the scale of the embedding where it was not rounded, and not where it was.
 

@@ -7,25 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from refgemma.checkpoint.load import Progress
-from refgemma.config import Config
 from refgemma.gemma import Gemma, LoraNames
-from refgemma.model import Params
 from refgemma.numerics import Array
-from refgemma.oracle.drift import drift
 from refgemma.oracle.fingerprint import fingerprint
-from refgemma.oracle.forced import judge_forced
+from refgemma.oracle.judge import as_told, judged, without_the_last_token
 from refgemma.oracle.models import read_theirs, weights_of
-from refgemma.oracle.precision import arithmetic_of
 from refgemma.oracle.report import Report
-from refgemma.oracle.tensor_names import names_of, split_name
 from refgemma.oracle.trace import Trace, read_trace
 from refgemma.oracle.trace_file import is_ours
-from refgemma.oracle.verdict import Finding
-
-# What is followed from end to end.
-_STREAM = ("embed", "attn.residual", "out", "final_norm", "logits")
 
 
 def compare(
@@ -36,6 +28,7 @@ def compare(
     lora: LoraNames = (),
     arithmetic: str | None = None,
     mapping: Mapping[str, str] | None = None,
+    tokens: ArrayLike | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Judge a trace, operation by operation.
@@ -55,6 +48,8 @@ def compare(
         default told from its numbers.
     mapping : mapping of str to str, optional
         Names of `b` to ours.
+    tokens : array_like of int, shape (T,) or (B, T), optional
+        What was fed, where neither `a` nor `b` says; for a revealing model, its own batch by default.
     progress : callable, optional
         ``progress(done, total)``, in layers.
 
@@ -68,14 +63,20 @@ def compare(
     FileNotFoundError
         If a file or the model is not there.
     ValueError
-        If a file cannot be read, the traces are about different tokens or models, or it is not known which model.
+        If a file cannot be read, the traces are about different tokens or models, it is not known which model, or the
+        last token was never fed.
 
     Notes
     -----
     Each operation is judged on their own inputs, so one error is one finding. The residual stream and the logits are
     also judged as each engine's own run made them, by a budget that is measured; for logits alone, this is all.
+
+    Where the arithmetic is not given, and what was told from the numbers makes half of all kinds of operation wrong,
+    they may have been computed in float32 and only stored so: if that explains it, it is judged so, and said.
     """
     ours = _ours(a)
+    if ours is not None and tokens is not None:
+        raise ValueError("ours says which tokens were fed: give no others")
     if ours is None and model is None:
         raise ValueError("which model is it? give ours, a trace that names it, or the model itself")
     params, config = weights_of(_model(ours, model, lora), lora)
@@ -86,49 +87,35 @@ def compare(
     if isinstance(b, Trace):
         theirs = b
     else:
-        known = {} if ours is None else {"tokens": ours.tokens, "positions": ours.positions}
+        known = {"tokens": tokens} if ours is None else {"tokens": ours.tokens, "positions": ours.positions}
         theirs = read_theirs(b, model, config, mapping=mapping, **known)
     if ours is not None:
         theirs = _same_run(ours, theirs, _called(b))
     if not theirs.tensors and not theirs.ends:
         raise ValueError(f"{_called(b)} holds no tensor: there is nothing to judge")
-    guess, why = arithmetic_of(theirs)
-    judged_as = arithmetic or guess
-    findings, drifts = _judged(params, config, theirs, judged_as, progress)
-    if theirs.ends:
-        tail, tail_drifts = _judged(params, config, _end(theirs), judged_as, None)
-        at_the_end = {one.name: one for one in tail if one.name in theirs.ends}
-        findings = [at_the_end.get(one.name, one) for one in findings] or list(at_the_end.values())
-        drifts += [one for one in tail_drifts if one.name in theirs.ends]
+    if not (theirs.positions >= 0).any():
+        raise ValueError(f"{_called(b)}: every position is padding (-1, or masked): there is nothing to judge")
+    if arithmetic is None:
+        judged_as, findings, drifts = as_told(params, config, theirs, progress)
+    else:
+        judged_as, (findings, drifts) = arithmetic, judged(params, config, theirs, arithmetic, progress)
+    if not findings and not all(one.ok for one in drifts):
+        shorter = without_the_last_token(theirs)
+        if shorter is not None and all(one.ok for one in judged(params, config, shorter, judged_as.split()[0])[1]):
+            T = theirs.tokens.shape[1]
+            raise ValueError(
+                f"{_called(b)}: {T - 1} positions were fed, {T} tokens given, for its logits are right one position "
+                "earlier: give the tokens that were fed, without what was drawn last"
+            )
     return Report(
         theirs=_called(b),
         model=_called(model) if model is not None else (ours.meta["model"] if ours else ""),
         shape=(theirs.tokens.shape[0], theirs.tokens.shape[1]),
-        arithmetic=judged_as if arithmetic else f"{guess} ({why})",
+        arithmetic=judged_as,
         findings=tuple(findings),
         drifts=tuple(drifts),
         notes=theirs.notes,
     )
-
-
-def _judged(
-    params: Params, config: Config, theirs: Trace, arithmetic: str, progress: Progress | None
-) -> tuple[list[Finding], list[Finding]]:
-    """Every tensor on their own inputs, unless logits are all there is; and the stream from end to end."""
-    findings = []
-    if set(theirs.tensors) != {"logits"}:
-        findings = judge_forced(params, config, theirs, arithmetic, progress=progress)
-    stream = [name for name in names_of(config) if split_name(name)[1] in _STREAM]
-    return findings, drift(params, config, theirs, arithmetic, names=stream)
-
-
-def _end(theirs: Trace) -> Trace:
-    """What was given of the last positions alone, with the stream that it was made from."""
-    rows = np.arange(len(theirs.tokens))
-    last = theirs.tokens.shape[1] - 1 - (theirs.positions[:, ::-1] >= 0).argmax(axis=1)
-    stream = [name for name in theirs.tensors if name == "final_norm" or split_name(name)[1] == "out"]
-    tensors = {name: theirs.tensors[name][rows, last][:, None] for name in stream} | dict(theirs.ends)
-    return replace(theirs, tensors=tensors, ends={}, meta={**theirs.meta, "last": "true"})
 
 
 def _ours(a: Trace | str | Path | None) -> Trace | None:

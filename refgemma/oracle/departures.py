@@ -17,7 +17,7 @@ import numpy as np
 from refgemma.cache import KVCache
 from refgemma.generation import CHUNK
 from refgemma.model import LayerParams, Tap, forward, identity
-from refgemma.numerics import Array, Numerics
+from refgemma.numerics import Array, Numerics, from_bfloat16, to_bfloat16
 from refgemma.ops.attention import attention_mix, attention_scores
 from refgemma.ops.linear import table_rows
 from refgemma.ops.mlp import gelu
@@ -147,7 +147,7 @@ def _departed(setup: Setup, i: int | None, step: str, value: Array, seen: dict[s
     if step == "logits":
         return value * math.sqrt(setup.config.hidden_size) if setup.head_scaled else value
     if step == "final_norm":
-        return _norm(setup, seen["stream"], setup.params["final_norm"]) if setup.eps_outside else value
+        return _norm(setup, seen["stream"], setup.params["final_norm"]) if setup.odd_norm else value
     assert i is not None
     layer = setup.params["layers"][i]
     if step in ("attn.norm", "attn.residual", "mlp.norm", "out"):
@@ -168,19 +168,30 @@ def _embedding(setup: Setup, value: Array, chunk: slice) -> Array:
         rows[setup.positions[:, chunk] < 0] = 0
         return rows
     if setup.embedding == "scaled twice":
-        scale = setup.numerics.round("embed.scale", setup.numerics.scalar(math.sqrt(setup.config.hidden_size)))
+        scale = setup.numerics.constant("embed.scale", math.sqrt(setup.config.hidden_size))
         return setup.numerics.round("embed", value * scale)
     return value
 
 
 def _norm(setup: Setup, x: Array, weight: Array) -> Array:
-    """The norm; where eps is outside the root, that is a factor on each vector."""
-    y = rms_norm(x, weight, eps=setup.config.rms_norm_eps, numerics=setup.numerics)
-    if not setup.eps_outside:
+    """The norm; where its root is another, that is a factor on each vector."""
+    eps, wide = setup.config.rms_norm_eps, setup.numerics
+    narrow = setup.squares == "bfloat16" and "norm.square" in wide.rounding  # else the bounds allow for it
+    if narrow:
+        wide = wide.without("norm.square", "norm.mean")
+    y = rms_norm(x, weight, eps=eps, numerics=wide)
+    if not setup.odd_norm:
         return y
-    eps, mean_square = setup.config.rms_norm_eps, np.mean(np.square(x), axis=-1, keepdims=True)
-    moved: Array = y * (np.sqrt(mean_square + eps) / (np.sqrt(mean_square) + eps))
+    exact = mean_square = np.mean(np.square(x), axis=-1, keepdims=True)
+    if narrow:
+        mean_square = _narrow(np.mean(_narrow(np.square(_narrow(x))), axis=-1, keepdims=True))
+    root = np.sqrt(mean_square) + eps if setup.eps_outside else np.sqrt(mean_square + eps)
+    moved: Array = y * (np.sqrt(exact + eps) / root)
     return moved
+
+
+def _narrow(x: Array) -> Array:
+    return from_bfloat16(to_bfloat16(x.astype(np.float32))).astype(np.float64)
 
 
 def _norms(setup: Setup, layer: LayerParams, step: str, value: Array, seen: dict[str, Array]) -> Array:
@@ -190,11 +201,11 @@ def _norms(setup: Setup, layer: LayerParams, step: str, value: Array, seen: dict
     if step == "attn.norm":
         if setup.norms == "after":
             return given
-        return _norm(setup, given, attn) if setup.eps_outside else value
+        return _norm(setup, given, attn) if setup.odd_norm else value
     if step == "mlp.norm":
         if setup.norms != "before":
             return given
-        return _norm(setup, given, mlp) if setup.eps_outside else value
+        return _norm(setup, given, mlp) if setup.odd_norm else value
     if setup.norms == "after":
         return _norm(setup, value, attn if step == "attn.residual" else mlp)
     if setup.norms == "as in Gemma 2" and step == "attn.residual":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -14,7 +15,7 @@ from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
 from refgemma.gemma import Gemma, LoraNames
 from refgemma.numerics import Array
-from refgemma.oracle.diagnosis import Cause, Diagnosis
+from refgemma.oracle.diagnosis import TIE, Cause, Diagnosis
 from refgemma.oracle.models import read_theirs, weights_of
 from refgemma.oracle.precision import arithmetic_of
 from refgemma.oracle.setups import Setup
@@ -24,10 +25,10 @@ from refgemma.oracle.trace import Trace
 from refgemma.oracle.trial import honest_setup, with_variants
 from refgemma.oracle.trial_forced import ForcedTrial
 from refgemma.oracle.trial_free import FreeTrial
+from refgemma.oracle.trial_sites import CLOSER
 from refgemma.oracle.variants import VARIANTS, Variant, find
 
 _BOS = 2  # of every Gemma
-_CLOSER = 10.0
 _OVERFLOW = 1.8e19  # what has no square in float32 and bfloat16
 
 
@@ -78,14 +79,19 @@ def diagnose(
     Notes
     -----
     Of a trace each operation is judged on their own inputs (`refgemma.oracle.forced`), with each known bug in the
-    reference in turn: an explanation is right if nothing is wrong any more. Of final logits alone the reference is run
-    by itself. What fits is ordered by how well it does.
+    reference in turn: an explanation is right if nothing is wrong any more. A bug that is in some layers only is found,
+    too, as it explains the operations of these and none of the others (`refgemma.oracle.sites`). Of final logits alone
+    the reference is run by itself, and a bug is everywhere. What fits is ordered by how well it does.
     """
     params, config = weights_of(model, lora)
     trace = theirs
     if not isinstance(trace, Trace):
         trace = read_theirs(trace, model, config, mapping=mapping, tokens=tokens)
-    trace, notes = _finite(trace, config)
+    if not (trace.positions >= 0).any():
+        raise ValueError(
+            "all tokens of their trace are padding: there is nothing to explain; its mask is 1 at real tokens"
+        )
+    trace, overflow = _finite(trace, config)
     arithmetic = arithmetic or arithmetic_of(trace)[0]
     honest = honest_setup(params, config, trace, arithmetic)
     by_logits = set(trace.tensors) == {"logits"}
@@ -101,7 +107,8 @@ def diagnose(
             closer=_closer(trial) if base.explains and isinstance(trial, ForcedTrial) else (),
             fed=_fed(trace),
             pairs=pairs,
-            notes=(*trace.notes, *notes),
+            overflow=overflow,
+            notes=trace.notes,
         )
 
 
@@ -111,13 +118,29 @@ def _causes(
     """Every explanation that was tried, best first."""
     singles: list[tuple[Variant, ...]]
     singles = [(variant,) for variant in VARIANTS if trial.may_show(variant) and variant.setups(honest)]
-    causes = trial.causes(singles, progress)
-    # Some variants loosen bounds: one that fits, and is hardly closer than the reference, explains nothing yet.
-    if with_pairs and not any(cause.explains and cause.misfit * _CLOSER <= base.misfit for cause in causes):
+    placed = trial.in_some_places if isinstance(trial, ForcedTrial) else _nowhere
+    causes = _in_place_of(trial.causes(singles, progress), placed())
+    # Some variants loosen bounds: one that fits, and is hardly closer than the reference, may hide another.
+    if with_pairs and not any(cause.explains and cause.misfit * CLOSER <= base.misfit for cause in causes):
+        alone = {cause.keys[0]: cause.misfit for cause in causes if cause.explains}
         both: list[tuple[Variant, ...]]
         both = [pair for pair in combinations([single[0] for single in singles], 2) if with_variants(honest, pair)]
-        causes += trial.causes(trial.worth_trying(both), progress)
+        found = _in_place_of(trial.causes(trial.worth_trying(both), progress), placed(pairs=True))
+        causes += [
+            pair for pair in found if not any(alone.get(key, math.inf) <= TIE * pair.misfit for key in pair.keys)
+        ]
     return sorted(causes, key=lambda cause: (len(cause.left), cause.misfit, cause.ratio))
+
+
+def _in_place_of(causes: list[Cause], placed: list[Cause]) -> list[Cause]:
+    """Causes, those left out that one in some places only replaces: it explains all that is wrong, and is nearer."""
+    better = {frozenset(cause.keys) for cause in placed if cause.explains}
+    return [cause for cause in causes if frozenset(cause.keys) not in better] + placed
+
+
+def _nowhere(*, pairs: bool = False) -> list[Cause]:
+    """Final logits show no places."""
+    return []
 
 
 def _closer(trial: ForcedTrial) -> tuple[Cause, ...]:
@@ -129,8 +152,8 @@ def _closer(trial: ForcedTrial) -> tuple[Cause, ...]:
     return tuple(best.values())
 
 
-def _finite(trace: Trace, config: Config) -> tuple[Trace, list[str]]:
-    """Their tensors up to the first that overflows, or whose square would: what comes after it tells nothing more."""
+def _finite(trace: Trace, config: Config) -> tuple[Trace, str]:
+    """Their tensors, read once, up to the first that overflows, or whose square would, and its name if there is one."""
     if not trace.tensors:
         raise ValueError("their trace holds no tensor that is recognised: there is nothing to explain")
     kept: dict[str, Array] = {}
@@ -138,9 +161,9 @@ def _finite(trace: Trace, config: Config) -> tuple[Trace, list[str]]:
         if overflows(trace, name, _OVERFLOW):
             if not kept:
                 raise ValueError(f"their {name} holds NaN or overflows, and they gave nothing before it to judge by")
-            return replace(trace, tensors=kept), [f"{name} holds NaN or overflows: causes are sought before it"]
+            return replace(trace, tensors=kept), name
         kept[name] = trace.tensors[name]
-    return trace, []
+    return replace(trace, tensors=kept), ""
 
 
 def _fed(trace: Trace) -> Variant | None:

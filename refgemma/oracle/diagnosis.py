@@ -6,12 +6,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from refgemma.oracle.arithmetic import arithmetic_of
 from refgemma.oracle.report import grouped
+from refgemma.oracle.sites import words
 from refgemma.oracle.variants import Variant
 
 # Explanations whose misfit is within this factor of the best are as good as it: misfits of right ones are rounding
 # noise, and differ by the luck of it; those of wrong ones are a hundred times larger, or more.
 TIE = 3.0
+
+_FINE = (
+    "A2",
+    "B4",
+    "B5",
+    "B6",
+    "G1",
+)  # bugs that logits in bfloat16 do not show on any of the models they were tried on
 
 
 @dataclass(frozen=True)
@@ -28,12 +38,18 @@ class Cause:
         Mean difference over mean magnitude that is left, of the tensor where that is largest.
     left : tuple of str
         Tensors that are still wrong.
+    only : tuple of tuple of str
+        For each variant the tensors that it moves, if it is in some places only: empty for one that is everywhere.
+    undecided : tuple of tuple of str
+        For each variant those of other places where it would not show.
     """
 
     variants: tuple[Variant, ...]
     ratio: float
     misfit: float
     left: tuple[str, ...]
+    only: tuple[tuple[str, ...], ...] = ()
+    undecided: tuple[tuple[str, ...], ...] = ()
 
     @property
     def explains(self) -> bool:
@@ -45,6 +61,18 @@ class Cause:
         """Names in the catalogue."""
         return tuple(variant.key for variant in self.variants)
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where each variant is, such as "in layer 3 only"; empty for one that is everywhere."""
+        only = self.only or ((),) * len(self.variants)
+        return tuple(words(names, one.where) if names else "" for one, names in zip(self.variants, only, strict=True))
+
+    @property
+    def name(self) -> str:
+        """Variants and places, such as "GELU by erf (C1), in layer 3 only"."""
+        both = zip(self.variants, self.places, strict=True)
+        return " and ".join(f"{one.title} ({one.key})" + (f", {place}" if place else "") for one, place in both)
+
     def as_dict(self) -> dict[str, Any]:
         """All of it, for programs.
 
@@ -55,7 +83,13 @@ class Cause:
         """
         told = ("key", "title", "sentence", "thread", "kind")
         return {
-            "variants": [{name: getattr(variant, name) for name in told} for variant in self.variants],
+            "name": self.name,
+            "variants": [
+                {name: getattr(variant, name) for name in told} | {"place": place or "everywhere"}
+                for variant, place in zip(self.variants, self.places, strict=True)
+            ],
+            "only": [list(names) for names in self.only],
+            "undecided": [list(names) for names in self.undecided],
             "explains": self.explains,
             "ratio": self.ratio,
             "misfit": self.misfit,
@@ -85,8 +119,11 @@ class Diagnosis:
         What the tokens alone tell: <bos> missing or double.
     pairs : bool
         Whether two bugs at once would have been tried.
+    overflow : str
+        First of their tensors that holds NaN, or numbers too large to be squared: what comes from it on is not judged.
+        Empty if there is none.
     notes : tuple of str
-        What was taken for granted in reading their file, and what of it tells nothing.
+        What was taken for granted in reading their file.
     """
 
     causes: tuple[Cause, ...]
@@ -96,17 +133,23 @@ class Diagnosis:
     closer: tuple[Cause, ...] = ()
     fed: Variant | None = None
     pairs: bool = True
+    overflow: str = ""
     notes: tuple[str, ...] = ()
 
     @property
     def needed(self) -> bool:
-        """Whether there is anything to explain."""
+        """Whether there is anything to explain; of an overflow, before it."""
         return not self.honest.explains
 
     @property
     def ok(self) -> bool:
-        """Whether all is well: nothing to explain, and nothing wrong with what was fed."""
-        return not self.needed and self.fed is None
+        """Whether all is well: nothing to explain, no overflow, and nothing wrong with what was fed."""
+        return not self.needed and not self.overflow and self.fed is None
+
+    @property
+    def hides(self) -> bool:
+        """Whether fine bugs are smaller than rounding: in final logits alone, in narrow arithmetic."""
+        return self.basis == "logits" and arithmetic_of(self.arithmetic).storage in ("bfloat16", "float16")
 
     @property
     def first(self) -> Cause | None:
@@ -127,13 +170,17 @@ class Diagnosis:
         """One sentence."""
         if not self.needed:
             right = "no known bug needed: all of it is inside rounding"
+            if self.hides:
+                right += ", behind which fine bugs hide"
+            if self.overflow:
+                right = f"{self.overflow} holds NaN or overflows, and all before it is inside rounding"
             return right if self.fed is None else f"{right}; but fed wrongly, {self.fed.title} ({self.fed.key})"
         if self.first is None:
             return "no known bug explains it" + (", alone or with another" if self.pairs else " alone")
         if self.tied:
-            return f"one of {' or '.join(_named(cause) for cause in self.tied)}: these numbers cannot tell which"
+            return f"one of {' or '.join(cause.name for cause in self.tied)}: these numbers cannot tell which"
         kinds = {variant.kind for variant in self.first.variants}
-        return ("a rounding profile: " if kinds == {"profile"} else "") + _named(self.first)
+        return ("a rounding profile: " if kinds == {"profile"} else "") + self.first.name
 
     def text(self) -> str:
         """All of it, for people.
@@ -145,9 +192,17 @@ class Diagnosis:
         """
         basis = "each operation on its own inputs" if self.basis == "trace" else "final logits alone"
         lines = [self.verdict, f"  judged as {self.arithmetic}, by {basis}"]
+        if self.overflow:
+            lines.append(f"  {self.overflow} holds NaN or overflows: causes are sought before it")
+        if self.hides and not self.needed:
+            fine = f"fine bugs, such as {', '.join(_FINE)}"
+            lines.append(f"  {self.arithmetic} logits alone cannot show {fine}: rounding moves logits further")
+            lines.append("  a trace of what each layer computes would show them")
         shown = self.tied or ((self.first,) if self.first else ())
         for variant in _unique(variant for cause in shown for variant in cause.variants):
             lines += [f"  {variant.key}: {variant.sentence}", f"    {variant.thread}"]
+        for key, names in _undecided(shown).items():
+            lines.append(f"  {key} would not show in {', '.join(grouped(list(names)))}: it may be there, too")
         if self.first is not None:
             lines.append(
                 f"  with it, the largest error is {self.first.ratio:.2g} of its bound, not {self.honest.ratio:.3g}"
@@ -155,9 +210,13 @@ class Diagnosis:
         elif self.needed:
             lines.append(f"  wrong: {', '.join(grouped(list(self.honest.left)))}")
             partly = [cause for cause in self.causes if len(cause.left) < len(self.honest.left)][:3]
-            lines += [f"  {_named(one)} would leave {', '.join(grouped(list(one.left)))}" for one in partly]
+            lines += [f"  {one.name} would leave {', '.join(grouped(list(one.left)))}" for one in partly]
+            if self.basis == "logits":
+                lines.append(
+                    "  a bug in some layers only is found in a trace of what each layer computes, not in logits"
+                )
         for cause in self.closer:
-            lines.append(f"  closer, though inside rounding without it: {_named(cause)}, mean error {cause.misfit:.1g}")
+            lines.append(f"  closer, though inside rounding without it: {cause.name}, mean error {cause.misfit:.1g}")
         if self.fed is not None:
             lines += [f"  tokens: {self.fed.key}, {self.fed.sentence}", f"    {self.fed.thread}"]
         if self.notes:
@@ -184,12 +243,15 @@ class Diagnosis:
             "fed": None if self.fed is None else self.fed.key,
             "basis": self.basis,
             "arithmetic": self.arithmetic,
+            "overflow": self.overflow,
+            "hides": self.hides,
             "notes": list(self.notes),
         }
 
 
-def _named(cause: Cause) -> str:
-    return " and ".join(f"{variant.title} ({variant.key})" for variant in cause.variants)
+def _undecided(causes: Iterable[Cause]) -> dict[str, tuple[str, ...]]:
+    """By key, places where a variant may be or not."""
+    return {key: names for cause in causes for key, names in zip(cause.keys, cause.undecided, strict=False) if names}
 
 
 def _unique(variants: Iterable[Variant]) -> list[Variant]:

@@ -128,7 +128,7 @@ def about_numbers(patient: Patient, numbers: Mapping[str, Numbers]) -> Iterator[
 
 
 def about_norms(numbers: Mapping[str, Numbers]) -> Iterator[Remark]:
-    """Remark on the convention of norm weights: w, or 1 + w as GGUF converters store.
+    """Remarks on the convention of norm weights: w, or 1 + w as GGUF converters store.
 
     Parameters
     ----------
@@ -138,7 +138,8 @@ def about_norms(numbers: Mapping[str, Numbers]) -> Iterator[Remark]:
     Yields
     ------
     Remark
-        One, if there are norms.
+        One if there are norms and all kinds of them (before attention, before the MLP, the final one) are alike; else
+        one for each kind, since a converter that knows a name adds the one to all norms of it.
 
     Notes
     -----
@@ -146,28 +147,44 @@ def about_norms(numbers: Mapping[str, Numbers]) -> Iterator[Remark]:
     below zero and all centres near 1. https://github.com/ggml-org/llama.cpp/pull/5631 is where this went wrong first.
     """
     norms = {name: n for name, n in numbers.items() if name.endswith("norm.weight") and "_norm." not in name}
+    kinds: dict[str, dict[str, Numbers]] = {}
+    for name, n in norms.items():
+        kinds.setdefault(name.removesuffix(".weight").rpartition(".")[2], {})[name] = n
     if not norms:
         return
+    remarks = {kind: _about_some_norms(some) for kind, some in kinds.items()}
+    if len({remark.grade for remark in remarks.values()}) == 1:
+        yield _about_some_norms(norms)
+        return
+    for kind, remark in remarks.items():
+        which = "the final norm" if kind == "norm" else f"{len(kinds[kind])} norms called {kind}"
+        grade, todo = remark.grade, remark.todo.replace("every norm weight", "the weights of these")
+        if grade == "wrong" and len(kinds[kind]) == 1:  # training may leave one vector on one side
+            grade, todo = "look", "compare with another copy: if this norm holds 1 + w, subtract 1"
+        yield Remark(grade, remark.about, f"{which}: {remark.what}", todo)
+
+
+def _about_some_norms(norms: Mapping[str, Numbers]) -> Remark:
+    """Remark on norms that were written in one way."""
     lowest, highest = min(n.lowest for n in norms.values()), max(n.highest for n in norms.values())
     mean = float(np.mean([n.mean for n in norms.values()]))
     negative = [name for name, n in norms.items() if n.negative]
     ones = [name for name, n in norms.items() if n.lowest > 0 and n.mean > 0.5]
     seen = f"norm weights from {lowest:.3g} to {highest:.3g}, mean {mean:.3g}"
     if lowest == highest == 0:
-        yield Remark("look", "norms", "all norm weights are zero, as before training", "nothing, if that is meant")
-    elif lowest == highest == 1:
-        yield Remark("wrong", "norms", "all norm weights are one: 1 + w of an untrained model", _SUBTRACT)
-    elif not negative and mean > 0.5:
+        return Remark("look", "norms", "all norm weights are zero, as before training", "nothing, if that is meant")
+    if lowest == highest == 1:
+        return Remark("wrong", "norms", "all norm weights are one: 1 + w of an untrained model", _SUBTRACT)
+    if not negative and mean > 0.5:
         what = f"{seen}, none below zero: they look like 1 + w, as GGUF files store them"
-        yield Remark("wrong", "norms", what, _SUBTRACT)
-    elif not negative:
+        return Remark("wrong", "norms", what, _SUBTRACT)
+    if not negative:
         todo = "compare its logits with those of another copy: 1 + w and w cannot be told apart here"
-        yield Remark("look", "norms", f"{seen}, none below zero", todo)
-    elif ones and 2 * len(ones) >= len(norms) and mean > 0.5:
+        return Remark("look", "norms", f"{seen}, none below zero", todo)
+    if ones and 2 * len(ones) >= len(norms) and mean > 0.5:
         todo = "compare with another copy: some norms may hold 1 + w"
-        yield Remark("look", "norms", f"{seen}; {len(ones)} of {len(norms)} norms are positive throughout", todo)
-    else:
-        yield Remark("fine", "norms", f"{seen}: w, to which the model adds 1")
+        return Remark("look", "norms", f"{seen}; {len(ones)} of {len(norms)} norms are positive throughout", todo)
+    return Remark("fine", "norms", f"{seen}: w, to which the model adds 1")
 
 
 def numbers_of(tensor: StoredTensor) -> Numbers:

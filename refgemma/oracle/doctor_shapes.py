@@ -155,7 +155,8 @@ def _about_config(patient: Patient, family: str | None, sizes: dict[str, int]) -
     for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"):
         if field in sizes and fields.get(field) != sizes[field]:
             wrong = True
-            what = f"{field} is {fields.get(field, 'missing')}, the tensors have {sizes[field]}"
+            given = repr(fields[field]) if field in fields else "missing"
+            what = f"{field} is {given}, the tensors have {sizes[field]}"
             yield Remark("wrong", "config", what, f"set {field} to {sizes[field]} in config.json")
     for name, projection in (("num_attention_heads", "query_width"), ("num_key_value_heads", "kv_width")):
         count: Any = fields.get(name)
@@ -163,7 +164,7 @@ def _about_config(patient: Patient, family: str | None, sizes: dict[str, int]) -
         rows = sizes.get(projection)
         if rows is not None and not (_whole(count) and _whole(width) and count * width == rows):
             wrong = True
-            what = f"{name} {count} x head_dim {width} is not {rows}, the rows of its projection"
+            what = f"{name} {count!r} x head_dim {width!r} is not {rows}, the rows of its projection"
             yield Remark("wrong", "config", what, _heads(rows, count, width))
     if family == "gemma1" and not wrong:
         try:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from refgemma.model import Params
-from refgemma.numerics import Bfloat16Matrix
+from refgemma.numerics import Bfloat16Matrix, to_host
+from refgemma.ops.linear import Adapted
 
 _DIGITS = 16
 
@@ -34,11 +35,11 @@ def fingerprint(params: Params) -> str:
     for weight in _weights(params):
         if isinstance(weight, Bfloat16Matrix):
             first = weight.rows(slice(0, 1), np.dtype(np.float32))
-        elif isinstance(weight, np.ndarray):
-            first = weight[:1] if weight.ndim == 2 else weight
-        else:
+        elif isinstance(weight, Adapted):
             return ""
-        digest.update(f"{weight.shape} ".encode() + first.astype("<f4").tobytes())
+        else:
+            first = weight[:1] if weight.ndim == 2 else weight
+        digest.update(f"{weight.shape} ".encode() + to_host(first).astype("<f4").tobytes())
     return digest.hexdigest()[:_DIGITS]
 
 

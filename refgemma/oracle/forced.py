@@ -18,11 +18,13 @@ from refgemma.config import Config
 from refgemma.model import Params, Tap, forward, identity
 from refgemma.numerics import Array, Numerics
 from refgemma.ops.attention import allowed_keys
-from refgemma.oracle.arithmetic import UNIT, Arithmetic, arithmetic_of, params_in
+from refgemma.oracle.arithmetic import Arithmetic, arithmetic_of, params_in
 from refgemma.oracle.known import Bound, Known
 from refgemma.oracle.pattern import pattern
 from refgemma.oracle.steps import Flow, chunks
+from refgemma.oracle.stored import lost
 from refgemma.oracle.tensor_names import axes_of, names_of, shape_of, split_name
+from refgemma.oracle.theirs import of_chunk
 from refgemma.oracle.trace import Trace
 from refgemma.oracle.verdict import Finding, grade_of, not_given, worse
 
@@ -132,21 +134,13 @@ def _given(theirs: Trace, name: str, ours: Array, start: int, a: Arithmetic) -> 
     """Their tensor for this chunk, or None if they have none."""
     if name not in theirs.tensors:
         return None
-    T = theirs.tokens.shape[1]
     scores = axes_of(name) == "BNTS"
     axis = 2 if scores else 1
-    chunk = ours.shape[axis]
-    places = theirs.positions[:, start : start + chunk]
+    chunk = slice(start, start + ours.shape[axis])
+    places = theirs.positions[:, chunk]
     counts = places >= 0
-    here = counts
-    whole = theirs.tensors[name]
-    if theirs.last:
-        ends = T - 1 - (theirs.positions[:, ::-1] >= 0).argmax(axis=1)
-        here = counts & (np.arange(start, start + chunk) == ends[:, None])
-        value = np.repeat(np.asarray(whole, np.float64), chunk, axis)
-    else:
-        part = whole[:, :, start : start + chunk] if scores else whole[:, start : start + chunk]
-        value = np.asarray(part, np.float64)
+    value, given = of_chunk(theirs, name, chunk)
+    here = counts & given
     if scores:
         keys = theirs.positions[:, : ours.shape[-1]]
         value = value[..., : ours.shape[-1]]
@@ -156,10 +150,7 @@ def _given(theirs: Trace, name: str, ours: Array, start: int, a: Arithmetic) -> 
         counts, here = (rows.reshape(*rows.shape, *[1] * (ours.ndim - 2)) for rows in (counts, here))
     here = np.broadcast_to(here, ours.shape)
     finite = here & np.isfinite(value)
-    stored: Array | float = 0.0
-    if UNIT.get(theirs.dtypes.get(name, ""), 0.0) > UNIT[a.storage]:
-        stored = UNIT[theirs.dtypes[name]] * 1.01 * np.abs(np.where(finite, value, 0))
-        stored = stored + (2.0**-25 if theirs.dtypes[name] == "float16" else 0.0)
+    stored = lost(np.where(finite, value, 0), theirs.dtypes.get(name, ""), a.storage)
     return _Given(value, finite, here, counts & ~finite, stored)
 
 
@@ -179,10 +170,11 @@ def _compare(name: str, ours: Array, given: _Given, bound: Bound, flow: Flow, st
     """Finding for one tensor of one chunk."""
     error = np.where(given.finite, np.abs(given.value - ours), np.where(given.compared, np.inf, 0))
     worst, likely = bound.worst + given.stored, bound.likely + given.stored
-    ratios = np.where(given.compared, error / worst, -1.0)
+    # After a number that overflows when squared there is no telling: NaN over NaN is nobody's error here.
+    ratios = np.where(given.compared, np.nan_to_num(error / worst, nan=0.0, posinf=np.inf), -1.0)
     at = np.unravel_index(int(ratios.argmax()), ratios.shape)
     ratio = float(ratios[at])
-    chance = float(np.max(np.where(given.compared, error / likely, 0)))
+    chance = float(np.max(np.where(given.compared, np.nan_to_num(error / likely, nan=0.0, posinf=np.inf), 0)))
     grade = grade_of(ratio, chance)
     common = ""
     if grade != "inside rounding":
@@ -216,6 +208,7 @@ def _check_shapes(theirs: Trace, config: Config) -> None:
     """A sentence for a tensor that cannot be of this model."""
     B, T = theirs.tokens.shape
     for name, value in theirs.tensors.items():
-        want = shape_of(name, config, B, T, last=theirs.last)
+        kept = value.shape[axes_of(name).index("T")] if value.ndim == len(axes_of(name)) else 1
+        want = shape_of(name, config, B, T, last=theirs.last, kept=kept)
         if value.shape != want:
             raise ValueError(f"their {name} has shape {value.shape}: for {B} x {T} tokens this model makes {want}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from refgemma.numerics import Array
 from refgemma.oracle.arrays_file import LazyArrays, StoredArray, read_arrays
 from refgemma.oracle.foreign_tokens import foreign_tokens, is_tokens
 from refgemma.oracle.layout import said
-from refgemma.oracle.names import mapped, match
+from refgemma.oracle.names import Match, mapped, match, only_some_layers
 from refgemma.oracle.placing import NUMBERS, Placed, Settled, maker, place, settled
 from refgemma.oracle.tensor_names import axes_of, names_of, sizes_of
 from refgemma.oracle.trace import Trace
@@ -72,8 +72,17 @@ def read_foreign(
         None if positions is None else np.atleast_2d(np.asarray(positions)),
     )
     matches = {name: found for name in arrays if (found := match(name, config)) is not None and not is_tokens(name)}
-    matches |= mapped(mapping or {}, list(arrays), config)
+    if mapping:
+        matches |= mapped(mapping, list(arrays), config)
+        notes += only_some_layers(mapping, list(arrays), config)
     nameless = [name for name in arrays if name not in matches and not is_tokens(name)]
+    if _one_too_many(arrays, matches, sizes_of(config, *ids.shape)):
+        T = ids.shape[1]
+        fed = f"{T - 1} positions were fed, {T} tokens given"
+        if tokens is not None:
+            raise ValueError(f"{path}: {fed}: give the tokens that were fed")
+        ids, places = ids[:, :-1], places[:, :-1]
+        notes.append(f"{fed}: the last, which an engine that generates draws and does not feed, is left out")
     sizes = sizes_of(config, *ids.shape)
     chosen, misfits = place(arrays, matches, sizes)
     ends, other_misfits = place(arrays, matches, sizes | {"T": 1}) if sizes["T"] > 1 else ({}, {})
@@ -83,27 +92,66 @@ def read_foreign(
         chosen, ends, misfits = ends, {}, other_misfits
     else:  # engines that generate compute the logits of one position alone
         ends = {name: placed for name, placed in ends.items() if name in _CUT and name not in chosen}
+    several = {} if (places[:, -1] < 0).any() else _last_few(arrays, matches, sizes, {*chosen, *ends})
+    ends |= several
     misfits = {name: line for name, line in misfits.items() if name not in {one.theirs for one in ends.values()}}
-    if not chosen:
+    if unfit := [line for name, line in misfits.items() if matches[name].rank == 0]:
+        raise ValueError(f"{path}: a line of the mapping does not fit: {unfit[0]}")
+    if not chosen and not several:
         raise ValueError(f"{path} holds no tensor that is recognised: {_why_none(list(misfits.values()), nameless)}")
 
     layout = settled(chosen) | settled(ends)
-    notes += _read_as(chosen, layout)
-    notes += [f"{line}; of the last position only" for line in _read_as(ends, layout, all_of_them=True)]
+    notes += _read_as(chosen, layout, sizes["V"])
+    for name, placed in ends.items():
+        which = f"the last {placed.sizes['T']} positions" if name in several else "the last position only"
+        notes += [f"{line}; of {which}" for line in _read_as({name: placed}, layout, sizes["V"], all_of_them=True)]
     notes += [f"left out: {text}" for text in _grouped(list(misfits.values()))]
     if nameless := _grouped([name for name in nameless if arrays[name].dtype in NUMBERS]):
         notes.append(f"left out, no known name: {_listed(nameless)}")
-    in_order = [name for name in names_of(config) if name in chosen]
+    makers = {
+        name: maker(name, placed, layout[name].layout, sizes)
+        for name, placed in sorted((chosen | ends).items(), key=lambda one: names_of(config).index(one[0]))
+    }
+    tensors = {name: make for name, make in makers.items() if name in chosen}
+    if not chosen:  # nothing but the last few positions: whoever wants one position takes the last
+        last = True
+        tensors |= {name: partial(_very_last, makers[name]) for name in several}
     return Trace(
-        LazyArrays({name: maker(name, chosen[name], layout[name].layout, sizes["S"]) for name in in_order}),
+        LazyArrays(tensors),
         {name: placed.array.dtype for name, placed in (chosen | ends).items()},
         ids,
         places,
         config,
         {"file": path.name} | ({"last": "true"} if last else {}),
         tuple(notes),
-        LazyArrays({name: maker(name, placed, layout[name].layout, sizes["S"]) for name, placed in ends.items()}),
+        LazyArrays({name: make for name, make in makers.items() if name in ends}),
     )
+
+
+def _one_too_many(arrays: Mapping[str, StoredArray], matches: Mapping[str, Match], sizes: dict[str, int]) -> bool:
+    """Whether all tensors but those that are cut are of one position less than there are tokens."""
+    T = sizes["T"]
+    inner = {name: found for name, found in matches.items() if not set(found.ours) <= set(_CUT)}
+    if T < 3 or not inner or place(arrays, inner, sizes)[0]:
+        return False
+    fitting, misfits = place(arrays, inner, sizes | {"T": T - 1, "S": T - 1})
+    return bool(fitting) and not misfits
+
+
+def _last_few(
+    arrays: Mapping[str, StoredArray], matches: Mapping[str, Match], sizes: dict[str, int], placed: set[str]
+) -> dict[str, Placed]:
+    """Of what engines compute of the last position alone: those that they gave of the last few, more than one."""
+    cut = {name: found for name, found in matches.items() if set(found.ours) <= {*_CUT} - placed}
+    counts = {n for name in cut for n in arrays[name].shape if 1 < n < sizes["T"]}
+    found: dict[str, Placed] = {}
+    for n in sorted(counts):
+        found = place(arrays, cut, sizes | {"T": n})[0] | found
+    return found
+
+
+def _very_last(make: Callable[[], Array]) -> Array:
+    return make()[:, -1:]
 
 
 def _unstacked(arrays: Mapping[str, StoredArray], config: Config) -> dict[str, StoredArray]:
@@ -126,7 +174,9 @@ def _entry(array: StoredArray, i: int) -> Array:
     return part
 
 
-def _read_as(chosen: Mapping[str, Placed], layouts: Mapping[str, Settled], all_of_them: bool = False) -> list[str]:
+def _read_as(
+    chosen: Mapping[str, Placed], layouts: Mapping[str, Settled], vocabulary: int, all_of_them: bool = False
+) -> list[str]:
     """A line for each kind of tensor: whose name, which axes."""
     lines = []
     for ours, placed in chosen.items():
@@ -138,6 +188,8 @@ def _read_as(chosen: Mapping[str, Placed], layouts: Mapping[str, Settled], all_o
             steps.append(done)
         if placed.sizes["S"] > placed.sizes["T"] and "S" in axes and placed.sizes["T"] > 1:
             steps.append("keys beyond the tokens cut off")
+        if "V" in axes and placed.sizes["V"] > vocabulary:
+            steps.append(f"columns beyond the vocabulary of {vocabulary} cut off")
         if open_choice:
             steps.append("sizes coincide, so other axes are possible")
         if placed.rank == 4:

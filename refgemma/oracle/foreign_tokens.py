@@ -46,7 +46,7 @@ def foreign_tokens(
         If there are no tokens, or others than those known, or they do not fit the model or the positions.
     """
     notes: list[str] = []
-    name, own = _find(arrays, _TOKENS)
+    name, own = _find(path, arrays, _TOKENS)
     if own is None and tokens is None:
         raise ValueError(f"{path} holds no token ids ({', '.join(_TOKENS[:3])}): say which tokens were run")
     if own is not None:
@@ -62,8 +62,8 @@ def foreign_tokens(
         wrong = int(tokens.min() if tokens.min() < 0 else tokens.max())
         raise ValueError(f"{path}: token id {wrong} is outside the vocabulary of {config.vocab_size} (ids from 0)")
 
-    name, given = _find(arrays, _POSITIONS)
-    mask_name, mask = _find(arrays, _MASKS)
+    name, given = _find(path, arrays, _POSITIONS)
+    mask_name, mask = _find(path, arrays, _MASKS)
     real = None if mask is None or mask.ndim > 2 else _like(tokens, mask, mask_name, path) != 0
     if given is not None:
         own_positions = _like(tokens, given, name, path)
@@ -76,6 +76,8 @@ def foreign_tokens(
             notes.append("positions are not given: counted from the first token that is not masked, in each row")
     else:
         own_positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    if own_positions.max() < 0:
+        raise ValueError(f"{path}: every position is padding (-1, or masked): nothing is left to compare")
     if own_positions.min() < -1:
         raise ValueError(f"{path}: position {int(own_positions.min())} is none: expected 0 and up, or -1 for padding")
     return tokens, np.array(own_positions, dtype=np.int64), notes
@@ -101,12 +103,22 @@ def _word(name: str) -> str:
     return re.split(r"[./]", name)[-1]
 
 
-def _find(arrays: Mapping[str, StoredArray], words: tuple[str, ...]) -> tuple[str, Array | None]:
-    """First array of whole numbers that goes by one of these names."""
+def _find(path: Path, arrays: Mapping[str, StoredArray], words: tuple[str, ...]) -> tuple[str, Array | None]:
+    """First array of whole numbers, of whatever format, that goes by one of these names."""
     for word in words:
         for name, array in arrays.items():
-            if _word(name) == word and array.dtype.startswith(("int", "uint", "bool")):
+            if _word(name) != word:
+                continue
+            if array.dtype.startswith(("int", "uint", "bool")):
                 return name, array.read().astype(np.int64)
+            if array.dtype not in ("float32", "float64") and words is _TOKENS:
+                raise ValueError(f"{path}: {name!r} is {array.dtype}, which rounds token ids: save them as integers")
+            value = array.read()
+            whole = value.dtype.kind == "f" and bool(np.all(np.abs(value) < 2**53)) and bool(np.all(value % 1 == 0))
+            if not whole and words is _TOKENS:
+                raise ValueError(f"{path}: {name!r} holds numbers that are not whole: expected token ids")
+            if whole:
+                return name, value.astype(np.int64)
     return "", None
 
 

@@ -121,6 +121,7 @@ def bound(
     firm: Size,
     loose: Size = 0.0,
     chance: Size = 0.0,
+    agreeing: Size = 0.0,
     carried: tuple[Size, Size] = (0.0, 0.0),
     shape: tuple[int, ...],
 ) -> Bound:
@@ -136,6 +137,8 @@ def bound(
         Few roundings, or ones that may well agree: what chance explains contains all of it.
     loose, chance : ndarray or float
         Many roundings: their worst case and their variance.
+    agreeing : ndarray or float
+        Those of the many that fall the same way, though nobody meant them to: part of `loose`, and no chance.
     carried : pair of ndarray or float
         Worst case and variance of what inputs that were not given add.
     shape : tuple of int
@@ -144,18 +147,19 @@ def bound(
     Returns
     -------
     Bound
-        With ``worst = firm + loose + carried``, and in `likely` the many roundings only as far as chance takes them.
+        With ``worst = firm + loose + carried``, and in `likely` the many roundings only as far as chance takes them,
+        beside those that agree.
     """
     carried_worst, carried_variance = carried
     size = int(np.prod(shape))
     worst = firm + loose + carried_worst + arithmetic.tiny
     variance = chance + carried_variance
-    likely = np.minimum(worst, firm + confidence(size) * np.sqrt(variance) + arithmetic.tiny)
+    likely = np.minimum(worst, firm + agreeing + confidence(size) * np.sqrt(variance) + arithmetic.tiny)
     if not (isinstance(carried_worst, float) and carried_worst == 0.0):
         worst = np.minimum(worst, BRIDGED * likely)
     return Bound(
         np.broadcast_to(worst, shape),
         np.broadcast_to(likely, shape),
-        np.broadcast_to(variance + np.square(firm), shape),
+        np.broadcast_to(variance + np.square(firm + agreeing), shape),
         reason,
     )

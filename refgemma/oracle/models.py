@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from refgemma.config import Config
+from refgemma.device import placed
 from refgemma.gemma import Gemma, LoraNames, load
 from refgemma.model import Params
 from refgemma.oracle import revealing
@@ -30,7 +31,7 @@ def weights_of(model: Gemma | str | Path, lora: LoraNames = ()) -> tuple[Params,
     Returns
     -------
     params : Params
-        Matrices stay in their file where they are in bfloat16 there; adapters stay attached, in float64.
+        NumPy arrays. Matrices stay in their file where they are in bfloat16 there; adapters stay attached, in float64.
     config : Config
         Shape and constants.
 
@@ -47,7 +48,7 @@ def weights_of(model: Gemma | str | Path, lora: LoraNames = ()) -> tuple[Params,
     if known is not None:
         return known.params, known.config
     if isinstance(model, Gemma):
-        return model.params, model.config
+        return placed(model.params, np), model.config
     try:
         gemma = load(model, numerics="float64", weights="bfloat16", lora=lora)
     except ValueError:  # stored in another format; if that is not why, this says the same again

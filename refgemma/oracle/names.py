@@ -96,6 +96,9 @@ _INPUT = ("input", "inputs", "args", "in")
 _OTHER = re.compile(r"(?:^|\.)(?:params|weights?|grads?|gradients?|kernel|scale|bias|w|past_key_values|cache)(?:\.|$)")
 
 
+_I = "{i}"  # in mappings
+
+
 class Match(NamedTuple):
     """What a foreign name stands for: `ours`, several if it joins them; of matches for one tensor the lowest is taken.
 
@@ -187,14 +190,18 @@ def mapped(mapping: Mapping[str, str], names: list[str], config: Config) -> dict
     Raises
     ------
     ValueError
-        If one is in the file under no such name, or stands for none of ours.
+        If one is in the file under no such name, stands for none of ours, or for one that another line stands for.
     """
     known = names_of(config)
     found: dict[str, Match] = {}
     for theirs, ours in mapping.items():
-        layers = range(config.num_layers) if "{i}" in theirs else range(1)
-        pairs = {theirs.replace("{i}", str(i)): ours.replace("{i}", str(i)) for i in layers}
-        there = {name: target for name, target in pairs.items() if name in names}
+        if (_I in theirs) != (_I in ours):
+            has, lacks = (theirs, ours) if _I in theirs else (ours, theirs)
+            raise ValueError(
+                f"the mapping has {theirs!r} stand for {ours!r}: {has!r} has {_I}, {lacks!r} has not; "
+                "write it in both, or the number of a layer"
+            )
+        there = {name: ours.replace(_I, str(i)) for i, name in _expanded(theirs, config) if name in names}
         if not there:
             near = nearest_name(theirs, names)
             raise ValueError(
@@ -207,8 +214,41 @@ def mapped(mapping: Mapping[str, str], names: list[str], config: Config) -> dict
                     f"the mapping has {theirs!r} stand for {ours!r}, which is the name of no tensor"
                     + (f": the nearest is {near!r}" if near else "")
                 )
+            if other := next((one for one, had in found.items() if had.ours == (target,) and one != name), None):
+                raise ValueError(f"the mapping has both {other!r} and {name!r} stand for {target!r}: leave one out")
             found[name] = Match((target,), 0)
     return found
+
+
+def only_some_layers(mapping: Mapping[str, str], names: list[str], config: Config) -> list[str]:
+    """Lines on patterns of a mapping that the file has of some layers and not of others.
+
+    Parameters
+    ----------
+    mapping : mapping of str to str
+        Their name to ours.
+    names : list of str
+        What the file has.
+    config : Config
+        The model.
+
+    Returns
+    -------
+    list of str
+        One each.
+    """
+    lines = []
+    for theirs in (theirs for theirs in mapping if _I in theirs):
+        missing = [i for i, name in _expanded(theirs, config) if name not in names]
+        if missing:
+            share = f"{len(missing)} of {config.num_layers} layers: {', '.join(map(str, missing))}"
+            lines.append(f"the mapping's {theirs!r} is not in the file for {share}")
+    return lines
+
+
+def _expanded(theirs: str, config: Config) -> list[tuple[int, str]]:
+    """Names that a line of a mapping is about, and their layers."""
+    return [(i, theirs.replace(_I, str(i))) for i in range(config.num_layers if _I in theirs else 1)]
 
 
 def _before(i: int) -> str:

@@ -18,6 +18,8 @@ from refgemma.oracle.tensor_names import axes_of, split_name
 
 Index: TypeAlias = tuple[int | slice | EllipsisType, ...]
 
+_PADDING = 1024  # rows at most; Flax checkpoints of Gemma 1 have 256128 for 256000
+
 NUMBERS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -87,6 +89,9 @@ def _options(array: StoredArray, found: Match, sizes: dict[str, int]) -> dict[st
         if not options and "S" in axes and shape and shape[-1] > sizes["S"]:  # a cache with room to spare
             own = sizes | {"S": shape[-1]}
             options = layouts(shape, axes, own)
+        if not options and "V" in axes and shape and _padded(shape[-1], sizes):
+            own = sizes | {"V": shape[-1]}
+            options = layouts(shape, axes, own)
         return Placed(array.name, array, part, found.rank, options, own) if options else None
 
     alone = {ours: placed for ours in found.ours if (placed := fits(ours, array.shape)) is not None}
@@ -98,6 +103,11 @@ def _options(array: StoredArray, found: Match, sizes: dict[str, int]) -> dict[st
         if placed is not None:
             together[ours] = placed
     return together if len(together) == len(found.ours) else {}
+
+
+def _padded(columns: int, sizes: Mapping[str, int]) -> bool:
+    """Whether logits have the columns of a table that was padded to a round number of rows, and are not the stream."""
+    return 0 < columns - sizes["V"] <= _PADDING and columns != sizes["D"]
 
 
 def settled(chosen: Mapping[str, Placed]) -> dict[str, Settled]:
@@ -135,7 +145,7 @@ def _pattern(layout: Layout) -> str:
     return " ".join(layout).replace("K", "N")
 
 
-def maker(name: str, placed: Placed, layout: Layout, S: int) -> Callable[[], Array]:
+def maker(name: str, placed: Placed, layout: Layout, sizes: Mapping[str, int]) -> Callable[[], Array]:
     """Say how one of our tensors is made from a foreign array.
 
     Parameters
@@ -146,8 +156,8 @@ def maker(name: str, placed: Placed, layout: Layout, S: int) -> Callable[[], Arr
         The array.
     layout : Layout
         The axes that it has.
-    S : int
-        Keys to keep, of scores and probabilities.
+    sizes : mapping of str to int
+        Keys to keep, of scores and probabilities, and columns of the logits: "S" and "V".
 
     Returns
     -------
@@ -157,6 +167,6 @@ def maker(name: str, placed: Placed, layout: Layout, S: int) -> Callable[[], Arr
 
     def make() -> Array:
         whole = arrange(placed.array.read()[placed.part], layout, axes_of(name), placed.sizes)
-        return whole[..., :S] if axes_of(name) == "BNTS" else whole
+        return whole[..., : sizes[axes_of(name)[-1]]]
 
     return make

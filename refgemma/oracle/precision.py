@@ -66,7 +66,8 @@ def narrowest(numbers: Array) -> str:
     telling = numbers[np.isfinite(numbers) & (numbers != 0) & (numbers != 1)]
     if not telling.size:
         return ""
-    single = telling.astype(np.float32)
+    with np.errstate(over="ignore"):
+        single = telling.astype(np.float32)
     if not (single == telling).all():
         return "float64"
     if not (single.view(np.uint32) & np.uint32(0xFFFF)).any():

@@ -26,7 +26,6 @@ from refgemma.oracle.trial_free import FreeTrial
 from refgemma.oracle.variants import VARIANTS
 
 FOLDER = Path(__file__).parent / "data" / "revealing"
-TRACED = "reveal-gqa"
 _DIGITS = 12  # of a logit; the budget begins at the seventh
 
 _FORMULA = (
@@ -159,8 +158,7 @@ def main(folder: Path = FOLDER) -> None:
     for model in MODELS:
         text = json.dumps(page_of(model), indent=None, separators=(",", ":"))
         (folder / f"{model.name}.json").write_text(text.replace('"tensors"', '\n"tensors"') + "\n", encoding="utf-8")
-        if model.name == TRACED:
-            trace_of(model, FLOAT32)[0].save(folder / f"{model.name}.safetensors")
+        trace_of(model, FLOAT32)[0].save(folder / f"{model.name}.safetensors")
     (folder / "coverage.md").write_text(coverage_table(), encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ from refgemma.config import Config
 from refgemma.gemma import Gemma
 from refgemma.generation import CHUNK
 from refgemma.model import forward
-from refgemma.numerics import Array
+from refgemma.numerics import Array, namespace_of, to_host
 from refgemma.ops.attention import allowed_keys
 from refgemma.oracle.tensor_names import axes_of, names_of
 
@@ -52,7 +52,8 @@ def record(
         ``progress(done, total)``, in layers.
     """
     B, T = tokens.shape
-    cache = KVCache(gemma.config, batch=B, capacity=T, dtype=gemma.numerics.dtype)
+    xp = namespace_of(gemma.params["final_norm"])
+    cache = KVCache(gemma.config, batch=B, capacity=T, dtype=gemma.numerics.dtype, xp=xp)
     final = T - 1 - (positions[:, ::-1] >= 0).argmax(axis=1)  # last real position of each row
     every_logit = not last and ("logits" in shapes or "final_norm" in shapes)
     done, total = 0, gemma.config.num_layers * -(-T // CHUNK)
@@ -64,7 +65,8 @@ def record(
         def tap(name: str, value: Array, start: int = start, stop: int = stop, allowed: Array = allowed) -> Array:
             nonlocal done
             if name in shapes:
-                by_position = _positions_first(name, np.where(allowed, value, 0) if axes_of(name) == "BNTS" else value)
+                seen = to_host(value)
+                by_position = _positions_first(name, np.where(allowed, seen, 0) if axes_of(name) == "BNTS" else seen)
                 for b, row in enumerate(by_position):
                     if not last:
                         _put(sink, name, shapes[name], b, start, row)
@@ -170,5 +172,7 @@ def chosen_names(patterns: str | Sequence[str], config: Config) -> list[str]:
     known = names_of(config)
     for pattern in wanted:
         if not any(fnmatchcase(name, pattern) for name in known):
-            raise ValueError(f"{pattern!r} fits no tensor: the nearest name is {nearest_name(pattern, known)!r}")
+            near = nearest_name(pattern, known)
+            more = f"the nearest name is {near!r}" if near else "names are such as 'layers.3.attn.q' or 'layers.*.out'"
+            raise ValueError(f"{pattern!r} fits no tensor: {more}")
     return [name for name in known if any(fnmatchcase(name, pattern) for pattern in wanted)]

@@ -59,6 +59,19 @@ class Report:
         """Whether nothing is wrong."""
         return self.first_divergence is None
 
+    @property
+    def hidden(self) -> str:
+        """What such numbers cannot show although they are right: of logits alone, in half precision; else empty."""
+        narrow = "bfloat16" if self.arithmetic.startswith(("bfloat16", "bf16")) else ""
+        narrow = "float16" if self.arithmetic.startswith("float16") else narrow
+        if not narrow or self.findings or not self.ok:
+            return ""
+        such = " (A2, B4, B5, B6, G1)" if narrow == "bfloat16" else ""
+        return (
+            f"{narrow} logits alone hide bugs of the size of a rounding{such}: a trace shows them; "
+            "if they were computed in float32 and only stored so, judge them as float32"
+        )
+
     def text(self) -> str:
         """All of it, for people.
 
@@ -100,6 +113,7 @@ class Report:
             "first_divergence": None if first is None else asdict(first),
             "findings": [asdict(finding) for finding in self.findings],
             "drift": [asdict(finding) for finding in self.drifts],
+            "hidden": self.hidden,
             "notes": list(self.notes),
         }
 
@@ -128,7 +142,8 @@ class Report:
         first = self.first_divergence
         if first is None:
             words = "nothing is wrong" + (f": {tally}" if tally else "")
-            return [words, *([] if self.drift is None else [f"{self.drift.name}: {_measure(self.drift, 'budget')}"])]
+            drift = [] if self.drift is None else [f"{self.drift.name}: {_measure(self.drift, 'budget')}"]
+            return [words, *drift, *([self.hidden] if self.hidden else [])]
         drifted = any(first is one for one in self.drifts)
         if drifted:
             head = f"WRONG: {first.name}, each engine run by itself"

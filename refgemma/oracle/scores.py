@@ -11,7 +11,7 @@ from refgemma.cache import KVCache
 from refgemma.gemma import Gemma
 from refgemma.generation import CHUNK
 from refgemma.model import Tap, forward, identity
-from refgemma.numerics import Array
+from refgemma.numerics import Array, namespace_of, to_host
 from refgemma.oracle.figures import read_json
 
 _ROWS = 64  # positions whose logits are held at once: 131 MB in float64 at V = 256,000
@@ -43,7 +43,8 @@ def rows(gemma: Gemma, ids: list[int], first: int = 0, *, tap: Tap = identity) -
     """
     if not 0 < len(ids) <= gemma.config.max_positions:
         raise ValueError(f"it takes {len(ids)} tokens, the model reads 1 to {gemma.config.max_positions}")
-    cache = KVCache(gemma.config, batch=1, capacity=len(ids), dtype=gemma.numerics.dtype)
+    xp = namespace_of(gemma.params["final_norm"])
+    cache = KVCache(gemma.config, batch=1, capacity=len(ids), dtype=gemma.numerics.dtype, xp=xp)
     tokens, start = np.array([ids]), 0
     while start < len(ids):
         before = start < first
@@ -59,7 +60,7 @@ def rows(gemma: Gemma, ids: list[int], first: int = 0, *, tap: Tap = identity) -
                 tap=tap,
             )
         if not before:
-            yield scores[0].astype(np.float64)
+            yield to_host(scores[0]).astype(np.float64)
         start = stop
 
 

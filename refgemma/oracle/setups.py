@@ -32,6 +32,8 @@ class Setup:
         Each norm before its block, or after the residual add; or the second one on attention's output.
     eps_outside : bool
         Whether eps is added to the root instead of inside it.
+    squares : {"wide", "bfloat16"}
+        Whether norms square their input as it is, or round it, its squares and their mean to bfloat16.
     turned_by : ndarray, shape (B, T), or None
         Positions that rotary angles are formed from; None for `positions`.
     lanes : {"halves", "neighbours"}
@@ -55,12 +57,18 @@ class Setup:
     head_scaled: bool = False
     norms: Literal["before", "after", "as in Gemma 2"] = "before"
     eps_outside: bool = False
+    squares: Literal["wide", "bfloat16"] = "wide"
     turned_by: Array | None = None
     lanes: Literal["halves", "neighbours"] = "halves"
     heads: Literal["grouped", "in turn"] = "grouped"
     fresh_keys: Literal["rounded", "wide"] = "rounded"
     activation: Literal["tanh", "erf", "silu"] = "tanh"
     activated: Literal["gate", "up"] = "gate"
+
+    @property
+    def odd_norm(self) -> bool:
+        """Whether norms divide by something else."""
+        return self.eps_outside or self.squares != "wide"
 
     def but(self, **fields: Any) -> Setup:
         """Same setup with some fields changed.

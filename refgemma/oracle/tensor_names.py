@@ -140,7 +140,7 @@ def sizes_of(config: Config, B: int, T: int) -> dict[str, int]:
     }
 
 
-def shape_of(name: str, config: Config, B: int, T: int, *, last: bool = False) -> tuple[int, ...]:
+def shape_of(name: str, config: Config, B: int, T: int, *, last: bool = False, kept: int = 1) -> tuple[int, ...]:
     """Shape of a tensor.
 
     Parameters
@@ -154,7 +154,9 @@ def shape_of(name: str, config: Config, B: int, T: int, *, last: bool = False) -
     T : int
         Positions.
     last : bool
-        Whether only the last position of each row is kept.
+        Whether only the last positions of each row are kept.
+    kept : int
+        How many of them, 1 to T.
 
     Returns
     -------
@@ -162,4 +164,4 @@ def shape_of(name: str, config: Config, B: int, T: int, *, last: bool = False) -
         One size an axis.
     """
     sizes = sizes_of(config, B, T)
-    return tuple(1 if last and axis == "T" else sizes[axis] for axis in axes_of(name))
+    return tuple(min(max(kept, 1), T) if last and axis == "T" else sizes[axis] for axis in axes_of(name))

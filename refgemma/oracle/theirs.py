@@ -24,10 +24,46 @@ def fits(setup: Setup, theirs: Trace) -> bool:
     Returns
     -------
     bool
-        True also where only the last position was kept.
+        True also where only the last positions were kept, unless scores tell how many keys there were.
     """
-    lengths = {value.shape[axes_of(name).index("T")] for name, value in theirs.tensors.items()}
-    return theirs.last or lengths <= {setup.tokens.shape[1]}
+    told = "S" if theirs.last else "T"
+    lengths = {
+        value.shape[axes_of(name).index(told)] for name, value in theirs.tensors.items() if told in axes_of(name)
+    }
+    return lengths <= {setup.tokens.shape[1]}
+
+
+def of_chunk(theirs: Trace, name: str, chunk: slice) -> tuple[Array, Array]:
+    """Their tensor of some positions, wide, and at which of them it was given.
+
+    Parameters
+    ----------
+    theirs : Trace
+        What they computed; where `Trace.last`, the tensor holds the last real position of each row, or the last n.
+    name : str
+        A tensor of it.
+    chunk : slice
+        Of the T positions, with a start and a stop.
+
+    Returns
+    -------
+    value : ndarray of float64
+        As many positions as the chunk; what was not given is some other number.
+    given : ndarray of bool, shape (B, chunk)
+        Where there is one of theirs.
+    """
+    axis = axes_of(name).index("T")
+    whole = theirs.tensors[name]
+    columns = np.arange(chunk.start, chunk.stop)
+    if not theirs.last:
+        part = whole[(slice(None),) * axis + (chunk,)]
+        return np.asarray(part, np.float64), np.ones((len(whole), len(columns)), bool)
+    kept, T = whole.shape[axis], theirs.positions.shape[1]
+    ends = T - 1 - (theirs.positions[:, ::-1] >= 0).argmax(axis=1)
+    index = columns - (ends[:, None] - kept + 1)
+    shape = [len(ends) if i == 0 else len(columns) if i == axis else 1 for i in range(whole.ndim)]
+    spread = np.clip(index, 0, kept - 1).reshape(shape)
+    return np.take_along_axis(np.asarray(whole, np.float64), spread, axis), (index >= 0) & (index < kept)
 
 
 def theirs_at(theirs: Trace, name: str, ours: Array, chunk: slice) -> Array:
@@ -51,14 +87,10 @@ def theirs_at(theirs: Trace, name: str, ours: Array, chunk: slice) -> Array:
     """
     if name not in theirs.tensors:
         return ours
-    scores = axes_of(name) == "BNTS"
-    here = _counted(theirs, name, chunk)
-    whole = theirs.tensors[name]
-    if theirs.last:
-        given = whole[..., : chunk.stop] if scores else whole
-    else:
-        given = whole[:, :, chunk, : chunk.stop] if scores else whole[:, chunk]
-    wide = np.asarray(given, np.float64)
+    wide, given = of_chunk(theirs, name, chunk)
+    if axes_of(name) == "BNTS":
+        wide = wide[..., : chunk.stop]
+    here = _counted(name, np.where(given, theirs.positions[:, chunk], -1), theirs.positions[:, : chunk.stop])
     return np.where(here & np.isfinite(wide), wide, ours)
 
 
@@ -79,23 +111,20 @@ def overflows(theirs: Trace, name: str, limit: float) -> bool:
     bool
         Masks that engines add to scores, and whatever stands at padding, are no matter.
     """
-    value = theirs.tensors[name]
-    here: Array = _counted(theirs, name, slice(0, theirs.positions.shape[1]))
+    value, places = theirs.tensors[name], theirs.positions
+    kept = value.shape[axes_of(name).index("T")]
     if theirs.last:
-        here = np.any(here, axis=axes_of(name).index("T"), keepdims=True)
-    elif here.shape[axes_of(name).index("T")] != value.shape[axes_of(name).index("T")]:
+        T = places.shape[1]
+        at = T - 1 - (places[:, ::-1] >= 0).argmax(axis=1)[:, None] + np.arange(1 - kept, 1)
+        places = np.where(at >= 0, np.take_along_axis(places, np.maximum(at, 0), axis=1), -1)
+    elif kept != places.shape[1]:
         return False  # other tokens were fed: there is no telling what is padding
-    return not np.abs(np.where(here, value, 0)).max() <= limit  # true of NaN, too
+    here = _counted(name, places, theirs.positions)
+    return not float(np.abs(np.where(here, value, 0)).max()) <= limit  # true of NaN, too
 
 
-def _counted(theirs: Trace, name: str, chunk: slice) -> Array:
+def _counted(name: str, places: Array, keys: Array) -> Array:
     """Where a tensor counts: no padding, and no key that a query does not see; of the right number of axes."""
-    places = theirs.positions[:, chunk]
     if axes_of(name) == "BNTS":
-        here = allowed_keys(places, theirs.positions[:, : chunk.stop])[:, None]
-    else:
-        here = (places >= 0).reshape(*places.shape, *[1] * (len(axes_of(name)) - 2))
-    if theirs.last:
-        last = (places >= 0) & (places == theirs.positions.max(axis=1, keepdims=True))  # BT
-        here = here & (last[:, None, :, None] if axes_of(name) == "BNTS" else last.reshape(here.shape))
-    return here
+        return allowed_keys(places, keys)[:, None]
+    return (places >= 0).reshape(*places.shape, *[1] * (len(axes_of(name)) - 2))

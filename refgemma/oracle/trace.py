@@ -50,8 +50,8 @@ class Trace:
     notes : tuple of str
         What reading a file of another engine took for granted, or could not place.
     ends : mapping of str to ndarray
-        What was given at the last real position of each row only, though `tensors` are of all: engines that generate
-        compute no other logits. Axis T has length 1.
+        What was given at the last real position of each row only, or at the last n, though `tensors` are of all:
+        engines that generate compute no other logits. Axis T has length 1, or n.
     """
 
     tensors: Mapping[str, Array]
@@ -226,9 +226,13 @@ def _ours(path: Path, arrays: dict[str, StoredArray], meta: dict[str, str], conf
     known = set(names_of(stored))
     for name, array in arrays.items():
         ours = name.removeprefix(_END)
-        want = shape_of(ours, stored, *tokens.shape, last=last or ours != name) if ours in known else None
+        end = ours != name
+        kept = array.shape[1] if end and len(array.shape) == 3 else 1  # what may be of the last positions is BTD or BTV
+        want = shape_of(ours, stored, *tokens.shape, last=last or end, kept=kept) if ours in known else None
         if array.shape != want or array.dtype not in ("float16", "bfloat16", "float32", "float64"):
-            wanted = f"expected numbers of shape {want}" if want else f"the nearest name is {nearest_name(name, known)}"
+            near = nearest_name(name, known)
+            wanted = f"the nearest name is {near}" if near else "no tensor of this model is called so"
+            wanted = f"expected numbers of shape {want}" if want else wanted
             raise ValueError(f"{path} holds {name!r}, {array.dtype} of shape {array.shape}: {wanted}")
     in_order = [name for name in names_of(stored) if name in arrays]
     ends = [name for name in names_of(stored) if _END + name in arrays]

@@ -159,6 +159,25 @@ def misfits(setup: Setup, theirs: Trace) -> dict[str, Misfit]:
     return found
 
 
+def loosens(arithmetic: str, honest: Setup, setup: Setup) -> bool:
+    """Whether an explanation has looser bounds than the honest reference, so that being inside them says little.
+
+    Parameters
+    ----------
+    arithmetic : str
+        What they computed in.
+    honest, setup : Setup
+        Without the explanation, and with it.
+
+    Returns
+    -------
+    bool
+        True where it rounds values that depend on the input at further points.
+    """
+    a = arithmetic_of(arithmetic)
+    return with_roundings(a, honest.numerics, setup.numerics).points > a.points
+
+
 def with_roundings(a: Arithmetic, before: Numerics, after: Numerics) -> Arithmetic:
     """Arithmetic that rounds at other points, too.
 

@@ -12,7 +12,8 @@ from refgemma.oracle.setups import Setup
 from refgemma.oracle.tensor_names import names_of, split_name
 from refgemma.oracle.theirs import fits
 from refgemma.oracle.trace import Trace
-from refgemma.oracle.trial import Misfit, judge, misfits, with_variants
+from refgemma.oracle.trial import Misfit, judge, loosens, misfits, with_variants
+from refgemma.oracle.trial_sites import CLOSER, Tried, is_closer, place, placed_alone, placed_pairs
 from refgemma.oracle.variants import Variant
 from refgemma.oracle.verdict import Finding
 
@@ -22,7 +23,6 @@ Findings = dict[str, Finding]
 # The bounds are those of Gemma's operations. What a bug makes of one may round more often, or numbers of another size:
 # so many roundings of a token's largest number are granted, and for angles as many of the farthest position.
 _ROUNDINGS = {"float32": 64, "float64": 64, "bfloat16": 3, "float16": 3}
-_CLOSER = 10.0  # times less misfit than without, and it is no coincidence
 
 
 class ForcedTrial:
@@ -42,6 +42,7 @@ class ForcedTrial:
         self._theirs, self._honest, self._arithmetic = theirs, honest, arithmetic
         a = arithmetic_of(arithmetic)
         self._granted = _ROUNDINGS[a.storage] * a.narrow
+        self._floor = 4 * a.unit  # misfits below a few roundings tell nothing
         self._granted_angle = _ROUNDINGS["float32"] * a.unit * max(0, int(theirs.positions.max()))
         self._given = [name for name in names_of(honest.config) if name in theirs.tensors]
         base = self._judged(honest)
@@ -49,6 +50,7 @@ class ForcedTrial:
         self._wrong = set(self._given) if base is None else _wrong(base)
         self._plain = misfits(honest, theirs)
         self._left: dict[str, set[str]] = {}  # by key: what a variant leaves wrong
+        self._tried: list[Tried] = []  # single variants, in each of their ways
 
     def honest(self) -> Cause:
         """How well the reference does as it is.
@@ -127,6 +129,26 @@ class ForcedTrial:
                 kept.append((one, other))
         return kept
 
+    def in_some_places(self, *, pairs: bool = False) -> list[Cause]:
+        """How well variants do that are at some places only, of those that were tried everywhere.
+
+        Parameters
+        ----------
+        pairs : bool
+            Two of them at different places, rather than one.
+
+        Returns
+        -------
+        list of Cause
+            In no order. Nothing is run for it.
+        """
+        if not self._base or self._theirs.last:  # what came before the last position is not theirs
+            return []
+        honest = Tried((), self._base, self._plain, frozenset(self._wrong), frozenset())
+        config, given = self._honest.config, set(self._given)
+        places = [place(honest, tried, config, given, self._floor) for tried in self._tried if tried.variants[0].where]
+        return placed_pairs(honest, places) if pairs else placed_alone(honest, places)
+
     def closer(self, variant: Variant) -> Cause | None:
         """Where nothing is wrong: whether a variant comes closer to their numbers all the same.
 
@@ -143,26 +165,46 @@ class ForcedTrial:
         names = [name for name in self._given if split_name(name)[1] in variant.where]
         plain = _mean(self._plain, names)
         best = min((_mean(misfits(s, self._theirs), names) for s in variant.setups(self._honest)), default=math.inf)
-        return Cause((variant,), 0.0, best, ()) if names and best * _CLOSER < plain else None
+        return Cause((variant,), 0.0, best, ()) if names and best * CLOSER < plain else None
 
     def _judged(self, setup: Setup) -> Findings | None:
         findings = judge(setup, self._honest, self._theirs, self._arithmetic) if fits(setup, self._theirs) else None
         return None if findings is None else {finding.name: finding for finding in findings}
 
     def _cause(self, explanation: Explanation, setup: Setup) -> Cause:
+        tried = self._try(explanation, setup)
+        if tried is None:
+            return Cause(explanation, math.inf, math.inf, tuple(self._given))
+        if len(explanation) == 1:
+            key = explanation[0].key
+            self._left[key] = self._left.get(key, set(tried.wrong)) & tried.wrong
+            self._tried.append(tried)
+        ratios = [
+            f.ratio for name, f in tried.findings.items() if name not in tried.forgiven and not math.isnan(f.ratio)
+        ]
+        left = tuple(name for name in tried.findings if name in tried.wrong)
+        return Cause(explanation, max(ratios, default=0.0), _mean(tried.off, self._wrong or self._given), left)
+
+    def _try(self, explanation: Explanation, setup: Setup) -> Tried | None:
+        """An explanation along their trace; None if it feeds another number of tokens."""
         findings = self._base if not explanation and self._base else self._judged(setup)
         if findings is None:
-            return Cause(explanation, math.inf, math.inf, tuple(self._given))
+            return None
         off = misfits(setup, self._theirs)
         moved = {kind for variant in explanation for kind in variant.where}
         forgiven = {name for name in _wrong(findings) if split_name(name)[1] in moved and self._is_close(name, off)}
         wrong = _wrong(findings) - forgiven
-        if len(explanation) == 1:
-            key = explanation[0].key
-            self._left[key] = self._left.get(key, wrong) & wrong
-        ratios = [f.ratio for name, f in findings.items() if name not in forgiven and not math.isnan(f.ratio)]
-        left = tuple(name for name in findings if name in wrong)
-        return Cause(explanation, max(ratios, default=0.0), _mean(off, self._wrong or self._given), left)
+        if self._base and loosens(self._arithmetic, self._honest, setup):
+            # What is inside looser bounds, and no closer than without the variant, is not explained by it.
+            wrong |= {name for name in self._wrong if not is_closer(off[name], self._plain[name], self._floor)}
+            for variant in explanation if len(explanation) > 1 else ():  # nor closer than with one alone
+                alone = [tried.off for tried in self._tried if tried.variants == (variant,)]
+                wrong |= {
+                    name
+                    for name in self._left.get(variant.key, ())
+                    if not all(is_closer(off[name], other[name], self._floor) for other in alone)
+                }
+        return Tried(explanation, findings, off, frozenset(wrong), frozenset(forgiven - wrong))
 
     def _is_close(self, name: str, off: dict[str, Misfit]) -> bool:
         """Whether a tensor that the bounds call wrong is theirs all the same, see `_ROUNDINGS`."""
@@ -170,7 +212,7 @@ class ForcedTrial:
             return False
         granted = self._granted + (self._granted_angle if name.endswith("_rope") else 0)
         plain = self._plain[name].mean if name in self._plain else math.inf
-        return off[name].peak <= granted and off[name].mean * _CLOSER <= plain
+        return off[name].peak <= granted and off[name].mean * CLOSER <= plain
 
     def _touched(self, variant: Variant) -> set[str]:
         """Tensors that a variant moves, given the right inputs; where one of these was not given, any at all."""

@@ -2,31 +2,50 @@
 
 As in `refgemma.oracle.drift`, the budget is measured: runs in float64 with noise of rounding size at every tensor. Here
 the noise goes through the departures, too: a bug may pass it on otherwise than Gemma does.
+
+To be inside its budget is not enough for an explanation, since some bugs have large ones. It must come clearly closer
+to their logits than the reference does, and two bugs closer than either of them.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
+from dataclasses import dataclass
 
 import numpy as np
 
 from refgemma.checkpoint.load import Progress
 from refgemma.numerics import Array
-from refgemma.oracle.arithmetic import Arithmetic, arithmetic_of, confidence, params_in
-from refgemma.oracle.departures import Chunks, run
+from refgemma.oracle.arithmetic import arithmetic_of, confidence
 from refgemma.oracle.diagnosis import TIE, Cause
 from refgemma.oracle.drift import SEEDS, WRONG
-from refgemma.oracle.known import Known
 from refgemma.oracle.setups import Setup
-from refgemma.oracle.steps import Flow
 from refgemma.oracle.theirs import fits
 from refgemma.oracle.trace import Trace
 from refgemma.oracle.trial import with_roundings, with_variants
+from refgemma.oracle.trial_logits import columns_of, compared, difference, logits_of
 from refgemma.oracle.variants import Variant
 
-_LOGITS = 2**24  # compared at most; of a longer text the last positions
+# Times less misfit than without, and it is no coincidence. Measured where it is hardest, with roundings that fall
+# either way in every layer, the right explanation is 12 times closer or more, a related one up to 1.4 times.
+CLOSER = 4.0
 _MEASURED = 6  # explanations whose budget is measured before one has been found that is inside it
+_REACH = 10.0  # times its own effect, that a bug moves logits by beside another one
+
+
+@dataclass(frozen=True, eq=False)
+class _Imitated:
+    """An explanation's logits with every rounding imitated.
+
+    Differences are means over the mean magnitude. The misfit is of the positions that are to be explained, the mean of
+    its logarithms: where roundings fall either way some of these are far off even with the right explanation, and some
+    are exact; with a wrong one none is.
+    """
+
+    misfit: float  # from theirs
+    moved: float  # from the reference's
+    rough: float  # largest difference from theirs over the largest budget of the reference
+    setup: Setup
 
 
 class FreeTrial:
@@ -44,7 +63,13 @@ class FreeTrial:
 
     def __init__(self, theirs: Trace, honest: Setup, arithmetic: str) -> None:
         self._theirs, self._honest, self._name = theirs, honest, arithmetic
+        self._unit = arithmetic_of(arithmetic).unit
         self._budget: float | None = None  # of the honest run, the largest
+        self._wrong: Array | None = None  # positions at which it is outside, (B, n)
+        self._plain = math.inf  # its misfit
+        self._reference: Array | None = None  # its logits, every rounding imitated
+        self._alone: dict[str, float] = {}  # by key: misfit of one variant
+        self._moves: dict[str, float] = {}  # by key: how far it moves the reference's logits
 
     def honest(self) -> Cause:
         """How well the reference does as it is.
@@ -59,7 +84,10 @@ class FreeTrial:
         error, ours = self._error(self._honest)
         budgets = self._budgets(self._honest, ours)
         self._budget = float(budgets.max())
-        return self._cause((), self._misfit(self._honest), self._over(error, budgets))
+        over: Array = np.asarray(np.any(error > budgets, axis=-1))
+        self._wrong = over if over.any() else None
+        self._plain = self._imitated(self._honest).misfit
+        return self._cause((), self._plain, self._over(error, budgets))
 
     def causes(self, explanations: list[tuple[Variant, ...]], progress: Progress | None = None) -> list[Cause]:
         """How well explanations do.
@@ -67,30 +95,41 @@ class FreeTrial:
         Parameters
         ----------
         explanations : list of tuple of Variant
-            Each one, or two.
+            Each one, or two; of two, each must have been tried alone before.
         progress : callable, optional
             ``progress(done, total)``.
 
         Returns
         -------
         list of Cause
-            Closest first; one an explanation. Budgets are measured of those that are closest, of the others taken to be
-            that of the honest run.
+            Closest first; one an explanation. Budgets are measured of the closest of those that come clearly closer
+            than the reference, and than each of two bugs alone; the others explain nothing.
         """
-        setups: list[tuple[float, tuple[Variant, ...], Setup]] = []
+        imitated: list[tuple[_Imitated, tuple[Variant, ...]]] = []
         for done, explanation in enumerate(explanations):
-            tried = [(self._misfit(setup), setup) for setup in with_variants(self._honest, explanation)]
-            misfit, setup = min(tried, key=lambda one: one[0])
-            setups.append((misfit, explanation, setup))
+            tried = [self._imitated(setup) for setup in with_variants(self._honest, explanation)]
+            imitated.append((min(tried, key=lambda one: one.misfit), explanation))
+            if len(explanation) == 1:
+                self._alone[explanation[0].key] = imitated[-1][0].misfit
+                self._moves[explanation[0].key] = max(one.moved for one in tried)
             if progress is not None:
                 progress(done + 1, len(explanations))
-        setups.sort(key=lambda one: one[0])
         found: list[Cause] = []
-        for misfit, explanation, setup in setups:
+        measured = 0
+        for one, explanation in sorted(imitated, key=lambda pair: pair[0].misfit):
             first = next((cause.misfit for cause in found if cause.explains), None)
-            near = len(found) < _MEASURED if first is None else misfit <= TIE * first
-            found.append(self._cause(explanation, misfit, self.effect(setup) if near else self._rough(setup)))
+            near = measured < _MEASURED if first is None else one.misfit <= TIE * first
+            if near and one.misfit * CLOSER <= self._without(explanation):
+                measured += 1
+                found.append(self._cause(explanation, one.misfit, self.effect(one.setup)))
+            else:
+                found.append(Cause(explanation, one.rough, one.misfit, ("logits",)))
         return found
+
+    def _without(self, explanation: tuple[Variant, ...]) -> float:
+        """Least misfit of the reference, and of each of two bugs alone."""
+        members = explanation if len(explanation) > 1 else ()
+        return min([self._plain, *(self._alone.get(variant.key, math.inf) for variant in members)])
 
     def may_show(self, variant: Variant) -> bool:
         """Whether a variant could explain the logits.
@@ -108,19 +147,28 @@ class FreeTrial:
         return any(fits(setup, self._theirs) for setup in variant.setups(self._honest))
 
     def worth_trying(self, pairs: list[tuple[Variant, ...]]) -> list[tuple[Variant, ...]]:
-        """Pairs that could explain the logits: all of them.
+        """Pairs that could explain the logits, by what each of the two does alone.
 
         Parameters
         ----------
         pairs : list of tuple of Variant
-            All that can show together.
+            All that can show together; each variant must have been tried alone before.
 
         Returns
         -------
         list of tuple of Variant
-            Those that feed as many tokens as they scored.
+            Those that feed as many tokens as they scored, and of which either one, with what the other could move at
+            most, would come close; not those of which each moves the logits so much farther than theirs are that the
+            other would have to undo it.
         """
-        return [pair for pair in pairs if any(fits(s, self._theirs) for s in with_variants(self._honest, pair))]
+        kept: list[tuple[Variant, ...]] = []
+        for one, other in pairs:
+            best = [self._alone[a.key] - _REACH * self._moves[b.key] for a, b in ((one, other), (other, one))]
+            undone = min(self._moves[one.key], self._moves[other.key]) > _REACH * self._plain
+            if not undone and not any(misfit * CLOSER > self._plain for misfit in best):
+                setups = with_variants(self._honest, (one, other))
+                kept += [(one, other)] * any(fits(setup, self._theirs) for setup in setups)
+        return kept
 
     def effect(self, setup: Setup) -> float:
         """Largest difference from their logits over its budget.
@@ -164,31 +212,31 @@ class FreeTrial:
         """Largest error over its budget; padding has neither."""
         return float(np.max(error / np.maximum(budgets, 1e-300)))
 
-    def _misfit(self, setup: Setup) -> float:
-        """Mean difference over mean magnitude, every rounding imitated."""
+    def _imitated(self, setup: Setup) -> _Imitated:
+        """How an explanation does with every rounding imitated."""
+        nothing = _Imitated(math.inf, math.inf, math.inf, setup)
         if not fits(setup, self._theirs):
-            return math.inf
+            return nothing
         error, ours = self._error(setup, imitated=True)
         size = np.abs(ours).mean()
-        return float(error.mean() / size) if size and np.isfinite(size) else math.inf
-
-    def _rough(self, setup: Setup) -> float:
-        """Largest difference over the largest budget of the honest run."""
-        if not fits(setup, self._theirs) or not self._budget:
-            return math.inf
-        return float(self._error(setup)[0].max() / self._budget)
+        if setup is self._honest:
+            self._reference = ours
+        moved = math.inf
+        if self._reference is not None and self._reference.shape == ours.shape:
+            moved = float(np.abs(ours - self._reference).mean() / np.abs(self._reference).mean())
+        if not size or not np.isfinite(size):
+            return nothing
+        each = error.mean(axis=-1) / size
+        judged = compared(setup, self._theirs)
+        if self._wrong is not None and self._wrong.shape == judged.shape:
+            judged = self._wrong
+        misfit = float(np.exp(np.log(np.maximum(each[judged], self._unit)).mean()))
+        return _Imitated(misfit, moved, float(error.max() / self._budget) if self._budget else math.inf, setup)
 
     def _error(self, setup: Setup, *, imitated: bool = False) -> tuple[Array, Array]:
         """Their difference from an explanation, zero where none is compared, and that one's logits, both (B, n, V)."""
-        columns, ours = self._columns(setup), self._run(setup, imitated=imitated)
-        compared = setup.positions[:, columns] >= 0
-        theirs = self._theirs.tensors["logits"]
-        if self._theirs.last:
-            compared &= setup.positions[:, columns] == setup.positions.max(axis=1, keepdims=True)
-        else:
-            theirs = theirs[:, columns]
-        error = np.where(compared[..., None], np.abs(np.asarray(theirs, np.float64) - ours), 0)
-        return np.where(np.isfinite(error), error, np.inf), ours
+        ours = self._run(setup, imitated=imitated)
+        return difference(self._theirs, setup, ours, arithmetic_of(self._name).storage), ours
 
     def _budgets(self, setup: Setup, ours: Array) -> Array:
         """Limit of what rounding does to an explanation's logits, (B, n, 1)."""
@@ -198,47 +246,7 @@ class FreeTrial:
         limit: Array = WRONG * confidence(ours.size) * np.sqrt(spread)[..., None]
         return limit
 
-    def _columns(self, setup: Setup) -> Array:
-        """Positions that are compared."""
-        B, T = setup.tokens.shape
-        if self._theirs.last:
-            return np.unique(T - 1 - (setup.positions[:, ::-1] >= 0).argmax(axis=1))
-        return np.arange(T)[-max(1, _LOGITS // (B * setup.config.vocab_size)) :]
-
     def _run(self, setup: Setup, seed: int | None = None, *, imitated: bool = False) -> Array:
         """Logits of an explanation, (B, n, V): exact, with noise of rounding size, or with every rounding imitated."""
         a = with_roundings(arithmetic_of(self._name), self._honest.numerics, setup.numerics)
-        numerics = setup.numerics if imitated else a.reference
-        setup = setup.but(params=params_in(setup.params, a), numerics=numerics)
-        columns, chunks = self._columns(setup), Chunks()
-        noise = None if seed is None else _Noise(setup, a, seed)
-
-        def tap(name: str, value: Array) -> Array:
-            chunk = chunks.at(name, value)
-            if noise is not None:
-                value = noise.added(name, value, chunk)
-            if name == "final_norm":
-                here = columns[(columns >= chunk.start) & (columns < chunk.stop)] - chunk.start
-                value = value[:, here]
-                if noise is not None:
-                    noise.flow.goes_on_with(name, Known(value))
-            return value
-
-        return run(setup, tap)
-
-
-class _Noise:
-    """Noise of rounding size at every tensor, drawn anew for each name."""
-
-    def __init__(self, setup: Setup, a: Arithmetic, seed: int) -> None:
-        self.flow, self._setup, self._seed = Flow(setup.params, setup.config, a), setup, seed
-
-    def added(self, name: str, value: Array, chunk: slice) -> Array:
-        """Tensor with its noise."""
-        if name == "embed":
-            self.flow.next_chunk(self._setup.tokens[:, chunk], self._setup.positions[:, chunk])
-        size = np.sqrt(self.flow.bound_of(name, value).variance)
-        rng = np.random.default_rng([self._seed, chunk.start, zlib.crc32(name.encode())])
-        value = value + rng.standard_normal(value.shape) * size
-        self.flow.goes_on_with(name, Known(value))
-        return value
+        return logits_of(setup, a, columns_of(setup, self._theirs), seed=seed, imitated=imitated)

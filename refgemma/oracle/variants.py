@@ -143,7 +143,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("B6", "mean square in bfloat16",
             "Squares and their mean are rounded to bfloat16; they need float32.",
             "https://github.com/sgl-project/sglang/pull/27540",
-            _NORMS, (changes.rounded("norm.square", "norm.mean"),), "rounding"),
+            _NORMS, (changes.rounded("norm.square", "norm.mean"), changes.narrow_squares), "rounding"),
     Variant("B8", "norm after the residual add",
             "Norms are applied after each residual add; Gemma 1 applies them to a copy, before attention and MLP.",
             "https://github.com/google-deepmind/gemma/commit/205e096",

@@ -67,6 +67,15 @@ def test_a_model_in_place_of_ours(folder, theirs, capsys):
     )
 
 
+def test_tokens_that_no_file_says(ours, folder, capsys, tmp_path):
+    np.save(tmp_path / "logits.npy", oracle.read_trace(ours).tensors["logits"])
+    ids = ",".join(map(str, TOKENS))
+    assert compared(capsys, "--model", folder, "--tokens", ids, tmp_path / "logits.npy")[0] == 0
+    code, _, err = compared(capsys, "--model", folder, tmp_path / "logits.npy")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "say which tokens were run" in err
+
+
 def test_a_mapping(ours, theirs, capsys, tmp_path):
     with np.load(theirs["wrong"]) as arrays:
         np.savez(tmp_path / "theirs.npz", query1=arrays["model.layers.1.self_attn.q_proj"], lm_head=arrays["lm_head"])
@@ -96,6 +105,8 @@ def test_a_picture(ours, theirs, capsys, tmp_path):
         (["{ours}", "{right}", "--model", "absent"], "absent"),
         (["{ours}", "{right}", "--model", "tiny-it"], "is a trace of another model than"),
         (["{ours}", "{right}", "--arithmetic", "int4"], "arithmetic is 'int4'"),
+        (["{ours}", "{right}", "--tokens", "2,40"], "ours says which tokens were fed: give no others"),
+        (["{ours}", "{right}", "--tokens", "2,x"], "--tokens"),
         (["{ours}", "{right}", "--map", "absent.json"], "cannot read absent.json"),
         (["{ours}", "{right}", "--map", "{right}"], "is not UTF-8"),
         (["{ours}", "{right}", "--map", "{list}"], "expected an object of names"),

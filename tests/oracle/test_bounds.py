@@ -10,7 +10,7 @@ from refgemma.ops.attention import attention_probs
 from refgemma.ops.mlp import gelu
 from refgemma.ops.norm import rms_norm
 from refgemma.ops.rope import rope, rope_table
-from refgemma.oracle import bounds, bounds_curves, bounds_products
+from refgemma.oracle import bounds, bounds_curves, bounds_products, bounds_sums
 from refgemma.oracle.arithmetic import UNIT, arithmetic_of, confidence
 from refgemma.oracle.known import BRIDGED, Known
 
@@ -58,7 +58,7 @@ def test_the_spread_of_sums_in_random_order_is_as_reckoned():
         exact = np.sum(wide(x) * wide(w))
         products = np.stack([rng.permutation(x * w) for _ in range(orders)])
         spread = np.sqrt(np.mean(np.square(summed_one_by_one(products) - exact)))
-        sigma = math.sqrt(bounds.chance_of_sum(exact, np.sum(np.square(wide(x) * wide(w))), n, U))
+        sigma = math.sqrt(bounds_sums.chance_of_sum(exact, np.sum(np.square(wide(x) * wide(w))), n, U))
         # A rounding is spread over the whole interval and the unit is reached above a power of two alone: its standard
         # deviation is 1 / sqrt(3) of the bound times 0.5 to 1. Sums that cancel are given 1/2 where orders have 1/6 on
         # average: another 1 / sqrt(3) at most. Measured 0.30 and 0.31.

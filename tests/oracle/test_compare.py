@@ -11,9 +11,9 @@ import pytest
 import refgemma
 import refgemma.model
 from refgemma.config import Config
-from refgemma.numerics import from_bfloat16
 from refgemma.model import forward
-from refgemma.oracle import Trace, compare, revealing, trace
+from refgemma.numerics import from_bfloat16
+from refgemma.oracle import Trace, compare, revealing, steps, trace
 from refgemma.oracle.fingerprint import fingerprint
 from refgemma.oracle.report import Report, grouped
 from refgemma.oracle.verdict import Finding, not_given
@@ -143,6 +143,49 @@ def test_logits_of_the_last_position_beside_tensors_of_all():
     assert [one.name for one in report.findings if not one.ok] == ["logits"]
 
 
+@pytest.mark.parametrize("kept", [2, 5])
+def test_logits_of_the_last_few_positions(kept, monkeypatch):
+    """Each is judged, at its own position, whether the rest of the trace is there or not, in chunks or at once."""
+    model = random_model(6, num_tokens=12, num_layers=2)
+    positions = np.tile(np.arange(12), (len(model.tokens), 1))
+    positions[0] = [-1, -1, *range(10)]  # on the left there may be padding
+    judge = gemma_of(model, "float64")
+    whole = replace(trace(gemma_of(model), model.tokens, positions=positions), meta={}, config=None)
+    few = whole.tensors["logits"][:, -kept:]
+    alone = replace(only(whole, "logits"), tensors={"logits": few[:, -1:]}, ends={"logits": few}, meta={"last": "true"})
+    beside = replace(without(whole, "logits"), dtypes=whole.dtypes, ends={"logits": few})
+    for chunk in (512, 4):
+        monkeypatch.setattr(steps, "_CHUNK", chunk)
+        for given in (alone, beside):
+            report = compare(None, given, model=judge)
+            assert report.ok
+            assert report.drift.name == "logits"
+            assert [one.name for one in report.drifts].count("logits") == 1
+            for t in {0, kept - 1}:
+                off = few.copy()
+                off[-1, t, 3] += 0.5
+                found = compare(None, replace(given, ends={"logits": off}), model=judge)
+                assert found.drift.where == (len(few) - 1, 12 - kept + t, 3)
+                assert found.first_divergence.where == found.drift.where
+    assert report.findings[-1].name == "logits"
+    assert report.findings[-1].grade == "inside rounding"
+
+
+@pytest.mark.parametrize("kept", [1, 3, 11])
+def test_logits_one_position_earlier_are_no_verdict(kept):
+    """Tokens as `generate` returns them, the last one drawn and not fed; or a port that returns the wrong position."""
+    positions = np.tile(np.arange(12), (len(MODEL.tokens), 1))
+    logits = forward(GEMMA.params, MODEL.config, MODEL.tokens, positions=positions)
+    few = logits[:, -1 - kept : -1]
+    given = Trace({"logits": few[:, -1:]}, {"logits": "float32"}, MODEL.tokens, positions, meta={"last": "true"})
+    given = replace(given, ends={"logits": few} if kept > 1 else {})
+    with pytest.raises(ValueError, match="the trace: 11 positions were fed, 12 tokens given, for its logits are right"):
+        compare(None, given, model=TRUTH)
+    shifted = few * np.float32(1.01)  # wrong there, too
+    other = replace(given, tensors={"logits": shifted[:, -1:]}, ends={"logits": shifted} if kept > 1 else {})
+    assert not compare(None, other, model=TRUTH).ok
+
+
 @pytest.mark.parametrize("engine", ["transformers", "deepmind"])
 def test_recorded_bfloat16_runs_pass_as_what_they_are(engine):
     model = golden_model()
@@ -243,6 +286,35 @@ def test_numbers_that_are_not_finite_are_wrong():
     assert report.first_divergence.where == (0, 3, 0, 0)
 
 
+@pytest.mark.parametrize("size", [1e20, 1e300])
+@pytest.mark.parametrize("kind", ["attn.q", "attn.v", "mlp.gate", "out"])
+def test_numbers_that_overflow_are_wrong_and_warn_of_nothing(kind, size):
+    theirs, name = theirs_of(), f"layers.1.{kind}"
+    changed = {n: value.astype(np.float64) for n, value in theirs.tensors.items()}
+    at = (0, 3, 0, 0)[: changed[name].ndim]
+    changed[name][at] = size
+    # A number that is a tenth off somewhere else, right behind it, is not lost in what cannot be told any more.
+    behind = {"attn.q": "attn.q_rope", "attn.v": "attn.mix", "mlp.gate": "mlp.act", "out": None}[kind]
+    if behind:
+        changed[f"layers.1.{behind}"][1, 2] *= 1.1
+    given = replace(theirs, tensors=changed, dtypes=dict.fromkeys(changed, "float64"))
+    report = compare(None, given, model=TRUTH, arithmetic="float32")  # warnings are errors
+    assert report.first_divergence.name == name
+    assert report.first_divergence.where == at
+    if behind:
+        assert f"layers.1.{behind}" in [one.name for one in report.findings if not one.ok]
+
+
+def test_tokens_may_be_given(tmp_path):
+    theirs = theirs_of()
+    positions = np.tile(np.arange(12), (len(MODEL.tokens), 1))
+    np.save(tmp_path / "logits.npy", forward(GEMMA.params, MODEL.config, MODEL.tokens, positions=positions))
+    assert compare(None, tmp_path / "logits.npy", model=TRUTH, tokens=MODEL.tokens).ok
+    ours = trace(GEMMA, MODEL.tokens, positions=MODEL.positions)
+    with pytest.raises(ValueError, match="ours says which tokens were fed: give no others"):
+        compare(ours, theirs, model=TRUTH, tokens=MODEL.tokens)
+
+
 def test_bad_use_is_a_sentence(tmp_path):
     theirs, ours = theirs_of(), trace(GEMMA, MODEL.tokens, positions=MODEL.positions)
     other = replace(TRUTH, params=TRUTH.params | {"final_norm": TRUTH.params["final_norm"] + 1})
@@ -261,6 +333,11 @@ def test_bad_use_is_a_sentence(tmp_path):
         ((ours, theirs), {"model": gemma_of(random_model(1), "float64")}, "is a trace of another model than"),
         ((ours, theirs), {"model": other}, "was traced with other weights than the model has now"),
         ((ours, only(theirs)), {"model": TRUTH}, "holds no tensor: there is nothing to judge"),
+        (
+            (None, replace(theirs, positions=np.full_like(theirs.positions, -1))),
+            {"model": TRUTH},
+            "every position is padding",
+        ),
         ((ours, theirs), {"model": TRUTH, "arithmetic": "int4"}, "arithmetic is 'int4': there are float32, "),
         (
             (replace(ours, meta={"model": "m", "adapters": '["pirate"]'}), theirs),
@@ -295,6 +372,26 @@ def made_up(*findings, drifts=()):
         drifts=drifts,
         notes=("a note",),
     )
+
+
+def test_what_logits_alone_cannot_show_is_said():
+    logits = finding("logits", 0.5, "inside rounding")
+    for arithmetic, words in [
+        (
+            "bfloat16 (stored as bfloat16)",
+            "bfloat16 logits alone hide bugs of the size of a rounding (A2, B4, B5, B6, G1): ",
+        ),
+        ("bf16-deepmind", "bfloat16 logits alone hide bugs"),
+        ("float16", "float16 logits alone hide bugs of the size of a rounding: a trace shows them; if they were"),
+        ("float32 (stored as float32)", ""),
+    ]:
+        report = replace(made_up(drifts=(logits,)), arithmetic=arithmetic)
+        assert report.hidden.startswith(words)
+        assert bool(report.hidden) == bool(words) == ("hide bugs" in report.text())
+        assert report.as_dict()["hidden"] == report.hidden
+        whole = replace(report, findings=(finding("embed", 0.5, "inside rounding"),))
+        wrong = replace(report, drifts=(finding("logits", 2.0, "wrong"),))
+        assert whole.hidden == wrong.hidden == ""
 
 
 def finding(name, ratio, grade, pattern=""):

@@ -9,12 +9,18 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from refgemma.numerics import FLOAT32, PROFILES
 from refgemma.oracle import diagnose
+from refgemma.oracle.departures import run
+from refgemma.oracle.diagnosis import Cause, Diagnosis
 from refgemma.oracle.publish import trace_of
 from refgemma.oracle.revealing import MODELS, find
+from refgemma.oracle.setups import Setup
 from refgemma.oracle.trace import Trace
+from refgemma.oracle.variants import find as variant_of
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of
+from tests.tiny_it import tiny_it
 from tests.truth import BUGS, truth_logits, truth_row
 
 FLOAT32_BUGS = sorted(set(BUGS) - {"A5"})
@@ -174,8 +180,6 @@ def test_rounding_that_engines_choose_differently_is_no_bug():
 
 def diagnose_as_float32_engine(*points):
     """Diagnosis of our own float32 run whose angles are formed in float32."""
-    from refgemma.numerics import FLOAT32
-
     numerics = FLOAT32
     for point in ("rope.exponent", "rope.timescale", "rope.angle", *points):
         numerics = numerics.with_(point, "float32")
@@ -188,7 +192,8 @@ def test_after_an_overflow_nothing_is_compared():
     late[0, 3] = np.nan
     found = diagnose(replace(trace, tensors=trace.tensors | {"layers.1.attn.out": late}), "reveal-gqa")
     assert found.first.keys == ("C2",)
-    assert found.notes == ("layers.1.attn.out holds NaN or overflows: causes are sought before it",)
+    assert (found.overflow, found.ok) == ("layers.1.attn.out", False)
+    assert "layers.1.attn.out holds NaN or overflows: causes are sought before it" in found.text()
     huge = trace.tensors | {"layers.1.attn.residual": trace.tensors["layers.1.attn.residual"] * 1e19}
     assert diagnose(replace(trace, tensors=huge), "reveal-gqa").first.keys == ("C2",)  # its squares are not finite
     masked = dump(find("reveal-gqa"))  # what engines add to the scores of unseen keys, and leave at padding
@@ -196,15 +201,89 @@ def test_after_an_overflow_nothing_is_compared():
     for name, at in (("layers.0.attn.scores", unseen), ("embed", masked.positions < 0)):
         masked.tensors[name][at] = -np.inf
     assert diagnose(masked, "reveal-gqa").verdict.startswith("no known bug needed")
-    assert diagnose(masked, "reveal-gqa").notes == ()
+    assert diagnose(masked, "reveal-gqa").overflow == ""
     with pytest.raises(ValueError, match="their logits holds NaN or overflows, and they gave nothing before it"):
         diagnose(replace(trace, tensors={"logits": np.full_like(trace.tensors["logits"], np.inf)}), "reveal-gqa")
+
+
+def test_an_overflow_is_not_well_though_all_before_it_is():
+    trace = dump(find("reveal-gqa"))
+    broken = trace.tensors["layers.1.mlp.gate"].copy()
+    broken[2, 5, 3] = np.nan
+    found = diagnose(replace(trace, tensors=trace.tensors | {"layers.1.mlp.gate": broken}), "reveal-gqa")
+    assert (found.ok, found.needed, found.overflow) == (False, False, "layers.1.mlp.gate")
+    assert found.verdict == "layers.1.mlp.gate holds NaN or overflows, and all before it is inside rounding"
+    assert found.as_dict()["overflow"] == "layers.1.mlp.gate"
+
+
+@pytest.mark.parametrize("bug", [None, "C1", "E6"])
+def test_a_trace_of_the_last_position_with_its_scores(bug):
+    """How many keys were scored tells that no other number of tokens was fed."""
+    trace = dump(find("reveal-gqa"), {bug} if bug else ())
+    ends = trace.positions.shape[1] - 1 - (trace.positions[:, ::-1] >= 0).argmax(axis=1)
+    rows = np.arange(len(ends))
+    tensors = {
+        name: value[rows, :, ends][:, :, None] if name.endswith(("scores", "probs")) else value[rows, ends][:, None]
+        for name, value in trace.tensors.items()
+    }
+    found = diagnose(replace(trace, tensors=tensors, meta={"last": "true"}), "reveal-gqa")
+    assert (found.ok, found.first and found.first.keys) == (bug is None, (bug,) if bug else None)
+    assert "H1" not in found.text()
+
+
+def test_logits_of_the_last_positions():
+    trace = dump(find("reveal-gqa"), {"C1"})
+    last = replace(trace, tensors={"logits": trace.tensors["logits"][:, -3:]}, meta={"last": "true"})
+    assert diagnose(last, "reveal-gqa").first.keys == ("C1",)
+    swapped = replace(last, tensors={"logits": trace.tensors["logits"][:, -3:][:, ::-1]})
+    assert diagnose(swapped, "reveal-gqa", pairs=False).first is None
+
+
+def test_narrow_logits_say_that_they_hide_fine_bugs():
+    model = find("reveal-gqa")
+    trace, _ = trace_of(model, PROFILES["bf16-transformers"])
+    logits = replace(trace, tensors={"logits": trace.tensors["logits"]})
+    for part, hides in ((trace, False), (logits, True)):
+        found = diagnose(part, "reveal-gqa", arithmetic="bfloat16")
+        assert (found.ok, found.hides) == (True, hides)
+        assert ("bfloat16 logits alone cannot show fine bugs, such as A2, B4" in found.text()) == hides
+        assert ("a trace of what each layer computes would show them" in found.text()) == hides
+        assert found.verdict.endswith("behind which fine bugs hide") == hides
+
+
+def test_explanations_are_a_tie_within_a_factor_of_three():
+    causes = [
+        Cause((variant_of(key),), 0.5, misfit, ()) for key, misfit in (("C1", 1e-6), ("C2", 2.9e-6), ("C3", 4e-6))
+    ]
+    found = Diagnosis(
+        causes=tuple(causes), honest=Cause((), 100.0, 1e-3, ("logits",)), basis="logits", arithmetic="float32"
+    )
+    assert [cause.keys for cause in found.tied] == [("C1",), ("C2",)]
+    assert replace(found, causes=(causes[0], causes[2])).tied == ()
+
+
+@pytest.mark.parametrize("bug", ["B4", "B5", "D1", "D1 table"])
+def test_what_one_bug_explains_is_not_said_of_it_and_another(bug):
+    """Beside a bug that rounds, others that show nothing here explain the numbers no less, and are not needed."""
+    gemma = tiny_it()
+    tokens = np.random.default_rng(3).integers(110, 1000, size=(1, 9))
+    honest = Setup(
+        params=gemma.params, config=gemma.config, tokens=tokens, positions=np.arange(9)[None], numerics=FLOAT32
+    )
+    for setup in variant_of(bug).setups(honest):
+        logits = run(setup)
+        trace = Trace({"logits": logits}, {"logits": "float32"}, tokens, honest.positions, gemma.config)
+        found = diagnose(trace, gemma, arithmetic="float32")
+        assert (found.first.keys, found.tied) == ((bug,), ())
+        assert [cause.keys for cause in found.causes if cause.explains] == [(bug,)]
 
 
 def test_bad_input_is_a_sentence():
     trace = dump(MODELS[0])
     with pytest.raises(ValueError, match="holds no tensor that is recognised"):
         diagnose(replace(trace, tensors={}), "reveal-gqa")
+    with pytest.raises(ValueError, match="all tokens of their trace are padding"):
+        diagnose(replace(trace, positions=np.full_like(trace.positions, -1)), "reveal-gqa")
     with pytest.raises(ValueError, match="arithmetic is 'float31': there are float32"):
         diagnose(trace, "reveal-gqa", arithmetic="float31")
     with pytest.raises(FileNotFoundError):

@@ -96,6 +96,37 @@ def test_folded_norms_of_a_folder(patient):
     assert wrong(patient(quiet)) == []
 
 
+def test_each_kind_of_norm_is_judged_by_itself():
+    """A converter that knew the one name and not the other; over all norms together the mean says nothing."""
+    norms = {t.name: t for t in describe(find_model("tiny-it")) if t.data.ndim == 1}
+
+    def remarks(kind):
+        return list(
+            about_norms(
+                {
+                    name: numbers_of(
+                        StoredTensor(name, "F32", from_bfloat16(t.data) + np.float32(name.endswith(kind)), t.file)
+                    )
+                    for name, t in norms.items()
+                }
+            )
+        )
+
+    for kind, other in (
+        ("input_layernorm", "post_attention_layernorm"),
+        ("post_attention_layernorm", "input_layernorm"),
+    ):
+        found = {remark.grade: remark for remark in remarks(f".{kind}.weight")}
+        assert found["wrong"].what.startswith(f"6 norms called {kind}: norm weights from ")
+        assert found["wrong"].todo.startswith("subtract 1 from the weights of these")
+        grades = [(r.grade, r.what.partition(":")[0]) for r in remarks(f".{kind}.weight") if r.grade != "wrong"]
+        assert grades == [("fine", f"6 norms called {other}"), ("fine", "the final norm")]
+    # One vector alone is no proof: its 184 numbers may well have been trained to one side.
+    (final,) = [remark for remark in remarks("model.norm.weight") if remark.grade != "fine"]
+    assert (final.grade, final.what.partition(":")[0]) == ("look", "the final norm")
+    assert final.todo == "compare with another copy: if this norm holds 1 + w, subtract 1"
+
+
 def test_norms_before_training(patient):
     def set_to(value):
         return lambda t: {n: np.full_like(a, value) if a.ndim == 1 else a for n, a in t.items()}
@@ -224,6 +255,10 @@ def test_the_configuration_against_the_shapes(patient, model):
     assert any(f"set head_dim to {c.head_dim} in config.json" in remark.todo for remark in examine(derived))
     without = patient(config=lambda f: {k: v for k, v in f.items() if k != "head_dim"})
     assert f"num_attention_heads {c.num_heads} x head_dim None is not {rows}" in wrong(without)[0]
+    text = wrong(patient(config=lambda f: {**f, "hidden_size": str(c.hidden_size)}))
+    assert text == [f"config: hidden_size is '{c.hidden_size}', the tensors have {c.hidden_size}"]
+    text = wrong(patient(config=lambda f: {**f, "head_dim": str(c.head_dim)}))
+    assert text[0].startswith(f"config: num_attention_heads {c.num_heads} x head_dim '{c.head_dim}' is not ")
     assert wrong(patient(config=lambda f: {**f, "model_type": "llama"})) == ["config: model_type is 'llama'"]
     assert wrong(patient(config=lambda f: {**f, "hidden_act": "silu"})) == ["config: hidden_act is 'silu'"]
     eps = patient(config=lambda f: {**f, "rms_norm_eps": 1e-5})

@@ -59,6 +59,18 @@ def test_verdicts_are_repeatable_and_the_same_for_chunks(monkeypatch):
     assert 0.3 < pieces.likely / whole.likely < 3
 
 
+def test_the_last_position_in_chunks(monkeypatch):
+    model = model_of(0)
+    last = 16 - model.real[:, ::-1].argmax(axis=1)
+    logits = run(model).tensors["logits"][np.arange(len(last)), last]
+    for chunk in (512, 16, 5):
+        monkeypatch.setattr(steps, "_CHUNK", chunk)
+        found = free(model, logits, "float32")
+        assert found.grade == "inside rounding"
+        assert found.where[1] == last[found.where[0]]
+        assert free(model, logits * np.float32(1.01), "float32").grade == "wrong"
+
+
 def test_the_stream_drifts_inside_its_budget_until_something_is_wrong():
     model = model_of(2)
     theirs = run(model)

@@ -253,6 +253,22 @@ def test_last_positions_alone():
     assert first_wrong(judge(model, replace(last, tensors=broken))).name == "layers.0.mlp.gated"
 
 
+def test_last_positions_alone_of_a_text_in_chunks(monkeypatch):
+    """The last position is found in whichever chunk it is, and nowhere else."""
+    model = model_of(2)
+    theirs = run(model)
+    ends = 16 - model.real[:, ::-1].argmax(axis=1)
+    kept = [name for name in theirs.tensors if not name.endswith(("scores", "probs"))]
+    rows = {n: np.stack([x[[t]] for x, t in zip(theirs.tensors[n], ends, strict=True)]) for n in kept}
+    last = replace(theirs, tensors=rows, meta={"last": "true"})
+    for chunk in (512, 16, 5):
+        monkeypatch.setattr(steps, "_CHUNK", chunk)
+        findings = [f for f in judge(model, last) if f.grade != "not given"]
+        assert [f.name for f in findings] == kept  # each was compared
+        assert {f.grade for f in findings} == {"inside rounding"}
+        assert all(f.where[1] == ends[f.where[0]] for f in findings)
+
+
 def test_a_float32_run_that_was_stored_in_bfloat16():
     model = model_of(1)
     theirs = run(model)

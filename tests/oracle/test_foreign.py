@@ -219,6 +219,73 @@ def test_logits_of_the_last_position_beside_tensors_of_all(tmp_path):
     assert again.dtypes == trace.dtypes
 
 
+@pytest.mark.parametrize("shape", ["BTV", "TBV"])
+def test_logits_of_the_last_few_positions(tmp_path, shape):
+    """As `transformers` stacks what it generated: one position a step, and the last of the prompt."""
+    few = OURS["logits"][:, -5:]
+    given = few if shape == "BTV" else few.swapaxes(0, 1)
+    trace = read_foreign(write(tmp_path / "theirs.npz", {"logits": given, "tokens": MODEL.tokens}), CONFIG)
+    assert trace.last  # whoever reads `tensors` has the very last
+    assert np.array_equal(trace.tensors["logits"], OURS["logits"][:, -1:])
+    assert list(trace.ends) == ["logits"]
+    assert np.array_equal(trace.ends["logits"], few)
+    assert any(note.startswith("logits") and note.endswith("; of the last 5 positions") for note in trace.notes)
+    beside = read_foreign(write(tmp_path / "b.npz", hooks_dump() | {"tokens": MODEL.tokens, "lm_head": given}), CONFIG)
+    assert not beside.last
+    assert "logits" not in beside.tensors
+    assert np.array_equal(beside.ends["logits"], few)
+    beside.save(tmp_path / "again.safetensors")
+    assert np.array_equal(read_trace(tmp_path / "again.safetensors").ends["logits"], few)
+
+
+def test_the_last_few_positions_are_not_looked_for_where_a_row_ends_in_padding(tmp_path):
+    mask = np.ones_like(MODEL.tokens)
+    mask[0, -2:] = 0
+    dump = {"logits": OURS["logits"][:, -4:], "tokens": MODEL.tokens, "attention_mask": mask}
+    with pytest.raises(ValueError, match="holds no tensor that is recognised: logits has shape"):
+        read_foreign(write(tmp_path / "theirs.npz", dump), CONFIG)
+
+
+@pytest.mark.parametrize("kept", [1, 4])
+def test_a_token_that_was_drawn_and_not_fed(tmp_path, kept):
+    """`generate` gives one id more than it fed; hooks saw all positions but that."""
+    fed = {n: x[:, :, : T - 1, : T - 1] if x.shape[2:] == (T, T) else x[:, : T - 1] for n, x in hooks_dump().items()}
+    fed["lm_head"] = fed["lm_head"][:, -kept:]
+    path = write(tmp_path / "theirs.npz", fed | {"input_ids": MODEL.tokens})
+    trace = read_foreign(path, CONFIG)
+    said = f"{T - 1} positions were fed, {T} tokens given"
+    assert trace.notes[0].startswith(said + ": the last, ")
+    assert np.array_equal(trace.tokens, MODEL.tokens[:, :-1])
+    assert trace.positions.shape == trace.tokens.shape
+    assert np.array_equal(trace.tensors["final_norm"], OURS["final_norm"][:, :-1])
+    assert np.array_equal(trace.ends["logits"], OURS["logits"][:, T - 1 - kept : T - 1])
+    # Who says what was fed is not corrected, but told.
+    with pytest.raises(ValueError, match=said + ": give the tokens that were fed"):
+        read_foreign(path, CONFIG, tokens=MODEL.tokens)
+    # One tensor of all positions, and nothing is cut.
+    whole = fed | {"input_ids": MODEL.tokens, "model.embed_tokens": OURS["embed"]}
+    assert read_foreign(write(path, whole), CONFIG).tokens.shape == (B, T)
+
+
+def test_columns_beyond_the_vocabulary_are_cut_off_and_said(tmp_path):
+    V = CONFIG.vocab_size
+    padded = np.concatenate([OURS["logits"], np.full((B, T, 128), 7, np.float32)], axis=-1)
+    for given, want in [(padded, OURS["logits"]), (padded[:, -1], OURS["logits"][:, -1:])]:
+        trace = read_foreign(write(tmp_path / "theirs.npz", {"lm_head": given, "tokens": MODEL.tokens}), CONFIG)
+        assert np.array_equal(trace.tensors["logits"], want)
+        assert any(note.endswith(f"columns beyond the vocabulary of {V} cut off") for note in trace.notes)
+    for columns in (V - 1, V + 2000, CONFIG.hidden_size):
+        wrong = {"logits": np.zeros((B, T, columns), np.float32), "tokens": MODEL.tokens}
+        with pytest.raises(ValueError, match="holds no tensor that is recognised: logits has shape"):
+            read_foreign(write(tmp_path / "theirs.npz", wrong), CONFIG)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_whole_numbers_of_any_format_are_tokens(tmp_path, dtype):
+    dump = {"logits": OURS["logits"], "input_ids": MODEL.tokens.astype(dtype)}
+    assert np.array_equal(read_foreign(write(tmp_path / "theirs.npz", dump), CONFIG).tokens, MODEL.tokens)
+
+
 def test_a_mapping_goes_before_names(tmp_path):
     dump = {"blk.0.q": OURS["layers.0.attn.q"], "blk.1.q": OURS["layers.1.attn.q"], "x": OURS["final_norm"]}
     dump |= {"model.norm": OURS["embed"], "tokens": MODEL.tokens}
@@ -227,6 +294,27 @@ def test_a_mapping_goes_before_names(tmp_path):
     assert list(trace.tensors) == ["layers.0.attn.q", "layers.1.attn.q", "final_norm"]
     for name, value in trace.tensors.items():
         assert np.array_equal(value, OURS[name]), name
+
+
+def test_a_pattern_that_the_file_has_of_some_layers_is_said(tmp_path):
+    dump = {"blk.1.q": OURS["layers.1.attn.q"], "tokens": MODEL.tokens}
+    trace = read_foreign(write(tmp_path / "theirs.npz", dump), CONFIG, mapping={"blk.{i}.q": "layers.{i}.attn.q"})
+    assert list(trace.tensors) == ["layers.1.attn.q"]
+    assert trace.notes[0] == "the mapping's 'blk.{i}.q' is not in the file for 1 of 2 layers: 0"
+
+
+def test_a_mapping_may_be_of_the_last_position(tmp_path):
+    dump = {"a": OURS["embed"], "b": OURS["logits"][:, -1], "tokens": MODEL.tokens}
+    trace = read_foreign(write(tmp_path / "theirs.npz", dump), CONFIG, mapping={"a": "embed", "b": "logits"})
+    assert list(trace.ends) == ["logits"]
+
+
+def test_the_first_of_two_names_of_one_rank_is_taken(tmp_path):
+    """In the order of the file: "lm_head" and "embedder.decode" are both the logits themselves."""
+    for order in (("lm_head", "embedder.decode"), ("embedder.decode", "lm_head")):
+        dump = {name: OURS["logits"] * k for k, name in enumerate(order, start=1)} | {"tokens": MODEL.tokens}
+        trace = read_foreign(write(tmp_path / "theirs.npz", dump), CONFIG)
+        assert np.array_equal(trace.tensors["logits"], OURS["logits"])
 
 
 def test_what_has_no_place_is_said(tmp_path):
@@ -308,6 +396,38 @@ LOGITS = {"logits": OURS["logits"]}
             {"mapping": {"x": "logits"}},
             "the mapping names 'x', which the file has not",
         ),
+        (
+            LOGITS | {"tokens": MODEL.tokens},
+            {"mapping": {"logits": "embed"}},
+            f"a line of the mapping does not fit: logits has shape {OURS['logits'].shape}, embed needs",
+        ),
+        (
+            LOGITS | {"tokens": MODEL.tokens, "x": OURS["embed"]},
+            {"mapping": {"logits": "logits", "x": "logits"}},
+            "the mapping has both 'logits' and 'x' stand for 'logits': leave one out",
+        ),
+        (
+            {"blk.0.q": OURS["layers.0.attn.q"], "tokens": MODEL.tokens},
+            {"mapping": {"blk.0.q": "layers.{i}.attn.q"}},
+            "'layers.{i}.attn.q' has {i}, 'blk.0.q' has not; write it in both, or the number of a layer",
+        ),
+        (
+            {"blk.0.q": OURS["layers.0.attn.q"], "tokens": MODEL.tokens},
+            {"mapping": {"blk.{i}.q": "layers.0.attn.q"}},
+            "'blk.{i}.q' has {i}, 'layers.0.attn.q' has not; write it in both, or the number of a layer",
+        ),
+        (
+            LOGITS | {"tokens": MODEL.tokens, "attention_mask": np.zeros_like(MODEL.tokens)},
+            {},
+            "every position is padding (-1, or masked): nothing is left to compare",
+        ),
+        (
+            LOGITS | {"tokens": MODEL.tokens, "positions": np.full_like(MODEL.tokens, -1)},
+            {},
+            "every position is padding (-1, or masked): nothing is left to compare",
+        ),
+        (LOGITS | {"tokens": MODEL.tokens + 0.5}, {}, "'tokens' holds numbers that are not whole: expected token ids"),
+        (LOGITS | {"tokens": MODEL.tokens.astype(np.float16)}, {}, "'tokens' is float16, which rounds token ids"),
     ],
 )
 def test_bad_files_are_one_sentence(tmp_path, dump, options, words):

@@ -24,6 +24,7 @@ def test_the_narrowest_format():
     assert narrowest(from_bfloat16(to_bfloat16(x.astype(np.float32)))) == "bfloat16"
     assert narrowest(np.array([1e30, 3e38], np.float32)) == "float32"  # float16 has no such numbers
     assert narrowest(np.array([0.0, 1.0, np.inf, np.nan])) == ""
+    assert narrowest(np.array([1e300, 0.5])) == "float64"  # and no warning, which would be an error here
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from refgemma.ops.linear import Adapted
 from refgemma.oracle import diagnose, read_trace
 from refgemma.oracle.publish import FOLDER, coverage, main, trace_of
 from refgemma.oracle.revealing import MODELS, find, tensors_of
+from refgemma.oracle.tensor_names import names_of
 from refgemma.oracle.variants import VARIANTS
 from tests.judge import FLOAT64_BOUND, error
 from tests.truth import truth_logits
@@ -107,10 +108,11 @@ def test_what_is_published_is_what_the_command_writes(tmp_path, pages):
         assert same_numbers(
             json.loads((tmp_path / f"{model.name}.json").read_text(encoding="utf-8")), pages[model.name]
         )
-    now, then = (read_trace(folder / "reveal-gqa.safetensors") for folder in (tmp_path, FOLDER))
-    assert now.tensors.keys() == then.tensors.keys()
-    for name in now.tensors:  # float32 in two orders of summation: 4e-6 is 64 roundings
-        assert np.abs(now.tensors[name] - then.tensors[name]).max() <= 4e-6 * np.abs(then.tensors[name]).max()
+    for model in MODELS:
+        now, then = (read_trace(folder / f"{model.name}.safetensors") for folder in (tmp_path, FOLDER))
+        assert list(now.tensors) == list(then.tensors) == names_of(model.config)
+        for name in now.tensors:  # float32 in two orders of summation: 4e-6 is 64 roundings
+            assert np.abs(now.tensors[name] - then.tensors[name]).max() <= 4e-6 * np.abs(then.tensors[name]).max()
     table = (FOLDER / "coverage.md").read_text(encoding="utf-8").splitlines()
     for line, published in zip((tmp_path / "coverage.md").read_text(encoding="utf-8").splitlines(), table, strict=True):
         for cell, other in zip(line.split("|"), published.split("|"), strict=True):
@@ -120,10 +122,12 @@ def test_what_is_published_is_what_the_command_writes(tmp_path, pages):
             else:
                 assert cell == other
     assert all(path.stat().st_size < 200_000 for path in FOLDER.iterdir())
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 500_000
 
 
-def test_the_published_trace_is_an_honest_run():
-    found = diagnose(FOLDER / "reveal-gqa.safetensors", "reveal-gqa")
+@BY_NAME
+def test_the_published_trace_is_an_honest_run(model):
+    found = diagnose(FOLDER / f"{model.name}.safetensors", model.name)
     assert found.ok
     assert found.arithmetic == "float32"
 

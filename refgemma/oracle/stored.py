@@ -1,0 +1,99 @@
+"""Numbers that were written down more narrowly than they were computed: a float32 run saved as float16 or bfloat16.
+
+Such a file looks like one of an engine that computes in that format, but its operations do not fit together: each was
+computed from what had not been rounded yet. So many kinds of operation are off by a rounding or two, weights or none,
+where an engine with a bug is off in one kind or a few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from refgemma.numerics import Array
+from refgemma.oracle.arithmetic import UNIT
+from refgemma.oracle.precision import narrowest
+from refgemma.oracle.tensor_names import split_name
+from refgemma.oracle.trace import Trace
+from refgemma.oracle.verdict import Finding
+
+_NUMBERS = 2**20  # looked at, of each tensor
+_PRODUCTS = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.gate", "mlp.up", "mlp.down", "logits")
+
+
+def lost(values: Array, dtype: str, computed: str) -> Array | float:
+    """Most that storing numbers took away from them.
+
+    Parameters
+    ----------
+    values : ndarray of float64
+        As they are stored.
+    dtype : str
+        Format that they were stored in.
+    computed : str
+        Format that they were computed in, `Arithmetic.storage`.
+
+    Returns
+    -------
+    ndarray or float
+        For each number half the spacing of the format, which is at most ``u abs(value)``, or where float16 has no
+        smaller numbers 2**-25; plain 0.0 where nothing was lost, since the format is no narrower.
+
+    References
+    ----------
+    Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, 2002, theorem 2.3.
+    """
+    if UNIT.get(dtype, 0.0) <= UNIT[computed]:
+        return 0.0
+    slack: Array = UNIT[dtype] * np.abs(values) + (2.0**-25 if dtype == "float16" else 0.0)
+    return slack
+
+
+def as_stored(theirs: Trace) -> Trace:
+    """Trace whose formats are the narrowest that hold the numbers: a float32 file may hold nothing but bfloat16.
+
+    Parameters
+    ----------
+    theirs : Trace
+        Another engine's.
+
+    Returns
+    -------
+    Trace
+        The same numbers.
+    """
+    found = dict(theirs.dtypes)
+    for tensors in (theirs.tensors, theirs.ends):
+        for name in tensors:
+            found[name] = narrowest(np.asarray(tensors[name]).reshape(-1)[:_NUMBERS]) or found[name]
+    return replace(theirs, dtypes=found)
+
+
+def looks_stored(narrow: Iterable[Finding], wide: Iterable[Finding]) -> bool:
+    """Whether a trace was computed in float32, and only stored in the format that its numbers have.
+
+    Parameters
+    ----------
+    narrow : iterable of Finding
+        Judged as computed in that format.
+    wide : iterable of Finding
+        Judged as computed in float32 and stored so, by `as_stored`.
+
+    Returns
+    -------
+    bool
+        True if, as computed in that format, half of the kinds of operation are wrong, matrix products and others, but
+        as stored so at most a quarter of these: what one bug may leave.
+    """
+    before, after = list(narrow), list(wide)
+    given = {split_name(one.name)[1] for one in before if one.grade != "not given"}
+    wrong = {split_name(one.name)[1] for one in before if one.grade == "wrong"}
+    left = {split_name(one.name)[1] for one in after if one.grade == "wrong"}
+    return (
+        2 * len(wrong) >= len(given)
+        and bool(wrong & {*_PRODUCTS})
+        and bool(wrong - {*_PRODUCTS})
+        and 4 * len(left) <= len(wrong)
+    )
