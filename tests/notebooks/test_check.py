@@ -29,7 +29,7 @@ def good_cells():
             cell("markdown", f"### Exercise {n}. Count\nHow many?"),
             cell("code", f"count_{n} = ...", ["exercise"]),
             cell("code", f"if count_{n} is ...:\n    count_{n} = {n}", ["solution"]),
-            cell("code", f"assert count_{n} == {n}", ["check"]),
+            cell("code", f"assert count_{n} == {n}\nprint('count_{n}', 'is', 'right')", ["check"]),
         )
     ]
     top = [cell("markdown", "# 1. Counting\n## Goals\n- count"), cell("code", 'MODEL = "tiny-it"  # or another')]

@@ -1,6 +1,9 @@
 """The notebooks run from top to bottom, and so do the solutions of their exercises."""
 
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.notebooks.execute import complaints, with_early_checks, with_model
-from tests.notebooks.test_check import NOTEBOOKS, good_cells
+from tests.notebooks.test_check import FOLDER, NOTEBOOKS, good_cells, written
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 2  # processes at a time; each notebook has a kernel beside it
@@ -47,6 +50,40 @@ def executed(request, tmp_path_factory):
 def test_notebook_runs(path, executed):
     complaint = executed[path].result()
     assert not complaint, complaint
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory):
+    """The text of each page that the README's commands make of a course of one small notebook, by folder."""
+    pytest.importorskip("nbconvert", reason="needs Jupyter: pip install refgemma[notebooks]")
+    root = tmp_path_factory.mktemp("pages")
+    shutil.copytree(FOLDER / "html", root / "notebooks" / "html")
+    (root / "notebooks" / "one.ipynb").write_text(written(good_cells()), encoding="utf-8")
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
+    commands = re.findall(r"^jupyter (nbconvert .*)$", readme, re.MULTILINE)
+    for command in commands:
+        line = [sys.executable, "-m", *shlex.split(command)]
+        done = subprocess.run(line, cwd=root, env=environment(root), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert len(commands) == 2
+    return {page.parent.name: page.read_text(encoding="utf-8") for page in root.glob("build/*/one.html")}
+
+
+@pytest.mark.notebooks
+def test_pages_fold_solutions_and_what_the_checks_print(pages):
+    folded = re.findall(r"<details.*?</details>", pages["course"], re.DOTALL)
+    open_ = re.sub(r"<details.*?</details>", "", pages["course"], flags=re.DOTALL)
+    assert [word in "".join(folded) for word in ("count_1 is right", "count_2 is right")] == [True, True]
+    assert pages["course"].count("<details") == 4  # two exercises: a solution and a check each
+    assert "is right" not in open_
+    assert "How many?" in open_
+
+
+@pytest.mark.notebooks
+def test_pages_to_hand_out_hold_neither(pages):
+    assert "<details" not in pages["handout"]
+    assert "is right" not in pages["handout"]
+    assert "How many?" in pages["handout"]
 
 
 def with_outputs(cells, **outputs):
