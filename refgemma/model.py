@@ -19,7 +19,7 @@ from refgemma.device import placed
 from refgemma.numerics import FLOAT32, Array, Numerics, namespace_of
 from refgemma.ops.attention import allowed_keys, attention_mix, attention_probs, attention_scores
 from refgemma.ops.embedding import embed
-from refgemma.ops.linear import Operand, linear
+from refgemma.ops.linear import Operand, linear, linears
 from refgemma.ops.mlp import gelu
 from refgemma.ops.norm import rms_norm
 from refgemma.ops.rope import rope, rope_table
@@ -150,9 +150,10 @@ def forward(
         # Each position reads from those before it, and adds what it read.
         attn, at = layer["attn"], f"layers.{i}.attn."
         y = tap(at + "norm", norm(x, attn["norm"]))
-        q = tap(at + "q", project(y, attn["q"]).reshape(B, T, N, H))
-        k = tap(at + "k", project(y, attn["k"]).reshape(B, T, K, H))
-        v = tap(at + "v", project(y, attn["v"]).reshape(B, T, K, H))
+        q, k, v = linears(y, (attn["q"], attn["k"], attn["v"]), numerics=numerics)
+        q = tap(at + "q", q.reshape(B, T, N, H))
+        k = tap(at + "k", k.reshape(B, T, K, H))
+        v = tap(at + "v", v.reshape(B, T, K, H))
         q = tap(at + "q_rope", rope(q, *angles, numerics=numerics))
         k = tap(at + "k_rope", rope(k, *angles, numerics=numerics))
         keys, values = (k.swapaxes(1, 2), v.swapaxes(1, 2)) if cache is None else cache.update(i, k, v)  # BKSH
@@ -165,8 +166,8 @@ def forward(
         # Each position then thinks on its own, through a wider gated layer, and adds the result.
         mlp, at = layer["mlp"], f"layers.{i}.mlp."
         y = tap(at + "norm", norm(x, mlp["norm"]))
-        gate = tap(at + "gate", project(y, mlp["gate"]))  # BTF
-        up = tap(at + "up", project(y, mlp["up"]))
+        gate, up = linears(y, (mlp["gate"], mlp["up"]), numerics=numerics)
+        gate, up = tap(at + "gate", gate), tap(at + "up", up)  # BTF
         act = tap(at + "act", gelu(gate, numerics=numerics))
         gated = tap(at + "gated", numerics.round("mlp.gated", act * up))
         down = tap(at + "down", project(gated, mlp["down"]))

@@ -124,7 +124,7 @@ def tile_loop(matrices: list[Array], tile: int) -> Callable[[], list[Array]]:
     Parameters
     ----------
     matrices : list of ndarray of uint16, shape (O, I)
-        Bits of each; I even.
+        Bits of each.
     tile : int
         Numbers of a tile, about.
 
@@ -132,26 +132,16 @@ def tile_loop(matrices: list[Array], tile: int) -> Callable[[], list[Array]]:
     -------
     callable
         Computes them; the products of all tiles, (rows,) each, in order.
-
-    Notes
-    -----
-    Two neighbouring numbers are one uint32, whose upper half is the odd column and whose lower half, shifted up, the
-    even one; what is left of the other column is masked away.
     """
     rng = np.random.default_rng(4)
     x = {width: rng.standard_normal(width, np.float32) for width in {w.shape[1] for w in matrices}}
-    halves = {width: (v[0::2].copy(), v[1::2].copy()) for width, v in x.items()}
-    tiles = [part for w in matrices for part in _parts(w.view("<u4"), max(1, tile // w.shape[1]))]
+    tiles = [part for w in matrices for part in _parts(w, max(1, tile // w.shape[1]))]
     products = [np.empty(0, np.float32)] * len(tiles)
 
     def multiply(number: int) -> None:
-        pairs = tiles[number]
-        even, odd = halves[2 * pairs.shape[1]]
-        wide = np.left_shift(pairs, np.uint32(16))
-        y = np.dot(wide.view(np.float32), even)
-        np.bitwise_and(pairs, np.uint32(0xFFFF0000), out=wide)
-        y += np.dot(wide.view(np.float32), odd)
-        products[number] = y
+        wide = tiles[number].astype(np.uint32)
+        wide <<= np.uint32(16)  # bfloat16 is the upper half of a float32
+        products[number] = np.dot(wide.view(np.float32), x[wide.shape[1]])
 
     def run() -> list[Array]:
         in_parallel(multiply, len(tiles))

@@ -16,7 +16,7 @@ from refgemma.checkpoint import load_params
 from refgemma.config import Config, read_config
 from refgemma.model import Params, forward
 from refgemma.numerics import FLOAT32, Array
-from refgemma.ops.tiles import product
+from refgemma.ops.tiles import weighted
 
 
 def main(folder: Path, weights: str) -> None:
@@ -84,15 +84,16 @@ def _filled(config: Config, context: int, rows: int, *, room: int) -> KVCache:
 
 def _products(params: Params, config: Config) -> Callable[[], None]:
     """The matrix products of one step and nothing else, threads and tiles included: what of it is not overhead."""
-    blocks = [block for layer in params["layers"] for block in (layer["attn"], layer["mlp"])]
-    operands = [w for block in blocks for name, w in block.items() if name != "norm"]
-    matrices = cast(list[Array], [*operands, params["head"]])
+    together = [("attn", "q", "k", "v"), ("attn", "out"), ("mlp", "gate", "up"), ("mlp", "down")]  # as in `forward`
+    layers = cast(list[dict[str, dict[str, Array]]], params["layers"])
+    groups = [[layer[block][name] for name in names] for layer in layers for block, *names in together]
+    groups.append([cast(Array, params["head"])])
     rng = np.random.default_rng(3)
-    inputs = {width: rng.standard_normal((1, width), np.float32) for width in {w.shape[1] for w in matrices}}
+    inputs = {width: rng.standard_normal((1, width), np.float32) for width in {ws[0].shape[1] for ws in groups}}
 
     def run() -> None:
-        for w in matrices:
-            product(inputs[w.shape[1]], w.T)
+        for ws in groups:
+            weighted(inputs[ws[0].shape[1]], ws)
 
     return run
 

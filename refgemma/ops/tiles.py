@@ -8,8 +8,7 @@ result.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,8 @@ import numpy as np
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16, namespace_of
 from refgemma.ops.threads import in_parallel, threads
 
-# Numbers in one tile, once it is widened: larger ones fall out of the second-level cache.
+# Numbers in one tile, once it is widened: larger ones fall out of the caches, and smaller ones are so many that threads
+# wait for each other in Python, where only one goes on at a time.
 _TILE = 2**20
 
 # Rows of a matrix that a thread takes at a time, if they are to be multiplied with many columns: BLAS prepares those
@@ -68,46 +68,57 @@ def product(a: Array, b: Array) -> Array:
     return out
 
 
-def widened_product(x: Array, w: Array | Bfloat16Matrix) -> Array:
-    """Product ``x W^T`` with a narrow weight, without ever holding the widened matrix.
+def weighted(x: Array, weights: Sequence[Array | Bfloat16Matrix]) -> list[Array]:
+    """Products ``x W^T`` of the same activations with some weights, side by side.
 
     Parameters
     ----------
     x : ndarray, shape (rows, I)
         Activations, float32 or float64.
-    w : ndarray or Bfloat16Matrix, shape (O, I)
-        The weight, narrower than `x`.
+    weights : sequence of ndarray or Bfloat16Matrix, shape (O, I)
+        Each in the dtype of `x` or a narrower one, and with an O of its own.
 
     Returns
     -------
-    ndarray, shape (rows, O)
-        In the dtype of `x`.
+    list of ndarray, shape (rows, O)
+        One for each weight, in the dtype of `x`.
 
     Raises
     ------
     ValueError
-        If the weight is wider than the activations.
+        If a weight is wider than the activations.
+
+    Notes
+    -----
+    Threads are called together once for all weights: waking them, and waiting for the last, takes as long as
+    multiplying a small one. A narrow weight is never held widened.
     """
-    if not isinstance(w, Bfloat16Matrix):
-        check_narrow(w, x.dtype)
+    wide: list[Array] = []
+    for w in weights:
+        if isinstance(w, Bfloat16Matrix):
+            continue
+        if w.dtype == x.dtype:
+            wide.append(w)
+        else:
+            check_narrow(w, x.dtype)
+    lengths = [w.shape[0] for w in weights]
+    hands = _hands(sum(lengths) * x.shape[1], len(x))
+    if len(wide) == len(weights):
+        if hands == 1:
+            return [x @ w.T for w in wide]
+        if len(x) > sum(lengths):  # then there is more to cut in `x`
+            return [product(x, w.T) for w in wide]
     if namespace_of(x) is not np:  # tiles and threads are for the CPU
-        return x @ _widen(w, x.dtype).T
-    O, I = w.shape
-    out = np.empty((len(x), O), x.dtype)
-    multiply = _tile_multiplier(x, w)
-    parts = _cut(O, I, len(x), hands=_hands(O * I, len(x)))
-    width = max(2, _TILE // (parts[0].stop - parts[0].start) // 2 * 2)  # even, so that no pair of columns is torn
-    columns = [slice(start, min(start + width, I)) for start in range(0, I, width)]
+        return [x @ _widen(w, x.dtype).T for w in weights]
+    outs = [np.empty((len(x), length), x.dtype) for length in lengths]
+    parts = _cut(sum(lengths), x.shape[1], len(x), hands=hands)
 
     def one(number: int) -> None:
-        rows = parts[number]
-        total = multiply(rows, columns[0])
-        for block in columns[1:]:
-            total += multiply(rows, block)
-        out[:, rows] = total.T
+        for which, rows in _within(parts[number], lengths):
+            _multiply(x, weights[which], rows, out=outs[which])
 
     in_parallel(one, len(parts))
-    return out
+    return outs
 
 
 def _hands(numbers: int, columns: int) -> int:
@@ -117,32 +128,44 @@ def _hands(numbers: int, columns: int) -> int:
 
 
 def _cut(length: int, width: int, columns: int, *, hands: int) -> list[slice]:
-    """Rows of a (length, width) matrix, to be multiplied with some columns, in parts: as many for each thread."""
+    """Rows of a (length, width) matrix, to be multiplied with some columns, in parts: as much for each thread."""
     most = max(1 if columns == 1 else _ROWS, _TILE // width)
     rounds = -(-length // (hands * most))
     step = -(-length // (hands * rounds))
-    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+    parts = [slice(start, min(start + step, length)) for start in range(0, length, step)]
+    if columns == 1:  # the last ones in halves, so that threads wait less for the slowest; more of them cost in Python
+        parts[-hands:] = [half for part in parts[-hands:] for half in _halves(part)]
+    return parts
 
 
-def _tile_multiplier(x: Array, w: Array | Bfloat16Matrix) -> Callable[[slice, slice], Array]:
-    """Function from slices of rows and columns of `w` to the products of that tile with `x`, shape (rows, len(x))."""
-    if not isinstance(w, Bfloat16Matrix) or x.dtype != np.float32 or w.shape[1] % 2 or sys.byteorder != "little":
-        return lambda rows, columns: np.dot(_widen(w, x.dtype, rows, columns), x[:, columns].T)
+def _halves(part: slice) -> list[slice]:
+    middle = (part.start + part.stop + 1) // 2
+    return [half for half in (slice(part.start, middle), slice(middle, part.stop)) if half.start < half.stop]
 
-    # Two neighbouring bfloat16 numbers, seen as one uint32: the odd column is its upper half, so masking the lower half
-    # away leaves that column as float32; shifting it up gives the even one. Two integer operations, and no shuffling.
-    pairs = w.bits.view(np.uint32)
-    x_even, x_odd = (np.ascontiguousarray(x[:, first::2]) for first in (0, 1))
 
-    def multiply(rows: slice, columns: slice) -> Array:
-        both = slice(columns.start // 2, columns.stop // 2)
-        tile = np.left_shift(pairs[rows, both], np.uint32(16))
-        y: Array = np.dot(tile.view(np.float32), x_even[:, both].T)
-        np.bitwise_and(pairs[rows, both], np.uint32(0xFFFF0000), out=tile)
-        y += np.dot(tile.view(np.float32), x_odd[:, both].T)
-        return y
+def _within(part: slice, lengths: list[int]) -> Iterator[tuple[int, slice]]:
+    """Rows of some matrices on top of each other: which matrix, and which of its rows."""
+    start = 0
+    for which, length in enumerate(lengths):
+        rows = slice(max(part.start - start, 0), min(part.stop - start, length))
+        if rows.start < rows.stop:
+            yield which, rows
+        start += length
 
-    return multiply
+
+def _multiply(x: Array, w: Array | Bfloat16Matrix, rows: slice, *, out: Array) -> None:
+    """Compute those columns of ``x W^T`` that come from some rows of `w`."""
+    I = x.shape[1]
+    wide = not isinstance(w, Bfloat16Matrix) and w.dtype == x.dtype
+    width = I if wide else max(1, _TILE // (rows.stop - rows.start))
+    if len(x) == 1 and width >= I:  # a copy less: every call of NumPy is another wait for the interpreter lock
+        np.dot(_widen(w, x.dtype, rows), x[0], out=out[0, rows])
+        return
+    total = np.dot(_widen(w, x.dtype, rows, slice(0, width)), x[:, :width].T)
+    for start in range(width, I, width):
+        columns = slice(start, start + width)
+        total += np.dot(_widen(w, x.dtype, rows, columns), x[:, columns].T)
+    out[:, rows] = total.T
 
 
 def check_narrow(w: Array, dtype: np.dtype[Any]) -> None:

@@ -15,14 +15,15 @@ from refgemma.model import forward
 def counted(monkeypatch, folder, config):
     """``counted(tokens, context, rows)``: operations with weights, and bytes of the weights that were multiplied."""
     params = load_params(folder, config, weights="bfloat16")
-    linear = model.linear
+    linears = model.linears
     products = []
 
-    def counting(x, w, **options):
-        products.append((2 * x.size * w.shape[0], w.nbytes))
-        return linear(x, w, **options)
+    def counting(x, weights, **options):
+        products.extend((2 * x.size * w.shape[0], w.nbytes) for w in weights)
+        return linears(x, weights, **options)
 
-    monkeypatch.setattr(model, "linear", counting)
+    monkeypatch.setattr(model, "linears", counting)
+    monkeypatch.setattr(model, "linear", lambda x, w, **options: counting(x, (w,), **options)[0])
 
     def counted(tokens, context=0, rows=1):
         cache = KVCache(config, batch=rows, capacity=context + tokens)

@@ -11,7 +11,7 @@ import pytest
 
 import refgemma.ops.tiles as module
 from refgemma.numerics import FLOAT32, Bfloat16Matrix, from_bfloat16, to_bfloat16
-from refgemma.ops.linear import Adapted, Delta, linear, table_rows
+from refgemma.ops.linear import Adapted, Delta, linear, linears, table_rows
 from tests.ops.weights import DTYPES, KINDS, normal, unit, use_threads, values, weight
 
 OPERATIONS = ("linear", "table_rows")
@@ -177,6 +177,40 @@ def test_products_of_two_threads_are_those_of_one(kind):
     for thread in both:
         thread.join()
     assert same == [True] * 100
+
+
+@pytest.mark.parametrize("T", [1, 4])
+@pytest.mark.usefixtures("tiny_tiles", "on_each_library")
+def test_weights_that_share_an_input(T):
+    """Of any kinds and heights, so that a part ends in one matrix and goes on in the next, or holds one whole."""
+    rng = np.random.default_rng(12)
+    x = normal(rng, 1, T, 10)
+    delta = Delta(a=normal(rng, 2, 10), b=normal(rng, 7, 2), scale=0.5)
+    adapted = Adapted(weight(rng, 7, 10, "bfloat16"), (delta,))
+    weights = [weight(rng, O, 10, kind) for O, kind in ((41, "float32"), (1, "bfloat16"), (5, "float16"))]
+    *plain, changed = linears(x, (*weights, adapted))
+    for w, got in zip(weights, plain, strict=True):
+        want, size = product_by_hand(x, w)
+        assert got.shape == (1, T, w.shape[0])
+        # As for one weight: I products and I - 1 sums, and one more for the second order.
+        assert np.all(np.abs(got - want) <= 11 * unit(np.float32) * size)
+        if w.shape[0] > 1:  # a part that is one row off
+            assert np.any(np.abs(got - np.roll(want, 1, axis=-1)) > 11 * unit(np.float32) * size)
+    alone = linear(x, adapted)
+    assert changed.shape == alone.shape
+    # Twice the base's roundings, those of both factors (I, then R), and four for scale and sum: all of these sizes.
+    base, size = product_by_hand(x, adapted.base)
+    low = 0.5 * np.abs(x).astype(float) @ np.abs(delta.a.T) @ np.abs(delta.b.T)
+    assert np.all(np.abs(changed - alone) <= 2 * (10 + 2 + 4) * unit(np.float32) * (size + low))
+    assert np.any(np.abs(changed - base) > 2 * (10 + 2 + 4) * unit(np.float32) * (size + low))  # the delta counts
+
+
+def test_one_wrong_width_among_several_is_one_clear_sentence():
+    x, fits = np.zeros((1, 2, 8), np.float32), np.zeros((3, 8), np.float32)
+    with pytest.raises(ValueError, match=r"^x has 8 channels, the weight has shape \(8, 3\): expected \(out, 8\)$"):
+        linears(x, (fits, fits.T))
+    with pytest.raises(ValueError, match=r"^the weight is float64, wider than the activations, float32"):
+        linears(x, (fits, fits.astype(np.float64)))
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "adapted"])
