@@ -2,11 +2,16 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 # Before NumPy is loaded: the matrices of these tests are so small that BLAS threads would only wait for one another, on
-# a busy machine for minutes. Tests of the threads in ops/linear.py bring their own.
+# a busy machine for minutes. Tests of threads bring their own.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# A shell that runs tests in the background has them ignore Ctrl-C, and so would every program they start, for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
