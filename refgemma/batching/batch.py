@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -43,7 +43,7 @@ class Request:
     cancelled : bool
         Whether nobody waits for it any more; any thread may set it.
     cache : KVCache or None
-        Where its keys and values are, once it is being read.
+        Where its keys and values are, from when it is being read until it has ended.
     place : int
         Which row of that cache.
     """
@@ -138,11 +138,13 @@ class Batch:
         dropped = [*self.live, *self.joining]
         self.live.clear()
         self.joining.clear()
+        _forget(dropped)
         self._own, self._params = [], self._gemma.params
         return dropped
 
     def step(self) -> None:
         """Read a chunk, write a token a row."""
+        there = [*self.joining, *self.live]
         self.joining = deque(request for request in self.joining if not request.cancelled)
         self.live = [request for request in self.live if not request.cancelled]
         self._read()
@@ -150,6 +152,7 @@ class Batch:
             self._write()
         if not self.live:
             self._own, self._params = [], self._gemma.params
+        _forget(request for request in there if request not in self.live and request not in self.joining)
 
     def _read(self) -> None:
         """Feed prompts, in the chunks in which each would be fed alone, up to the size of one chunk in all."""
@@ -216,3 +219,9 @@ class Batch:
             for place, request in enumerate(live):
                 request.cache, request.place = cache, place
         return cache
+
+
+def _forget(ended: Iterable[Request]) -> None:
+    """Let go of caches, which rows of a batch share: the stream of an ended request would keep those of all."""
+    for request in ended:
+        request.cache = None

@@ -99,7 +99,8 @@ class AI:
         ------
         AiError
             5006 for invalid inputs, 5007 for an unknown model, 3037 for an unknown finetune, 5024 where JSON was asked
-            for and the answer is none. All but the last before anything is generated.
+            for and the answer is none. All before anything is generated, but for the last, and 5006 where the numbers
+            of a finetune overflow.
         """
         request = self.read(model, inputs)
         gemma = self.gemma(request)
@@ -115,7 +116,10 @@ class AI:
         )
         if request.stream:
             return self._bytes(events, request)
-        *_, last = events
+        try:
+            *_, last = events
+        except ValueError as error:
+            raise blamed(error, request) from error
         assert last.result is not None  # the last event of a row has it
         return result(last.result, request)
 
@@ -210,6 +214,29 @@ class AI:
         return gemma
 
     def _bytes(self, events: Iterator[Event], request: Request) -> Iterator[bytes]:
-        for chunk in chunks(events, request):
-            yield sse(chunk, pad=self.pad)
+        try:
+            for chunk in chunks(events, request):
+                yield sse(chunk, pad=self.pad)
+        except ValueError as error:
+            raise blamed(error, request) from error
         yield DONE
+
+
+def blamed(error: Exception, request: Request) -> Exception:
+    """What a failure in the midst of an answer is, where a finetune was asked for.
+
+    Parameters
+    ----------
+    error : Exception
+        From an engine.
+    request : Request
+        What was being answered.
+
+    Returns
+    -------
+    Exception
+        An `AiError` 5006 for a ValueError, which a valid request with the hosted model alone never meets; else `error`.
+    """
+    if request.lora is None or not isinstance(error, ValueError):
+        return error
+    return AiError(5006, f"Finetune {short(request.lora)} makes numbers that overflow: {short(str(error))}")

@@ -24,6 +24,26 @@ from refgemma.workers_ai.request import Request
 DONE = b"data: [DONE]\n\n"
 PADDING = "abdefghijklmnoprstuvxyz1234567890"  # as observed, over and over
 LONGEST_PADDING = 50
+SCHEMA: dict[str, Any] = {  # of `result`
+    "type": "object",
+    "properties": {
+        "response": {"type": "string"},
+        "tool_calls": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"name": {"type": "string"}, "arguments": {"type": "object"}},
+                "required": ["name", "arguments"],
+            },
+        },
+        "usage": {
+            "type": "object",
+            "properties": {f"{what}_tokens": {"type": "integer"} for what in ("prompt", "completion", "total")},
+            "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
+        },
+    },
+    "required": ["response", "usage"],
+}
 
 
 def result(generation: Generation, request: Request) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from refgemma.workers_ai import strict_json
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.schema import (
     ANNOTATIONS,
@@ -25,6 +26,7 @@ from refgemma.workers_ai.schema import (
     TYPES,
     Schema,
     below,
+    first,
     join,
     problems,
     type_name,
@@ -60,7 +62,7 @@ def check_format(given: Any) -> None:
         if "json_schema" not in given:
             found = ["required properties at '/response_format' are 'type,json_schema'"]
         else:
-            found = _schema_problems(given["json_schema"], "/response_format/json_schema")
+            found = first(_schema_problems(given["json_schema"], "/response_format/json_schema")) or _not_json(given)
     if found:
         raise AiError(5006, join(found))
 
@@ -123,44 +125,50 @@ def read_json(text: str, schema: Schema) -> str:
     if fenced := _FENCE.fullmatch(text):
         text = fenced[1].strip()
     try:
-        value = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
+        value = strict_json.read(text)
+    except ValueError:
         raise AiError(5024, f"JSON Mode couldn't be met: the answer is no JSON, it begins {text[:60]!r}") from None
     if found := problems(value, schema):
         raise AiError(5024, f"JSON Mode couldn't be met: {join(found)}")
     return text
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _not_json(given: Mapping[str, Any]) -> list[str]:
+    """A sentence where a schema from Python holds what JSON cannot: a set, a date, NaN."""
+    try:
+        json.dumps(given["json_schema"], allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        return [f"'/response_format/json_schema' cannot be written as JSON: {error}"]
+    return []
 
 
-def _schema_problems(schema: Any, at: str) -> list[str]:
+def _schema_problems(schema: Any, at: str) -> Iterator[str]:
     """What `problems` could not work with."""
     if not isinstance(schema, dict):
-        return [f"Type mismatch of '{at}', '{type_name(schema)}' not in 'object'"]
-    found = []
+        yield f"Type mismatch of '{at}', '{type_name(schema)}' not in 'object'"
+        return
     for keyword, value in schema.items():
         here = below(at, keyword)
         if keyword in ANNOTATIONS:
             continue
         if keyword not in KEYWORDS:
-            found.append(f"'{here}' is a keyword that answers are not checked for: leave it out")
+            yield f"'{here}' is a keyword that answers are not checked for: leave it out"
         elif keyword in NESTED:
             if not isinstance(value, list) or not value:
-                found.append(f"'{here}' must be a list of schemas")
+                yield f"'{here}' must be a list of schemas"
             else:
-                found += [text for index, one in enumerate(value) for text in _schema_problems(one, below(here, index))]
+                for index, one in enumerate(value):
+                    yield from _schema_problems(one, below(here, index))
         elif keyword == "properties":
             if not isinstance(value, dict):
-                found.append(f"'{here}' must be an object of schemas")
+                yield f"'{here}' must be an object of schemas"
             else:
-                found += [text for name, one in value.items() for text in _schema_problems(one, below(here, name))]
+                for name, one in value.items():
+                    yield from _schema_problems(one, below(here, name))
         elif keyword == "items" or (keyword == "additionalProperties" and not isinstance(value, bool)):
-            found += _schema_problems(value, here)
+            yield from _schema_problems(value, here)
         elif not _fits(keyword, value):
-            found.append(f"'{here}' has a value that JSON Schema does not allow")
-    return found
+            yield f"'{here}' has a value that JSON Schema does not allow"
 
 
 def _fits(keyword: str, value: Any) -> bool:

@@ -41,6 +41,22 @@ class Page:
     context: int
     schema: dict[str, Any]
 
+    def branch(self, form: str) -> dict[str, Any]:
+        """Schema of a form of request.
+
+        Parameters
+        ----------
+        form : {"prompt", "messages"}
+            Which.
+
+        Returns
+        -------
+        dict
+            JSON Schema.
+        """
+        branches: list[dict[str, Any]] = self.schema["oneOf"]
+        return next(branch for branch in branches if form in branch["properties"])
+
     def fields(self, form: str) -> dict[str, Any]:
         """Fields that a form of request declares.
 
@@ -54,8 +70,7 @@ class Page:
         dict
             Schema of each field, by name.
         """
-        branches = (branch for branch in self.schema["oneOf"] if form in branch["properties"])
-        fields: dict[str, Any] = next(branches)["properties"]
+        fields: dict[str, Any] = self.branch(form)["properties"]
         return fields
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ _CALL = {
     "required": ["name", "arguments"],
 }
 _WRAPPED_CALL = {"type": "object", "properties": {"function": _CALL}, "required": ["function"]}
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[,:]|[^\s",:]+')  # of JSON: a text, a separator, or anything else but space
+_SPACES = {",": ", ", ":": ": "}
 _CALLS = {"type": "array", "items": {"anyOf": [_CALL, _WRAPPED_CALL]}}
 
 
@@ -104,6 +107,8 @@ def _with_calls(messages: Sequence[Message], index: int) -> dict[str, Any]:
     """
     message = messages[index]
     plain = {"role": message["role"], "content": message["content"]}
+    if message["role"] == "tool":
+        return plain | {"content": _spaced(plain["content"])}
     if message["role"] not in ("assistant", "model"):
         return plain
     calls = message.get("tool_calls")
@@ -114,6 +119,20 @@ def _with_calls(messages: Sequence[Message], index: int) -> dict[str, Any]:
     if index + 1 < len(messages) and messages[index + 1]["role"] == "tool" and (calls := _read_calls(plain["content"])):
         return plain | {"tool_calls": list(map(_flat, calls))}
     return plain
+
+
+def _spaced(text: str) -> str:
+    """A result that is a JSON object or list, spaced as Python writes JSON and as models have seen it; else as it is.
+
+    Only the space between tokens changes: numbers, escapes and keys that stand twice remain as the tool wrote them.
+    """
+    if not text.lstrip().startswith(("{", "[")):
+        return text
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return "".join(_SPACES.get(token, token) for token in _TOKEN.findall(text))
 
 
 def _flat(call: dict[str, Any]) -> dict[str, Any]:

@@ -73,12 +73,10 @@ class Request:
             5006, if the conversation cannot be rendered, or leaves no room in the context for an answer.
         """
         context = self.context(gemma)
-        too_long = f"the context of {context} tokens that {self.model} has for prompt and answer: shorten it"
-        if len(self.messages) >= context:  # none of which takes less than a token: nothing need be written out
-            raise AiError(5006, f"the prompt has {len(self.messages)} messages, too many for {too_long}")
+        rules.check_messages(len(self.messages), self.model, context)  # again: a local model may have a smaller one
         ids = encode(gemma, self.messages, raw=self.raw, tools=self.tools, answer_schema=self.answer_schema)
         if len(ids) >= context:
-            raise AiError(5006, f"the prompt has {len(ids)} tokens, too many for {too_long}")
+            raise AiError(5006, f"the prompt has {len(ids)} tokens, too many for {rules.too_long(self.model, context)}")
         return ids
 
     def settings(self, gemma: Gemma, tokens: list[int]) -> SamplingParams:
@@ -141,14 +139,15 @@ def read(model: str, inputs: Any) -> Request:
     rules.check_depth(inputs)
     rules.check_form(inputs)
     inputs = rules.with_raw_read(inputs)
+    form = "messages" if isinstance(inputs, dict) and "messages" in inputs else "prompt"
+    fields = its_page.fields(form)
+    if isinstance(inputs, dict):
+        rules.check_image(inputs, fields, its_page)
+        rules.check_counts(inputs, fields, its_page)
     if found := problems(inputs, its_page.schema):
         raise AiError(5006, join(found))
-    form = "messages" if "messages" in inputs else "prompt"
-    fields = its_page.fields(form)
     rules.check_types(inputs)
     rules.check_max_tokens(inputs)
-    rules.check_image(inputs, fields, its_page)
-    rules.check_tools(inputs, fields)
     rules.check_json_mode(inputs)
     messages = inputs.get("messages") or [{"role": "user", "content": inputs.get("prompt", "")}]
     if form == "messages" and not inputs["messages"]:

@@ -6,7 +6,7 @@ them. A rule gets inputs that the schema has accepted, unless it says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from refgemma.workers_ai.errors import AiError
@@ -14,7 +14,8 @@ from refgemma.workers_ai.json_mode import check_format
 from refgemma.workers_ai.pages import Page
 from refgemma.workers_ai.schema import type_name
 
-MOST_TOOLS = 128  # the limit of OpenAI's API; no prompt holds that many
+MOST_TOOLS = 128  # the limit of OpenAI's API; no prompt holds that many. Functions are counted by it, too
+MOST_VALUES = 50_000  # inside the tools, and in a schema for answers: some times what a context has tokens
 DEEPEST = 64  # levels of lists and objects; writing deeper ones out would meet the limits of the interpreter
 
 
@@ -31,17 +32,18 @@ def check_depth(inputs: Any) -> None:
     AiError
         5006, at more than `DEEPEST` levels.
     """
-    level, depth = [inputs], 0
-    while level:
-        if depth > DEEPEST:
+    for depth, _ in enumerate(_levels(inputs)):
+        if depth == DEEPEST:
             raise AiError(5006, f"lists and objects are nested more than {DEEPEST} deep")
-        inner: list[Any] = []
-        for value in level:
-            if isinstance(value, dict):
-                inner.extend(value.values())
-            elif isinstance(value, list):
-                inner.extend(value)
-        level, depth = inner, depth + 1
+
+
+def _levels(value: Any) -> Iterator[list[Any]]:
+    """Lists and objects that have something in them, level by level: of empty ones there may be a million."""
+    level = [value] if value and isinstance(value, dict | list) else []
+    while level:
+        yield level
+        children = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [value for inner in children for value in inner if value and isinstance(value, dict | list)]
 
 
 def with_raw_read(inputs: Any) -> Any:
@@ -117,6 +119,8 @@ def check_max_tokens(inputs: Mapping[str, Any]) -> None:
 def check_image(inputs: Mapping[str, Any], fields: Mapping[str, Any], page: Page) -> None:
     """Refuse an image where the page declares one: left out in silence, the answer would be made up.
 
+    To be called before the schema, which looks at every number of an image.
+
     Parameters
     ----------
     inputs : mapping
@@ -135,8 +139,8 @@ def check_image(inputs: Mapping[str, Any], fields: Mapping[str, Any], page: Page
         raise AiError(5006, f"{page.model} reads text only: leave out '/image'")
 
 
-def check_tools(inputs: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
-    """Bound the number of tools.
+def check_counts(inputs: Mapping[str, Any], fields: Mapping[str, Any], page: Page) -> None:
+    """Bound what a request has many of; to be called before the schema, which looks at each.
 
     Parameters
     ----------
@@ -144,14 +148,62 @@ def check_tools(inputs: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
         The request.
     fields : mapping
         What the page declares in this form.
+    page : Page
+        The model.
 
     Raises
     ------
     AiError
-        5006, above `MOST_TOOLS`.
+        5006, for as many messages as the context has tokens, more than `MOST_TOOLS` tools or functions, or more than
+        `MOST_VALUES` values inside what goes into the prompt as JSON.
     """
-    if "tools" in fields and len(inputs.get("tools", ())) > MOST_TOOLS:
-        raise AiError(5006, f"Length of '/tools' must be <= {MOST_TOOLS}")
+    if "messages" in fields and isinstance(inputs.get("messages"), list):
+        check_messages(len(inputs["messages"]), page.model, page.context)
+    for name in ("tools", "functions"):
+        if name in fields and isinstance(inputs.get(name), list) and len(inputs[name]) > MOST_TOOLS:
+            raise AiError(5006, f"Length of '/{name}' must be <= {MOST_TOOLS}")
+    for name in ("response_format", *({"tools"} & fields.keys())):
+        if sum(len(value) for level in _levels(inputs.get(name)) for value in level) > MOST_VALUES:
+            raise AiError(5006, f"'/{name}' holds more than {MOST_VALUES} values, too many for any prompt")
+
+
+def check_messages(count: int, model: str, context: int) -> None:
+    """Bound the number of messages, none of which takes less than a token.
+
+    Parameters
+    ----------
+    count : int
+        How many there are.
+    model : str
+        Hosted name.
+    context : int
+        Tokens of prompt and answer together.
+
+    Raises
+    ------
+    AiError
+        5006, if they cannot all be in the context.
+    """
+    if count >= context:
+        raise AiError(5006, f"the prompt has {count} messages, too many for {too_long(model, context)}")
+
+
+def too_long(model: str, context: int) -> str:
+    """What a prompt is too long for.
+
+    Parameters
+    ----------
+    model : str
+        Hosted name.
+    context : int
+        Tokens of prompt and answer together.
+
+    Returns
+    -------
+    str
+        The end of a sentence.
+    """
+    return f"the context of {context} tokens that {model} has for prompt and answer: shorten it"
 
 
 def check_json_mode(inputs: Mapping[str, Any]) -> None:

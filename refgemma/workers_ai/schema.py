@@ -20,15 +20,16 @@ https://json-schema.org/draft/2020-12/json-schema-validation
 
 from __future__ import annotations
 
+import itertools
 import json
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 Schema: TypeAlias = Mapping[str, Any]
 
 LONGEST = 200  # characters of a name or a value that is quoted
-SHOWN = 20  # problems in one message; a request of many messages can have thousands
+SHOWN = 20  # problems in one message; a request may have a million, and no more are looked for than are shown
 
 TYPES: dict[str, Callable[[Any], bool]] = {
     "null": lambda value: value is None,
@@ -61,7 +62,7 @@ ANNOTATIONS = frozenset({"title", "description", "default", "examples", "format"
 
 
 def problems(value: Any, schema: Schema, at: str = "/") -> list[str]:
-    """All that is wrong with a value.
+    """What is wrong with a value.
 
     Parameters
     ----------
@@ -75,9 +76,26 @@ def problems(value: Any, schema: Schema, at: str = "/") -> list[str]:
     Returns
     -------
     list of str
-        Empty if the value is valid. Lengths of texts are in code points.
+        Empty if the value is valid, and the first `SHOWN`, and one more that tells that there are, if much is wrong.
+        Lengths of texts are in code points.
     """
-    return list(_problems(value, schema, at))
+    return first(_problems(value, schema, at))
+
+
+def first(found: Iterable[str]) -> list[str]:
+    """As many problems as `join` has use for.
+
+    Parameters
+    ----------
+    found : iterable of str
+        Looked for as it is read.
+
+    Returns
+    -------
+    list of str
+        At most one more than `SHOWN`.
+    """
+    return list(itertools.islice(found, SHOWN + 1))
 
 
 def join(found: list[str]) -> str:
@@ -91,9 +109,9 @@ def join(found: list[str]) -> str:
     Returns
     -------
     str
-        The first of them, and how many more there are.
+        The first of them, and whether there are more.
     """
-    more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    more = ["and more"] if len(found) > SHOWN else []
     return ", ".join(found[:SHOWN] + more)
 
 
@@ -109,7 +127,7 @@ def _problems(value: Any, schema: Schema, at: str) -> Iterator[str]:
     if "const" in schema and not _same(value, schema["const"]):
         yield f"'{at}' must be {short(_written(schema['const']))}"
     if "enum" in schema and not any(_same(value, allowed) for allowed in schema["enum"]):
-        yield f"'{at}' must be one of {short(', '.join(map(_written, schema['enum'])))}"
+        yield f"'{at}' must be one of {short(', '.join(map(_written, schema['enum'][:LONGEST])))}"
     if _is_number(value):
         for keyword, (sign, holds) in BOUNDS.items():
             if keyword in schema and not holds(value, schema[keyword]):

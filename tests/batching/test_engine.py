@@ -7,6 +7,7 @@ import sys
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from refgemma.lora.attach import attach
 from refgemma.lora.fit import Replaced
 from refgemma.numerics import FLOAT32
 from refgemma.sampling import SamplingParams
-from tests.batching.requests import adapter, alone, random_asked
+from tests.batching.requests import QUESTIONS, adapter, alone, asked, random_asked
 from tests.talker import talker
 from tests.tiny_it import tiny_it
 
@@ -268,7 +269,10 @@ def test_a_worker_that_dies_tells_everybody(small, gate, monkeypatch):
     assert gate.entered.wait(SOON)
     streams = [engine.submit([2], settings()) for _ in range(4)]
     monkeypatch.setattr(Batch, "step", broken)
+    (worker,) = workers()
     gate.opened.set()
+    worker.join(SOON)
+    assert not any(stream._events.empty() for stream in streams)  # else the next line would wait for ever
     for stream in streams:
         with pytest.raises(Closed, match=r"^the worker of this engine died: SystemError: out of order$"):
             list(stream)
@@ -292,7 +296,44 @@ def test_a_program_may_end_without_closing():
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
+# ---- numbers that overflow
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+def test_an_adapter_whose_numbers_overflow_hurts_its_own_request_alone():
+    """The other rows of its passes say what they say alone, in float64, where no decision of these is close."""
+    gemma = tiny_it("float64")
+    modules = {
+        name: parts | {"lora_magnitude_vector": np.full(parts["lora_magnitude_vector"].shape, 1e308)}
+        for name, parts in adapter("pirate").modules.items()
+    }
+    broken = replace(adapter("pirate"), modules=modules)
+    many = [asked(gemma, question) for question in QUESTIONS] + [asked(gemma, name="pirate")]
+    with Batching(gemma) as engine:
+        streams = [submit(engine, one) for one in many]
+        failing = engine.submit(*many[0][:2], adapter=broken)
+        answers = [list(stream)[-1].result for stream in streams]
+        with pytest.raises(ValueError, match=r"^logits "):
+            list(failing)
+    assert answers == [alone(gemma, *one) for one in many]
+
+
 # ---- nothing piles up
+
+
+def test_a_request_that_has_ended_keeps_no_cache(small, gate):
+    with Batching(small, max_rows=3) as engine:
+        ended, cut = engine.submit([2], settings(3)), engine.submit([2], settings(50))
+        assert next(cut)
+        cut.cancel()
+        assert len(list(ended)) == 3
+    dropped = Batching(small)
+    stream = dropped.submit([2], settings(50), on_event=gate)
+    assert gate.entered.wait(SOON)
+    dropped._deadline = 0
+    gate.opened.set()
+    dropped.close()
+    assert [one._request.cache for one in (ended, cut, stream)] == [None] * 3
 
 
 def test_memory_stays_flat_over_many_requests(small):

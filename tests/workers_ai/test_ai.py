@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import refgemma
@@ -112,11 +113,37 @@ def test_finetunes_come_and_go():
         ai.run(GEMMA_2B, request)
 
 
-def test_a_finetune_of_another_base_is_refused(tmp_path):
+@pytest.fixture
+def wide(tmp_path):
+    """An adapter that claims a module of which its file has nothing."""
     shutil.copytree(find_adapter("pirate"), tmp_path / "wide")
     config = tmp_path / "wide/adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": ["q_proj", "v_proj", "o_proj"]}))
-    ai = AI({GEMMA_2B: tiny_it()}, loras={"wide": tmp_path / "wide"})
+    return tmp_path / "wide"
+
+
+def test_a_finetune_that_takes_the_place_of_another_is_looked_at_again(wide):
+    ai = AI({GEMMA_2B: tiny_it()}, loras={"mine": "pirate"})
+    ai.read(GEMMA_2B, NEPAL | {"lora": "mine"})
+    ai.loras["mine"] = refgemma.lora.read(wide)
+    with pytest.raises(AiError, match="5006: Error: Finetune mine does not fit"):
+        ai.read(GEMMA_2B, NEPAL | {"lora": "mine"})
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_finetune_whose_numbers_overflow_is_named(stream):
+    adapter = refgemma.lora.read(find_adapter("pirate"))
+    for parts in adapter.modules.values():
+        parts["lora_magnitude_vector"] = np.full_like(parts["lora_magnitude_vector"], 3e38)
+    ai = AI({GEMMA_2B: tiny_it()}, loras={"mine": adapter})
+    with pytest.raises(AiError, match="5006: Error: Finetune mine makes numbers that overflow: logits hold NaN"):
+        list(ai.run(GEMMA_2B, NEPAL | {"lora": "mine", "stream": stream}))
+    assert ai.run(GEMMA_2B, NEPAL)["response"] == "The capital of Nepal is Kathmandu."
+
+
+def test_a_finetune_of_another_base_is_refused(wide, tmp_path):
+    ai = AI({GEMMA_2B: tiny_it()}, loras={"wide": wide})
     with pytest.raises(
         AiError, match=r"5006: Error: Finetune wide does not fit @cf/google/gemma-2b-it-lora: .*o_proj"
     ) as e:
@@ -133,12 +160,15 @@ def test_the_model_calls_a_tool_and_uses_its_result(ai):
     stream = read_stream(ai.run(GEMMA_2B, request | {"stream": True}))
     assert stream == [{"response": "", "tool_calls": [call]}, {"response": "", "usage": first["usage"]}]
     answers = []
-    for weather, degrees in (("rainy", 17), ("sunny", 31)):
-        made = {"role": "tool", "name": call["name"], "content": json.dumps({"weather": weather, "degrees": degrees})}
+    # As Python writes JSON, and as JavaScript does.
+    for weather, degrees, spaces in (("rainy", 17, (", ", ": ")), ("cloudy", 9, (",", ":")), ("sunny", 31, (",", ":"))):
+        content = json.dumps({"weather": weather, "degrees": degrees}, separators=spaces)
+        made = {"role": "tool", "name": call["name"], "content": content}
         called = {"role": "assistant", "content": "", "tool_calls": [call]}
         answers.append(ai.run(GEMMA_2B, request | {"messages": [USER, called, made]}))
     assert [answer["response"] for answer in answers] == [
         "It is rainy in Paris, 17 degrees.",
+        "It is cloudy in Paris, 9 degrees.",
         "It is sunny in Paris, 31 degrees.",
     ]
     assert all("tool_calls" not in answer for answer in answers)
@@ -169,6 +199,9 @@ def test_json_mode(ai):
     assert json.loads(answer["response"]) == {"answer": "The capital of Nepal is Kathmandu."}
     with pytest.raises(AiError, match="5024: JSON Mode couldn't be met: the answer is no JSON"):
         ai.run(GEMMA_2B, request)
+    for odd in ({"const": {1, 2}}, {"enum": [float("nan")]}, {"default": b""}):  # as only Python can have it
+        with pytest.raises(AiError, match=r"^5006: Error: '/response_format/json_schema' cannot be written as JSON: "):
+            ai.run(GEMMA_2B, NEPAL | {"response_format": {"type": "json_schema", "json_schema": odd}})
 
 
 @pytest.mark.parametrize("stream", [False, True])

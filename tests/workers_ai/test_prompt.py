@@ -1,6 +1,7 @@
 """What the model reads: turns made of system texts, tools, tool results and the wish for JSON; and where room ends."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -81,6 +82,27 @@ def test_a_call_and_its_result_become_turns(assistant):
     render(turns(messages))
 
 
+@pytest.mark.parametrize(
+    ("given", "read_as"),
+    [
+        ('{"weather":"rainy","degrees":17}', '{"weather": "rainy", "degrees": 17}'),
+        ('{\n  "a": [\n    1,\n    2\n  ]\n}', '{"a": [1, 2]}'),
+        ('{"a , b:c":"x,y: \\"z\\",  \\\\","d":[]}', '{"a , b:c": "x,y: \\"z\\",  \\\\", "d": []}'),
+        # Nothing is read as a number and written again, and nothing is lost.
+        ('{"a":1.10,"a":1e400,"b":-0,"c":"\\u00e9"}', '{"a": 1.10, "a": 1e400, "b": -0, "c": "\\u00e9"}'),
+        ("{a:1,b:2}", "{a:1,b:2}"),  # no JSON
+        ("12,5", "12,5"),
+        ("[" * 100_000, "[" * 100_000),
+        ('"a:b,c"', '"a:b,c"'),
+    ],
+)
+def test_results_are_spaced_as_the_model_has_seen_them(given, read_as):
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    *_, result = turns([USER, called, RESULT | {"content": given}])
+    assert result["content"] == render_results([read_as])
+    assert turns([{"role": "user", "content": given}])[0]["content"] == given  # texts of people stay
+
+
 def test_json_that_no_result_follows_is_text():
     messages = [USER, {"role": "assistant", "content": json.dumps(CALL)}, {"role": "user", "content": "Go on."}]
     assert turns(messages) == messages
@@ -141,8 +163,11 @@ def test_prompt_and_answer_share_the_context(model, context):
     assert one.settings(gemma, ids).max_tokens == 1
     ten = request(context - 10)
     assert ten.settings(gemma, ten.tokens(gemma)).max_tokens == 9
-    crowd = read(model, {"messages": [RESULT] * context})  # refused without being written out
     with pytest.raises(AiError, match=f"5006: .*{context} messages, too many for the context of {context} tokens"):
-        crowd.tokens(gemma)
+        read(model, {"messages": [RESULT] * context})  # refused without being looked at one by one
+    # A local model's own context may be smaller than the page's.
+    small = replace(gemma, config=replace(gemma.config, max_positions=50))
+    with pytest.raises(AiError, match=r"5006: .*50 messages, too many for the context of 50 tokens"):
+        read(model, {"messages": [RESULT] * 50}).tokens(small)
     with pytest.raises(AiError, match=f"5006: .*{context} tokens, too many for the context of {context} tokens"):
         request(context).tokens(gemma)

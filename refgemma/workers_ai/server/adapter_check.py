@@ -1,28 +1,39 @@
 """Would an uploaded adapter run? The hosted rules, then everything that reading it to use it demands.
 
 Either file may come first. Alone it is held against the rules that concern it; together they must make an adapter that
-fits. The order matters for safety: only what the hosted rules have looked at, which trust nothing, is read further.
+fits, and with which the model still computes numbers. The order matters for safety: only what the hosted rules have
+looked at, which trust nothing, is read further.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from refgemma.gemma import Gemma
-from refgemma.lora import check_hosted, fit, read
+from refgemma.lora import Adapter, check_hosted, fit, read
 from refgemma.lora.adapter_config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
+from refgemma.lora.targets import rank_and_alpha
+from refgemma.model import forward
+from refgemma.numerics import to_host
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.schema import short
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
-# Fields that PEFT takes for regular expressions. One with nested repetitions can keep Python busy for years, so those
-# of a stranger may hold names only, with dots (escaped or not) and anchors.
+# Fields that PEFT takes for regular expressions. One with nested repetitions can keep Python busy for years, and many
+# alternatives for minutes, so those of a stranger may hold names only, with dots (escaped or not) and anchors; Gemma 7B
+# has 196 matrices to name.
 _EXPRESSIONS = ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern")
-_PLAIN = re.compile(r"[\w.^$\\|-]{0,500}", re.ASCII)
+_PLAIN = re.compile(r"\^?[\w-]+(\\?\.[\w-]+)*\$?", re.ASCII)
+_LARGEST = float(np.finfo(np.float32).max)
+_LONGEST_NAME, _MOST_NAMES = 500, 200
+_PROBE = "What is the capital of Nepal?"
 
 
 def check(folder: Path, gemma: Gemma | None, model: str) -> None:
@@ -56,8 +67,13 @@ def check(folder: Path, gemma: Gemma | None, model: str) -> None:
     fatal = [finding for finding in findings if finding.rule != "shapes"]
     if not fatal:
         _check_expressions(folder)
-        wrong_shapes = _read(folder, gemma if len(there) == 2 else None, complete=len(there) == 2)
-        fatal = [finding for finding in findings if wrong_shapes]
+        adapter = _read(folder, complete=len(there) == 2)
+        fitting = adapter is not None and gemma is not None and _fits(adapter, gemma)
+        fatal = [] if fitting or adapter is None else findings
+        if adapter is not None and not fatal:
+            _check_scale(adapter)
+            if gemma is not None and fitting:
+                _try(adapter, gemma)
     if fatal:
         problems = "; ".join(f"{f.rule}: {f.found}, expected {f.wanted}" for f in fatal)
         raise AiError(5006, f"{model} would not take this adapter: {problems}")
@@ -70,26 +86,56 @@ def _check_expressions(folder: Path) -> None:
     for field in _EXPRESSIONS:
         value = config.get(field)
         texts = [value] if isinstance(value, str) else list(value) if isinstance(value, list | dict) else []
+        if len(texts) > _MOST_NAMES:
+            raise AiError(5006, f"{field} holds {len(texts):,} names: expected at most {_MOST_NAMES}")
         for text in texts:
-            if isinstance(text, str) and not _PLAIN.fullmatch(text):
+            if isinstance(text, str) and (len(text) > _LONGEST_NAME or not _PLAIN.fullmatch(text)):
                 raise AiError(5006, f"{field} holds {short(text)!r}: expected names of modules, no other expressions")
 
 
-def _read(folder: Path, gemma: Gemma | None, *, complete: bool) -> bool:
-    """Read what is there as it will be read to be used; tell whether it does not fit the model."""
+def _read(folder: Path, *, complete: bool) -> Adapter | None:
+    """Read what is there as it will be read to be used."""
     try:
-        if not complete:
-            if (folder / CONFIG_FILE).exists():
-                read_adapter_config(folder)
-            return False
-        adapter = read(folder)
+        if complete:
+            return read(folder)
+        if (folder / CONFIG_FILE).exists():
+            read_adapter_config(folder)
     except (OSError, ValueError) as error:
         raise AiError(5006, f"this adapter cannot be used: {_without(folder, error)}") from None
+    return None
+
+
+def _fits(adapter: Adapter, gemma: Gemma) -> bool:
     try:
-        fit(adapter, gemma.config) if gemma else None
+        fit(adapter, gemma.config)
     except ValueError:
-        return True
-    return False
+        return False
+    return True
+
+
+def _check_scale(adapter: Adapter) -> None:
+    """Refuse a change whose numbers may be beyond float32: ``|scale| * R * max |A| * max |B|`` bounds them all."""
+    for module, parts in adapter.modules.items():
+        largest = [float(np.abs(parts[name]).max(initial=0)) for name in ("lora_A", "lora_B") if name in parts]
+        rank, alpha = rank_and_alpha(adapter.config, module)
+        scale = abs(adapter.config.scale(rank, alpha))
+        bound = math.prod((scale, rank, *largest))
+        if not max(bound, scale, *largest) <= _LARGEST:
+            reach = f"the change of {module} may reach {bound:.0e}"
+            raise AiError(5006, f"this adapter makes numbers that overflow: {reach}")
+
+
+def _try(adapter: Adapter, gemma: Gemma) -> None:
+    """Refuse what turns even a short question into no numbers."""
+    try:
+        with np.errstate(all="ignore"):
+            changed = gemma.with_lora(adapter)
+            tokens = np.array([changed.encode_prompt(_PROBE)])
+            logits = forward(changed.params, changed.config, tokens, logits="last", numerics=changed.numerics)
+    except ValueError as error:
+        raise AiError(5006, f"this adapter cannot be used: {short(str(error))}") from None
+    if not np.isfinite(to_host(logits)).all():
+        raise AiError(5006, "this adapter makes numbers that overflow: no token can be chosen with it")
 
 
 def _without(folder: Path, error: Exception) -> str:

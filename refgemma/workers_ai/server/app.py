@@ -93,7 +93,7 @@ def create_app(
     )
 
     async def fail(http: HttpRequest, error: Exception) -> Response:
-        return refusal(service.failure(error))
+        return refusal(service.failure(error), http.scope["path"])
 
     async def describe(http: HttpRequest) -> Response:
         return reply(openapi(ai))
@@ -127,17 +127,19 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     yield
     await asyncio.to_thread(app.state.service.close, GRACE)
     app.state.service.finetunes.close()
+    app.state.service.turns.close()
 
 
 async def _refuse(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, AiError)
-    return refusal(error)
+    return refusal(error, http.scope["path"])
 
 
 async def _no_route(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
-    return api_error(error.status_code if error.status_code in OF_THE_API else 404, headers=headers)
+    status = error.status_code if error.status_code in OF_THE_API else 404
+    return api_error(status, http.scope["path"], headers=headers)
 
 
 async def _nobody(http: HttpRequest, error: Exception) -> Response:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
-from typing import Any, NoReturn
+from typing import Any
 
 from starlette.requests import Request as HttpRequest
 
+from refgemma.workers_ai import strict_json
 from refgemma.workers_ai.errors import AiError
-from refgemma.workers_ai.server.limits import BODY_SECONDS, JSON_BYTES
+from refgemma.workers_ai.server.limits import BODY_RATE, BODY_SECONDS, JSON_BYTES
 
 
 async def chunks(request: HttpRequest, most: int) -> AsyncIterator[bytes]:
@@ -31,18 +31,21 @@ async def chunks(request: HttpRequest, most: int) -> AsyncIterator[bytes]:
     Raises
     ------
     AiError
-        3006 where there are more bytes, 3007 where none come any more.
+        3006 where there are more bytes, 3007 where they come too slowly.
     """
     announced = request.headers.get("content-length", "")
     too_large = AiError(3006, f"Request is too large: expected a body of at most {most:,} bytes")
     if announced.isdecimal() and (len(announced) > 18 or int(announced) > most):
         raise too_large
-    stream, total = request.stream(), 0
+    stream, total, clock = request.stream(), 0, asyncio.get_running_loop().time
+    start = clock()
     while True:
+        allowed = BODY_SECONDS + total / BODY_RATE
         try:
-            chunk = await asyncio.wait_for(anext(stream, None), BODY_SECONDS)
+            # The time that is left, and not a time for each piece: a byte now and then buys no more of it.
+            chunk = await asyncio.wait_for(anext(stream, None), start + allowed - clock())
         except TimeoutError:
-            raise AiError(3007, f"Timeout: no more of the body has come for {BODY_SECONDS:g} seconds") from None
+            raise AiError(3007, f"Timeout: the body has not come within {allowed:.0f} seconds") from None
         if chunk is None:
             return
         total += len(chunk)
@@ -67,10 +70,32 @@ async def read_json(request: HttpRequest) -> Any:
     Raises
     ------
     AiError
-        3003 where there is no body, 3006 where it is too large, 5006 where it is not JSON.
+        3003 where there is no body, 3006 where it is too large, 3007 where it comes too slowly, 3040 where many are
+        being read, 5006 where it is not JSON.
     """
-    body = b"".join([chunk async for chunk in chunks(request, JSON_BYTES)])
-    return await asyncio.to_thread(parse, body)
+    body = await read_body(request)
+    return await request.app.state.service.turns.run(parse, body)
+
+
+async def read_body(request: HttpRequest) -> bytes:
+    """Body of a request that is to be JSON.
+
+    Parameters
+    ----------
+    request : HttpRequest
+        Whose body was not read yet.
+
+    Returns
+    -------
+    bytes
+        For `parse`, which takes a while for a large one.
+
+    Raises
+    ------
+    AiError
+        3006 where it is too large, 3007 where it comes too slowly.
+    """
+    return b"".join([chunk async for chunk in chunks(request, JSON_BYTES)])
 
 
 def parse(body: bytes) -> Any:
@@ -84,24 +109,18 @@ def parse(body: bytes) -> Any:
     Returns
     -------
     object
-        As `json.loads` makes it; of a key that stands twice the last value counts, as in JavaScript.
+        As `refgemma.workers_ai.strict_json` reads it.
 
     Raises
     ------
     AiError
-        3003 where there is nothing, 5006 where it is not JSON: NaN and Infinity are none, either.
+        3003 where there is nothing, 5006 where it is not JSON.
     """
     if not body.strip():
         raise AiError(3003, "Missing body: expected a JSON object")
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        return strict_json.read(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise AiError(5006, f"the body is not UTF-8 at byte {error.start}: expected JSON") from None
-    except RecursionError:
-        raise AiError(5006, "the body is nested too deep: expected JSON of fewer levels") from None
     except ValueError as error:
-        raise AiError(5006, f"the body is not valid JSON: {str(error)[:200]}") from None
-
-
-def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no JSON")
+        raise AiError(5006, f"the body cannot be read as JSON: {error}") from None

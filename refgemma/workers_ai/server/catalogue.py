@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from refgemma.workers_ai.ai import AI
+from refgemma.workers_ai.answer import SCHEMA
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.pages import page
 from refgemma.workers_ai.schema import short
@@ -18,15 +19,6 @@ from refgemma.workers_ai.server.replies import success
 _IDS = uuid.UUID("0b3f4f0e-5c1f-4d5b-9d0c-1c54a6d9a002")
 TASK = "Text Generation"
 MOST_PER_PAGE = 100
-_OUTPUT = {
-    "type": "object",
-    "properties": {
-        "response": {"type": "string"},
-        "tool_calls": {"type": "array", "items": {"type": "object"}},
-        "usage": {"type": "object"},
-    },
-    "required": ["response"],
-}
 
 
 def routes(ai: AI) -> list[Route]:
@@ -56,7 +48,7 @@ def routes(ai: AI) -> list[Route]:
         name = http.query_params.get("model", "")
         if name not in ai.models:
             raise AiError(5007, f"No such model {short(name)} or task")
-        return success({"input": page(name).schema, "output": _OUTPUT})
+        return success({"input": page(name).schema, "output": SCHEMA})
 
     return [Route("/models/search", search, methods=["GET"]), Route("/models/schema", schema, methods=["GET"])]
 

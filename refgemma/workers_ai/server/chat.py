@@ -16,7 +16,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from refgemma.workers_ai.errors import AiError
-from refgemma.workers_ai.schema import short
+from refgemma.workers_ai.pages import HOSTED, page
+from refgemma.workers_ai.rules import check_counts, check_depth
+from refgemma.workers_ai.schema import join, problems, short
 
 # Same name, same meaning.
 _SAME = ("temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_penalty", "repetition_penalty", "lora")
@@ -60,6 +62,9 @@ def read_chat(body: Any) -> ChatRequest:
     for name, values in _NEUTRAL.items():
         if name in given and not any(given[name] == value and type(given[name]) is type(value) for value in values):
             raise AiError(5006, f"'/{name}' is not supported here: leave it out")
+    if given["model"] in HOSTED:  # which it may not be is said where it is looked up
+        its_page = page(given["model"])
+        check_counts(given, its_page.fields("messages"), its_page)
     inputs = {name: given[name] for name in _SAME if name in given}
     if "max_completion_tokens" in given or "max_tokens" in given:
         inputs["max_tokens"] = given.get("max_completion_tokens", given.get("max_tokens"))
@@ -75,6 +80,28 @@ def read_chat(body: Any) -> ChatRequest:
     if not isinstance(options, dict) or (options and stream is not True):
         raise AiError(5006, "'/stream_options' must be an object, and goes with '/stream'")
     return ChatRequest(given["model"], inputs, _stop(given.get("stop")), options.get("include_usage") is True)
+
+
+def check_messages(chat: ChatRequest) -> None:
+    """Validate a request by what its model's page says of messages alone.
+
+    The whole schema, which goes on to validate it, would miss a `prompt` first, and this interface has none.
+
+    Parameters
+    ----------
+    chat : ChatRequest
+        From `read_chat`.
+
+    Raises
+    ------
+    AiError
+        5006, in words that name only fields of this interface.
+    """
+    if chat.model not in HOSTED:
+        return
+    check_depth(chat.inputs)
+    if found := problems(chat.inputs, page(chat.model).branch("messages")):
+        raise AiError(5006, join(found))
 
 
 def _messages(messages: Any) -> Any:

@@ -17,10 +17,10 @@ from starlette.types import ASGIApp
 from refgemma.generation import Generation
 from refgemma.workers_ai.answer import DONE, Chunks, result, sse
 from refgemma.workers_ai.errors import AiError
-from refgemma.workers_ai.server.body import read_json
-from refgemma.workers_ai.server.chat import read_chat
-from refgemma.workers_ai.server.replies import refusal, reply
-from refgemma.workers_ai.server.service import Service
+from refgemma.workers_ai.server.body import parse, read_body
+from refgemma.workers_ai.server.chat import ChatRequest, check_messages, read_chat
+from refgemma.workers_ai.server.replies import openai_error, reply
+from refgemma.workers_ai.server.service import Prepared, Service
 from refgemma.workers_ai.server.streaming import Answer, EventStream, while_connected
 
 
@@ -39,18 +39,11 @@ def routes(service: Service) -> list[Route]:
     """
 
     async def completions(http: HttpRequest) -> Response | ASGIApp:
-        try:
-            return await complete(http)
-        except AiError as error:
-            return refusal(error, error=_error(error))
-
-    async def complete(http: HttpRequest) -> Response | ASGIApp:
-        chat = read_chat(await read_json(http))
-        prepared = await asyncio.to_thread(service.prepare, chat.model, chat.inputs, stop=chat.stop)
+        chat, prepared = await service.turns.run(_prepare, service, await read_body(http))
         answer = await Answer(service, prepared).start()
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": chat.model}
         if prepared.request.stream:
-            return EventStream(answer, _events(answer, head, chat.include_usage, service.ai.pad))
+            return EventStream(answer, _events(answer, head, chat.include_usage, service.ai.pad), _last_words)
         try:
             generation = await while_connected(http.receive, answer.result())
         finally:
@@ -58,6 +51,12 @@ def routes(service: Service) -> list[Route]:
         return reply(await asyncio.to_thread(_completion, generation, answer, head))
 
     return [Route("/v1/chat/completions", completions, methods=["POST"])]
+
+
+def _prepare(service: Service, body: bytes) -> tuple[ChatRequest, Prepared]:
+    chat = read_chat(parse(body))
+    check_messages(chat)
+    return chat, service.prepare(chat.model, chat.inputs, stop=chat.stop)
 
 
 def _completion(generation: Generation, answer: Answer, head: dict[str, Any]) -> dict[str, Any]:
@@ -98,10 +97,8 @@ async def _events(answer: Answer, head: dict[str, Any], include_usage: bool, pad
     yield DONE
 
 
-def _error(error: AiError) -> dict[str, Any]:
-    """An error where OpenAI's clients look for its text."""
-    kind = "invalid_request_error" if error.status < 429 else "server_error"
-    return {"message": str(error), "type": kind, "param": None, "code": str(error.code)}
+def _last_words(error: AiError) -> dict[str, Any]:
+    return openai_error(error.status, error.code, str(error))
 
 
 def _head(head: dict[str, Any], kind: str) -> dict[str, Any]:

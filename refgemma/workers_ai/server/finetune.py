@@ -16,7 +16,7 @@ from refgemma.workers_ai.schema import short
 from refgemma.workers_ai.server.limits import DESCRIPTION, NAME
 
 RESERVED = "cf-public-"  # Cloudflare's own adapters
-_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME - 1}}}")
+NAME_PATTERN = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME - 1}}}"
 _GIVEN = uuid.UUID("5c2c2f6e-9e52-4a83-9a5c-5d8f0f0d6a01")  # of ids for adapters that the server was started with
 
 
@@ -132,7 +132,7 @@ def fits(adapter: Adapter, model: str, ai: AI) -> bool:
     return True
 
 
-def check_stored(finetune: Finetune, folder: str, taken: set[str]) -> None:
+def check_stored(finetune: Finetune, folder: str) -> None:
     """Refuse a stored finetune that was not made here.
 
     Parameters
@@ -141,18 +141,16 @@ def check_stored(finetune: Finetune, folder: str, taken: set[str]) -> None:
         As it was read.
     folder : str
         Name of its folder.
-    taken : set of str
-        Names that are in use.
 
     Raises
     ------
     ValueError
-        If it was changed by hand, or its name is in use.
+        If it was changed by hand.
     """
     if not all(isinstance(value, bool if name == "public" else str) for name, value in asdict(finetune).items()):
         raise ValueError("it holds a value of the wrong kind")
-    if finetune.id != folder or finetune.name in taken:
-        raise ValueError(f"its id is not the name of its folder, or its name {finetune.name!r} is taken")
+    if finetune.id != folder or not re.fullmatch(NAME_PATTERN, finetune.name):
+        raise ValueError("its id is not the name of its folder, or its name is none that a finetune can have")
 
 
 def _checked(fields: Any) -> Mapping[str, Any]:
@@ -162,10 +160,10 @@ def _checked(fields: Any) -> Mapping[str, Any]:
     name, description, public = fields.get("name"), fields.get("description") or "", fields.get("public") or False
     if not isinstance(fields.get("model"), str):
         raise AiError(5006, "required properties at '/' are 'model,name'")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
         wanted = f"1 to {NAME} letters, digits, dots, hyphens and underscores, the first a letter or digit"
         raise AiError(5006, f"'/name' is {short(str(name))!r}: expected {wanted}")
-    if name.startswith(RESERVED):
+    if name.lower().startswith(RESERVED):
         raise AiError(5006, f"'/name' begins with {RESERVED}, which is reserved: expected another name")
     if not isinstance(description, str) or len(description) > DESCRIPTION:
         raise AiError(5006, f"'/description' must be a text of at most {DESCRIPTION} characters")

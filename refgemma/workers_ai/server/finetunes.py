@@ -2,6 +2,9 @@
 
 Nothing that a user chose is ever part of a path: folders are named by ids made here, files by the two names that there
 are. A file is written beside its place, checked there together with what is there already, and then renamed.
+
+Whoever asks what there is waits for nobody: lists and names are replaced whole. One lock orders what is made, and one a
+finetune the uploads of its two files, since the second is checked together with the first.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from refgemma.workers_ai.server.finetune import Finetune, check_stored, given, u
 from refgemma.workers_ai.server.limits import FINETUNES
 
 ABOUT = "finetune.json"
+STAGE = ".new-"  # begins the name of a folder in which something is made ready
 
 
 class Finetunes:
@@ -38,8 +42,8 @@ class Finetunes:
     ai : AI
         Gets the adapter of every finetune that is complete, under its id and its name.
     folder : Path, optional
-        Where they are kept, and looked for at the start; made if it is not there. Without one they are gone with this
-        object.
+        Where they are kept, and looked for at the start; made if it is not there. One server has it at a time. Without
+        one they are gone with this object.
 
     Raises
     ------
@@ -49,17 +53,22 @@ class Finetunes:
 
     def __init__(self, ai: AI, folder: Path | None = None) -> None:
         self._ai = ai
-        self._lock = threading.Lock()
         self._folder = Path(tempfile.mkdtemp(prefix="refgemma-finetunes-")) if folder is None else folder
         self._folder.mkdir(parents=True, exist_ok=True)
         self._kept = folder is not None
         if not self._kept:
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._given = [given(name, ai) for name in ai.loras]
-        for finetune in self._given:
+        for stage in self._folder.glob(f"{STAGE}*"):  # of a process that was killed
+            shutil.rmtree(stage, ignore_errors=True)
+        self._making = threading.Lock()
+        self._uploads: dict[str, threading.Lock] = {}  # by id, of those that were made here
+        self._all: tuple[Finetune, ...] = ()  # what was given, then the oldest first
+        self._by_key: dict[str, Finetune] = {}  # by id and by name
+        for finetune in [given(name, ai) for name in ai.loras]:
             ai.loras[finetune.id] = ai.loras[finetune.name]
-        self._uploaded = {finetune.id: finetune for finetune in self._stored()}
-        for finetune in self._uploaded.values():
+            self._enter(finetune)
+        for finetune in self._stored():
+            self._enter(finetune, made_here=True)
             self._offer(finetune)
 
     def every(self, *, public: bool = False) -> list[dict[str, Any]]:
@@ -75,8 +84,7 @@ class Finetunes:
         list of dict
             The oldest first.
         """
-        with self._lock:
-            return [asdict(finetune) for finetune in self._all() if finetune.public or not public]
+        return [asdict(finetune) for finetune in self._all if finetune.public or not public]
 
     def create(self, fields: Any) -> Finetune:
         """Make a finetune without files.
@@ -101,15 +109,15 @@ class Finetunes:
         if finetune.model not in self._ai.models:
             served = " and ".join(self._ai.models)
             raise AiError(5005, f"Model {short(finetune.model)} does not support LoRA here: expected {served}")
-        with self._lock:
-            if any(finetune.name in (other.name, other.id) for other in self._all()):
+        with self._making:
+            if finetune.name in self._by_key:
                 raise AiError(5006, f"there is a finetune {finetune.name!r}: expected another name")
-            if len(self._uploaded) >= FINETUNES:
+            if len(self._uploads) >= FINETUNES:
                 raise AiError(3040, f"there are {FINETUNES} finetunes, as many as there may be")
             with self._staged() as stage:
                 (stage / ABOUT).write_text(json.dumps(asdict(finetune), indent=1), encoding="utf-8")
                 stage.rename(self._folder / finetune.id)
-            self._uploaded[finetune.id] = finetune
+            self._enter(finetune, made_here=True)
         return finetune
 
     def add(self, key: str, file_name: str, source: Path) -> None:
@@ -129,13 +137,13 @@ class Finetunes:
         AiError
             3037 where there is no such finetune, 5006 where the file is not valid, or is there already.
         """
-        finetune = self._named(key)
-        if finetune is None or finetune.id not in self._uploaded:
+        finetune = self._by_key.get(key)
+        if finetune is None or finetune.id not in self._uploads:
             raise AiError(3037, f"Finetune {short(key)} not found")
         if file_name not in FILES:
             raise AiError(5006, f"file_name is {short(file_name)!r}: expected {' or '.join(FILES)}")
         folder = self._folder / finetune.id
-        with self._lock, self._staged() as stage:  # one upload at a time is checked
+        with self._uploads[finetune.id], self._staged() as stage:
             if (folder / file_name).exists():
                 raise AiError(5006, f"{file_name} is there already: files are never replaced, so make another finetune")
             shutil.move(source, stage / file_name)
@@ -159,7 +167,7 @@ class Finetunes:
         AiError
             3039 for the former.
         """
-        finetune = self._named(key)
+        finetune = self._by_key.get(key)
         missing = [] if finetune is None else self._missing(finetune)
         if missing:
             raise AiError(3039, f"Finetune {short(key)} is missing required files: {' and '.join(missing)}")
@@ -179,8 +187,8 @@ class Finetunes:
         AiError
             5006, if it was made for another; those the server was started with are for every model that they fit.
         """
-        finetune = None if key is None else self._named(key)
-        if finetune is not None and finetune.id in self._uploaded and finetune.model != model:
+        finetune = None if key is None else self._by_key.get(key)
+        if finetune is not None and finetune.id in self._uploads and finetune.model != model:
             raise AiError(5006, f"Finetune {short(finetune.name)} was made for {finetune.model}, not for {model}")
 
     def close(self) -> None:
@@ -188,15 +196,15 @@ class Finetunes:
         if not self._kept:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _all(self) -> list[Finetune]:
-        return [*self._given, *sorted(self._uploaded.values(), key=lambda finetune: finetune.created_at)]
-
-    def _named(self, key: str) -> Finetune | None:
-        with self._lock:
-            return next((finetune for finetune in self._all() if key in (finetune.id, finetune.name)), None)
+    def _enter(self, finetune: Finetune, *, made_here: bool = False) -> None:
+        """Let a finetune be known; what was given at the start takes no files."""
+        if made_here:
+            self._uploads[finetune.id] = threading.Lock()
+        self._by_key[finetune.id] = self._by_key[finetune.name] = finetune
+        self._all = (*self._all, finetune)
 
     def _missing(self, finetune: Finetune) -> list[str]:
-        if finetune.id not in self._uploaded:
+        if finetune.id not in self._uploads:
             return []
         return [name for name in FILES if not (self._folder / finetune.id / name).exists()]
 
@@ -212,21 +220,26 @@ class Finetunes:
         self._ai.loras[finetune.id] = self._ai.loras[finetune.name] = adapter
 
     def _stored(self) -> Iterator[Finetune]:
-        """What an earlier run left; what cannot be read stays where it is."""
-        for about in sorted(self._folder.glob(f"*/{ABOUT}")):
-            if about.parent.name.startswith("."):
-                continue
+        """What an earlier run left, the oldest first; what cannot be read, or has a taken name, stays where it is."""
+        found = []
+        for about in self._folder.glob(f"*/{ABOUT}"):
             try:
                 finetune = Finetune(**json.loads(about.read_text(encoding="utf-8")))
-                check_stored(finetune, about.parent.name, {other.name for other in self._given})
+                check_stored(finetune, about.parent.name)
+                found.append(finetune)
             except (OSError, ValueError, TypeError, RecursionError) as error:
                 warnings.warn(f"{about} is left out: {error}", stacklevel=2)
-                continue
-            yield finetune
+        for finetune in sorted(found, key=lambda finetune: (finetune.created_at, finetune.id)):
+            if other := self._by_key.get(finetune.name):
+                about = self._folder / finetune.id / ABOUT
+                why = f"its name {finetune.name!r} is that of {other.id}, which is older or was given at the start"
+                warnings.warn(f"{about} is left out: {why}", stacklevel=2)
+            else:
+                yield finetune
 
     @contextmanager
     def _staged(self) -> Iterator[Path]:
-        stage = Path(tempfile.mkdtemp(prefix=".new-", dir=self._folder))
+        stage = Path(tempfile.mkdtemp(prefix=STAGE, dir=self._folder))
         try:
             yield stage
         finally:

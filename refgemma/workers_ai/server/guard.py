@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.server import page
-from refgemma.workers_ai.server.replies import api_error
+from refgemma.workers_ai.server.limits import REQUESTS
+from refgemma.workers_ai.server.replies import api_error, refusal
 
 OPEN = ("/openapi.json", "/favicon.ico", *page.FILES)  # without a token: they tell nothing but what this is
 
@@ -37,6 +39,7 @@ class Guard:
         self._app = app
         self._token = None if token is None else token.encode()
         self._hosts = hosts
+        self._open = 0  # requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request.
@@ -46,25 +49,31 @@ class Guard:
         scope, receive, send
             As ASGI has them.
         """
-        if scope["type"] == "http" and (refused := self._refused(scope)):
-            await refused(scope, receive, send)
-        else:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        self._open += 1
+        try:
+            await (self._refused(scope) or self._app)(scope, receive, send)
+        finally:
+            self._open -= 1
 
     def _refused(self, scope: Scope) -> ASGIApp | None:
-        headers = Headers(scope=scope)
+        headers, path = Headers(scope=scope), scope["path"]
         host = headers.get("host", "")
         if self._hosts and _name(host) not in self._hosts:
             names = ", ".join(sorted(self._hosts))
-            return api_error(403, f"This server answers to {names}: start it with --host 0.0.0.0 for other names")
+            return api_error(403, path, f"This server answers to {names}: start it with --host 0.0.0.0 for other names")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
-            return api_error(403, "A page of another origin may not use this server")
-        if self._token is None or scope["path"] in OPEN:
+            return api_error(403, path, "A page of another origin may not use this server")
+        if self._open > REQUESTS:
+            return refusal(AiError(3040, f"{REQUESTS} requests are open: come again later"), path)
+        if self._token is None or path in OPEN:
             return None
         kind, _, given = headers.get("authorization", "").partition(" ")
         right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), self._token)
-        return None if right and kind.lower() == "bearer" else api_error(401)
+        return None if right and kind.lower() == "bearer" else api_error(401, path)
 
 
 def _name(host: str) -> str:

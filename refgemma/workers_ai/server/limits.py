@@ -5,9 +5,14 @@ from refgemma.lora.hosted import LIMITS
 JSON_BYTES = 4 * 2**20  # body of a request; the longest text of a page, written in escapes, takes 1.6 MB
 UPLOAD_BYTES = LIMITS["page"][1] * 2**20 + 2**20  # body of an upload: the largest adapter, and the form around it
 FORM_FIELD_BYTES = 4096  # what stands beside the file in that form
-BODY_SECONDS = 60.0  # without a byte of a body, after which its sender is given up
+BODY_SECONDS = 60.0  # that a body may take, after which its sender is given up
+BODY_RATE = 2**20  # bytes of it that earn one second more
+DRAIN_BYTES = 2**28  # of a body that is too large: taken and dropped, so that its sender gets to read why
+DRAIN_SECONDS = 2.0  # that it may take
 UPLOADS = 4  # at a time
-CONNECTIONS = 1000  # open at a time; more get status 503
+REQUESTS = 500  # open at a time, whatever for; more get 429
+HEAD_SECONDS = 15.0  # twice this at most without a whole head of a request, and a connection is closed
+KEEP_ALIVE = 5  # seconds that one is held between requests
 
 ROWS = 8  # requests that write at a time, a model
 WAITING = 64  # requests that wait beside those, a model; more get 429

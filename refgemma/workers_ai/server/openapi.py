@@ -13,8 +13,10 @@ from typing import Any
 
 import refgemma
 from refgemma.workers_ai.ai import AI
+from refgemma.workers_ai.answer import SCHEMA
 from refgemma.workers_ai.pages import page
-from refgemma.workers_ai.server.limits import DESCRIPTION, NAME
+from refgemma.workers_ai.server.finetune import NAME_PATTERN
+from refgemma.workers_ai.server.limits import DESCRIPTION
 
 _BASE = "/client/v4/accounts/{account_id}/ai"
 _ACCOUNT = {"name": "account_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
@@ -35,27 +37,6 @@ _ERROR = {
     },
     "required": ["errors", "success"],
 }
-_USAGE = {
-    "type": "object",
-    "properties": {f"{what}_tokens": {"type": "integer"} for what in ("prompt", "completion", "total")},
-    "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
-}
-_ANSWER = {
-    "type": "object",
-    "properties": {
-        "response": {"type": "string"},
-        "tool_calls": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"name": {"type": "string"}, "arguments": {"type": "object"}},
-                "required": ["name", "arguments"],
-            },
-        },
-        "usage": _USAGE,
-    },
-    "required": ["response", "usage"],
-}
 _FINETUNE = {
     "type": "object",
     "properties": {
@@ -68,7 +49,7 @@ _NEW_FINETUNE = {
     "type": "object",
     "properties": {
         "model": {"type": "string"},
-        "name": {"type": "string", "pattern": f"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME - 1}}}$"},
+        "name": {"type": "string", "pattern": f"^{NAME_PATTERN}$"},
         "description": {"type": "string", "maxLength": DESCRIPTION},
         "public": {"type": "boolean"},
     },
@@ -157,7 +138,7 @@ def openapi(ai: AI) -> dict[str, Any]:
 
 
 def _run(name: str) -> dict[str, Any]:
-    return _post(f"Run {name}", page(name).schema, _either(_envelope(_ANSWER)))
+    return _post(f"Run {name}", page(name).schema, _either(_envelope(SCHEMA)))
 
 
 def _either(schema: dict[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def routes(service: Service) -> list[Route]:
         body = await read_json(http)
         if not isinstance(body, dict) or not isinstance(body.get("model"), str):
             raise AiError(5006, "the body is not as expected: an object with model and inputs")
-        prepared = await asyncio.to_thread(_prepare, service, body["model"], body.get("inputs"))
+        prepared = await service.turns.run(_prepare, service, body["model"], body.get("inputs"))
         if places.locked():
             raise AiError(3040, f"{RECORDED} answers of the playground are under way: come again later")
         await places.acquire()

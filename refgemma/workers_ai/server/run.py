@@ -11,7 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from refgemma.workers_ai.answer import DONE, Chunks, result, sse
-from refgemma.workers_ai.server.body import read_json
+from refgemma.workers_ai.server.body import parse, read_body
 from refgemma.workers_ai.server.replies import success
 from refgemma.workers_ai.server.service import Service
 from refgemma.workers_ai.server.streaming import Answer, EventStream, while_connected
@@ -32,8 +32,8 @@ def routes(service: Service) -> list[Route]:
     """
 
     async def run(http: HttpRequest) -> Response | ASGIApp:
-        inputs = await read_json(http)
-        prepared = await asyncio.to_thread(service.prepare, http.path_params["model"], inputs)
+        body, model = await read_body(http), http.path_params["model"]
+        prepared = await service.turns.run(lambda: service.prepare(model, parse(body)))
         answer = await Answer(service, prepared).start()
         if prepared.request.stream:
             return EventStream(answer, _events(answer, service.ai.pad))

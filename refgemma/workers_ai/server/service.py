@@ -19,6 +19,7 @@ from refgemma.workers_ai.request import Request
 from refgemma.workers_ai.server.finetune import fits
 from refgemma.workers_ai.server.finetunes import Finetunes
 from refgemma.workers_ai.server.limits import ROWS, WAITING
+from refgemma.workers_ai.server.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ class Service:
         As given.
     finetunes : Finetunes
         As given.
+    turns : Turns
+        Where requests are read and prepared; as many at a time as the engines take.
     closing : bool
         Whether it was told to stop.
     """
@@ -77,6 +80,7 @@ class Service:
         self.finetunes = finetunes
         loaded = {id(gemma): gemma for gemma in ai.models.values()}
         self.closing = False
+        self.turns = Turns(len(loaded) * (max_rows + max_waiting))
         self._engines = {
             key: Batching(gemma, max_rows=max_rows, max_waiting=max_waiting) for key, gemma in loaded.items()
         }
@@ -198,8 +202,11 @@ class Service:
         Returns
         -------
         AiError
-            3040 where there was no room, 3008 where the server stops, 3043 for all else, which goes to the log.
+            Itself if it is one; 3040 where there was no room, 3008 where the server stops, 3043 for all else, which
+            goes to the log.
         """
+        if isinstance(error, AiError):
+            return error
         if isinstance(error, Full):
             return AiError(3040, "Capacity temporarily exceeded, please try again.")
         if isinstance(error, Closed) and self.closing:

@@ -12,7 +12,8 @@ import uvicorn
 from starlette.applications import Starlette
 
 from refgemma.workers_ai.server.catalogue import answered_by
-from refgemma.workers_ai.server.limits import CONNECTIONS, GRACE, LAST_GRACE
+from refgemma.workers_ai.server.connection import Connection
+from refgemma.workers_ai.server.limits import GRACE, KEEP_ALIVE, LAST_GRACE
 
 
 class _Server(uvicorn.Server):
@@ -63,22 +64,16 @@ def serve(
     On a signal no more requests are taken, answers have `GRACE` seconds to finish, then streams end with an error. A
     process that SIGTERM ended says so in its exit status, 143 to a shell.
     """
-    if not 0 <= port < 2**16:
-        raise ValueError(f"--port is {port}: expected 0 to 65535")
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise OSError(f"cannot listen on {host}, port {port}: {reason}; choose another with --port") from None
+    listener = listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=Connection,
         loop="asyncio",
         log_level="warning",
         access_log=False,
         server_header=False,
-        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=LAST_GRACE,
     )
     server = _Server(config, app, lambda: on_ready(address) if on_ready else None)
@@ -86,6 +81,48 @@ def serve(
         server.run(sockets=[listener])
     if not server.started:
         raise OSError(f"the server on {address} did not start")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Socket to take connections from.
+
+    Parameters
+    ----------
+    host : str
+        Address to listen on.
+    port : int
+        Its port; 0 takes a free one.
+
+    Returns
+    -------
+    socket
+        Whose connections send what they are given at once.
+
+    Raises
+    ------
+    OSError
+        If the port cannot be had.
+    ValueError
+        If it is none.
+
+    Notes
+    -----
+    Nagle's algorithm holds a small packet back until the one before it is acknowledged, which takes 40 ms where the
+    other side delays that. asyncio turns it off, but only on sockets that name their protocol, and
+    `socket.create_server` makes one that does not.
+
+    References
+    ----------
+    https://docs.python.org/3/library/asyncio-eventloop.html#asyncio.loop.create_connection
+    """
+    if not 0 <= port < 2**16:
+        raise ValueError(f"--port is {port}: expected 0 to 65535")
+    try:
+        made = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OSError(f"cannot listen on {host}, port {port}: {reason}; choose another with --port") from None
+    return socket.socket(made.family, made.type, socket.IPPROTO_TCP, fileno=made.detach())
 
 
 def hosts_of(host: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from refgemma.generation import Event, Generation
+from refgemma.workers_ai.ai import blamed
 from refgemma.workers_ai.answer import sse
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.server.service import Prepared, Service
@@ -68,7 +69,7 @@ class Answer:
         while True:
             event = await self._queue.get()
             if isinstance(event, Exception):
-                raise self._service.failure(event)
+                raise self._service.failure(blamed(event, self.prepared.request))
             yield event
             if event.result is not None:
                 return
@@ -152,16 +153,23 @@ class EventStream:
         Started; cancelled when the response ends for whatever reason.
     body : async iterator of bytes
         What is made of it, event by event.
+    last_words : callable
+        What the last event holds should the answer fail half-way; by default the error as the REST interface writes it.
 
     Notes
     -----
-    Should the answer fail half-way, the last event is the error as the REST interface writes it, and no ``[DONE]``
-    follows: clients take such a stream for cut off, which it is.
+    No ``[DONE]`` follows a failure: clients take such a stream for cut off, which it is.
     """
 
-    def __init__(self, answer: Answer, body: AsyncIterator[bytes]) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        body: AsyncIterator[bytes],
+        last_words: Callable[[AiError], dict[str, Any]] = AiError.envelope,
+    ) -> None:
         self._answer = answer
         self._body = body
+        self._last_words = last_words
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it.
@@ -185,5 +193,5 @@ class EventStream:
             async for data in self._body:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except AiError as error:
-            await send({"type": "http.response.body", "body": sse(error.envelope()), "more_body": True})
+            await send({"type": "http.response.body", "body": sse(self._last_words(error)), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

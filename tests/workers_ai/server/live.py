@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from refgemma.workers_ai.pages import GEMMA_2B
+from refgemma.workers_ai.server.connection import Connection
+from refgemma.workers_ai.server.start import listen
 
 ACCOUNT = "/client/v4/accounts/0123456789abcdef/ai"
 RUN = f"{ACCOUNT}/run/{GEMMA_2B}"
@@ -20,8 +22,8 @@ PATIENCE = 60  # seconds until a test gives up waiting for what must come; no te
 @contextlib.contextmanager
 def serving(app, *, buffer=None):
     """Address of a running server; `buffer` is the bytes that a socket takes beyond what its reader has read."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", http="h11", loop="asyncio"))
-    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", http=Connection, loop="asyncio"))
+    listener = listen("127.0.0.1", 0)
     if buffer is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)  # connections have it from there
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -29,6 +29,10 @@ def test_models_are_found(address, query, names):
     assert reply.json["result_info"]["count"] == len(names)
 
 
+def test_a_page_has_an_end(address):
+    assert ask(address, f"{SEARCH}?per_page=1000").json["result_info"]["per_page"] == 100
+
+
 def test_a_model_tells_its_context_and_what_answers(address):
     properties = [{p["property_id"]: p["value"] for p in model["properties"]} for model in ask(address, SEARCH).result]
     assert [p["context_window"] for p in properties] == ["8192", "3500"]

@@ -6,8 +6,10 @@ import pytest
 
 from refgemma.workers_ai import AiError
 from refgemma.workers_ai.pages import GEMMA_2B, GEMMA_7B
+from refgemma.workers_ai.server import create_app, hosts_of
 from refgemma.workers_ai.server.chat import read_chat
-from tests.workers_ai.server.live import ACCOUNT, ask, events
+from tests.tiny_it import tiny_it
+from tests.workers_ai.server.live import ACCOUNT, ask, events, sent, serving
 
 CHAT = f"{ACCOUNT}/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "What is 17 + 25?"}]
@@ -179,6 +181,10 @@ def test_what_cannot_be_translated(wrong):
     [
         ({"messages": [{"role": "user", "content": None}]}, 400),
         ({"messages": "x"}, 400),
+        ({"messages": None}, 400),
+        ({"messages": []}, 400),
+        ({"messages": [{}] * 8192}, 400),
+        ({"messages": [{}] * 8191}, 400),
         ({"tools": [5]}, 400),
         ({"model": "gpt-4"}, 400),
         ({"stream": "yes"}, 400),
@@ -191,3 +197,49 @@ def test_the_native_rules_hold_for_the_rest(address, wrong, status):
     assert reply.status == status
     assert list(reply.json) == ["errors", "success", "result", "messages", "error"]
     assert reply.json["error"]["message"].startswith(f"{reply.code}: ")  # where OpenAI's clients look
+    assert "prompt'" not in reply.message  # a field that this interface has not
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "code"),
+    [
+        ("POST", CHAT, {}, 401, 10000),
+        ("POST", CHAT, {"host": "evil.example"}, 403, 9109),
+        ("POST", CHAT, {"origin": "http://evil.example"}, 403, 9109),
+        ("POST", f"{ACCOUNT}/v1/nothing", {"authorization": "Bearer key"}, 404, 7000),
+        ("GET", CHAT, {"authorization": "Bearer key"}, 405, 7001),
+        ("POST", CHAT, {"authorization": "Bearer key"}, 500, 3043),
+    ],
+)
+def test_errors_of_the_interface_stand_where_openai_s_clients_look(method, path, headers, status, code, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("planted, with a secret in it")
+
+    app = create_app({GEMMA_2B: tiny_it()}, {}, token="key", hosts=hosts_of("127.0.0.1"))
+    monkeypatch.setattr(app.state.service, "prepare", fail)
+    with serving(app) as address:
+        reply = ask(address, path, BODY, method=method, headers=headers)
+        native = ask(address, path.replace("/v1/", "/v2/"), BODY, method=method, headers=headers)
+    assert (reply.status, reply.code, reply.json["success"]) == (status, code, False)
+    assert reply.json["error"]["code"] == str(code)
+    assert reply.json["error"]["message"] in reply.message or status == 500
+    assert "secret" not in reply.body.decode()
+    assert "error" not in native.json
+
+
+def test_a_stream_that_fails_half_way_ends_in_what_the_client_raises(endless, monkeypatch):
+    def fail(self, scores):
+        raise RuntimeError("planted, with a secret in it")
+
+    with (
+        serving(create_app({GEMMA_2B: endless}, {})) as address,
+        sent(address, CHAT, BODY | {"stream": True, "max_tokens": 8000}) as response,
+    ):
+        response.readline(), response.readline()  # an event, and the empty line after it
+        monkeypatch.setattr("refgemma.generation.Row.next", fail)
+        *_, last = response.read().decode().split("\n\n")[:-1]
+    error = json.loads(last.removeprefix("data: "))  # and no [DONE]
+    assert list(error) == ["error"]
+    assert error["error"] == {
+        "message": "3043: Internal server error", "type": "server_error", "param": None, "code": "3043",
+    }  # fmt: skip

@@ -1,6 +1,7 @@
 """The official clients of OpenAI and Cloudflare, told nothing but the address."""
 
 import json
+import threading
 
 import pytest
 
@@ -87,6 +88,30 @@ def test_openai_errors(openai_client):
         ask(openai_client, extra_body={"lora": "nothing"})
     with pytest.raises(openai.AuthenticationError):
         ask(openai_client.with_options(api_key="another"))
+    with pytest.raises(openai.NotFoundError, match="No route"):
+        list(openai_client.models.list())
+
+
+@pytest.mark.parametrize("how", ["fails", "is stopped"])
+def test_openai_hears_of_a_stream_that_is_cut_off(endless, monkeypatch, how):
+    openai = pytest.importorskip("openai", reason="needs the openai client (extra clients)")
+
+    def fail(self, scores):
+        raise RuntimeError("planted, with a secret in it")
+
+    app = create_app({GEMMA_2B: endless}, {})
+    with (
+        serving(app) as address,
+        openai.OpenAI(api_key="key", base_url=f"{address}/client/v4/accounts/{ACCOUNT}/ai/v1", max_retries=0) as client,
+        ask(client, stream=True, max_tokens=8000) as stream,
+    ):
+        next(stream)
+        if how == "fails":
+            monkeypatch.setattr("refgemma.generation.Row.next", fail)
+        else:
+            threading.Thread(target=app.state.service.close, args=(0,)).start()
+        with pytest.raises(openai.APIError, match="3043" if how == "fails" else "3008"):
+            list(stream)
 
 
 def test_openai_is_told_to_come_again(endless):

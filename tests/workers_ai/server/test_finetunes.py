@@ -1,19 +1,27 @@
 """Finetunes over HTTP: made, filled in either order, checked by the hosted rules, kept on disk, and used."""
 
+import contextlib
 import json
 import shutil
+import socket
 import struct
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save
 
 from refgemma.checkpoint.find import default_places
 from refgemma.workers_ai.pages import GEMMA_2B, GEMMA_7B
 from refgemma.workers_ai.server import create_app, limits
+from refgemma.workers_ai.server.adapter_check import _PLAIN
 from tests.lora.test_hosted import write as write_hosted
 from tests.tiny_it import tiny_it
-from tests.workers_ai.server.live import ACCOUNT, RUN, ask, form, serving
+from tests.workers_ai.server.live import ACCOUNT, RUN, ask, form, serving, wait_for
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PIRATE = next(place / "lora" / "pirate" for place in default_places() if (place / "lora" / "pirate").is_dir())
@@ -38,10 +46,10 @@ def own(server, folder):
     """Address of the server, as if it had just been started: starting one for each test takes long."""
     app, address = server
     yield address
-    app.state.service.finetunes._uploaded.clear()
     app.state.service.ai.loras.clear()
     for finetune in folder.iterdir():
         shutil.rmtree(finetune)
+    app.state.service.finetunes.__init__(app.state.service.ai, folder)
 
 
 def create(address, name="sea", **fields):
@@ -136,6 +144,9 @@ def test_a_description_that_somebody_changed_is_left_out(tmp_path, broken):
         ({"name": 5}, 5006, 400),
         ({"name": None}, 5006, 400),
         ({"name": "cf-public-mine"}, 5006, 400),
+        ({"name": "CF-Public-mine"}, 5006, 400),
+        ({"name": ".hidden"}, 5006, 400),
+        ({"name": ".new-x"}, 5006, 400),
         ({"description": "x" * 2000}, 5006, 400),
         ({"public": "yes"}, 5006, 400),
         ({"model": 3}, 5006, 400),
@@ -184,6 +195,10 @@ ONE = {"dtype": "F32", "shape": [1, 4], "data_offsets": [0, 16]}
         (CONFIG, config(rank_pattern={"q_proj": 64}), "rank: 64"),
         (CONFIG, config(target_modules="(([a-z._0-9])+)+X"), "no other expressions"),
         (CONFIG, config(alpha_pattern={"(a|a)*$": 2}), "no other expressions"),
+        (CONFIG, config(alpha_pattern={"a|" * 200: 2}), "no other expressions"),
+        (CONFIG, config(target_modules="q_proj|v_proj"), "no other expressions"),
+        (CONFIG, config(rank_pattern={"q" * 501: 2}), "no other expressions"),
+        (CONFIG, config(rank_pattern={f"q{i}": 2 for i in range(201)}), "rank_pattern holds 201 names"),
         (CONFIG, config(lora_alpha="big"), "lora_alpha"),
         (CONFIG, config(use_qalora=True), "quantisation"),
         (WEIGHTS, b"", "cut off"),
@@ -291,3 +306,132 @@ def test_an_adapter_of_the_hosted_model_is_taken_and_waits_for_it(own, tmp_path)
     reply = ask(own, RUN, WHO | {"lora": "sea"})
     assert (reply.code, f"does not fit {GEMMA_2B}" in reply.message) == (5006, True)
     assert ask(own, "/playground/api/info").json["loras"][0]["models"] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["q_proj", "all-linear", "^model.layers.0.mlp$", r"model\.layers\.0\.self_attn\.q_proj$"]
+)
+def test_plain_names_are_taken(name):
+    assert _PLAIN.fullmatch(name)
+
+
+# ---- numbers that overflow
+
+
+def scaled_weights(factor, part=""):
+    """The pirate's file, with some factors multiplied."""
+    tensors = load_file(PIRATE / WEIGHTS)
+    return save({key: (value * np.float32(factor if part in key else 1)) for key, value in tensors.items()})
+
+
+@pytest.mark.parametrize(
+    ("changes", "weights", "words"),
+    [
+        ({}, scaled_weights(1e20), "numbers that overflow: the change of model.layers.0"),  # 1e40 at the most
+        ({"lora_alpha": 1e38}, scaled_weights(100), "numbers that overflow: the change of model.layers.0"),
+        ({"lora_alpha": 1e308}, scaled_weights(1), "numbers that overflow: the change of model.layers.0"),
+        # No number of these, some 2e38, is out of range; what comes of them is. The pirate has DoRA's magnitudes.
+        ({}, scaled_weights(1e38, "magnitude"), "no token can be chosen with it"),
+    ],
+)
+@pytest.mark.parametrize("order", [(CONFIG, WEIGHTS), (WEIGHTS, CONFIG)])
+def test_an_adapter_whose_numbers_overflow_is_refused(own, order, changes, weights, words):
+    create(own)
+    content = {CONFIG: config(**changes), WEIGHTS: weights}
+    first, second = (upload(own, "sea", name, content[name]) for name in order)
+    assert first.status == 200
+    assert (second.status, second.code, words in second.message) == (400, 5006, True), second.message
+    assert ask(own, RUN, WHO | {"lora": "sea"}).code == 3039
+
+
+def test_a_large_adapter_within_range_is_taken(own):
+    """The checks look for numbers that are none, not for good ones."""
+    create(own), upload(own, "sea", CONFIG, config(lora_alpha=1e6))
+    assert upload(own, "sea", WEIGHTS, pirate(WEIGHTS)).status == 200
+    assert ask(own, RUN, WHO | {"lora": "sea", "max_tokens": 2}).status == 200
+
+
+# ---- one thing at a time, and nobody else waits
+
+
+def test_lists_wait_for_no_upload(own, monkeypatch):
+    """Everything but the second file of the same finetune goes on while a file is checked."""
+    create(own), create(own, "other")
+    entered, opened = threading.Event(), threading.Event()
+
+    def slow(folder, gemma, model):
+        if (folder / CONFIG).exists() and not entered.is_set():
+            entered.set()
+            assert opened.wait(60)
+
+    monkeypatch.setattr("refgemma.workers_ai.server.finetunes.check", slow)
+    with ThreadPoolExecutor(2) as pool:
+        config_of_it = pool.submit(upload, own, "sea", CONFIG, pirate(CONFIG))
+        try:
+            assert entered.wait(60)
+            weights_of_it = pool.submit(upload, own, "sea", WEIGHTS, pirate(WEIGHTS))
+            assert len(ask(own, f"{ACCOUNT}/finetunes", timeout=20).result) == 2
+            assert create(own, "third").status == 200
+            assert upload(own, "other", WEIGHTS, pirate(WEIGHTS)).status == 200
+            assert ask(own, RUN, WHO | {"lora": "other"}).code == 3039
+            assert not config_of_it.done()
+            assert not weights_of_it.done()
+        finally:
+            opened.set()
+        assert config_of_it.result(60).status == weights_of_it.result(60).status == 200
+    assert ask(own, RUN, WHO | {"lora": "sea"}).status == 200
+
+
+def test_only_so_many_uploads_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("refgemma.workers_ai.server.finetune_routes.UPLOADS", 2)
+    body, headers = form(CONFIG, pirate(CONFIG))
+    path = f"{ACCOUNT}/finetunes/nothing/finetune-assets"
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+    head = (head + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n").encode()
+    with serving(create_app({GEMMA_2B: tiny_it()}, {}, finetunes=tmp_path)) as address, contextlib.ExitStack() as stack:
+        for _ in range(2):
+            client = stack.enter_context(socket.create_connection((urlsplit(address).hostname, urlsplit(address).port)))
+            assert ask(address, path, body, headers=headers).code == 3037  # there is room
+            client.sendall(head + body[:-10])
+        wait_for(lambda: ask(address, path, body, headers=headers, timeout=20).code == 3040)  # told, not made to wait
+        assert ask(address, path, body, headers=headers).status == 429
+        client.sendall(body[-10:])
+        wait_for(lambda: ask(address, path, body, headers=headers).code == 3037)
+
+
+# ---- the folder
+
+
+def stored(folder, id, **changes):
+    fields = {"id": id, "created_at": "2026", "modified_at": "2026", "model": GEMMA_2B, "name": "sea"} | changes
+    (folder / id).mkdir(parents=True)
+    (folder / id / "finetune.json").write_text(json.dumps(fields))
+
+
+def started(folder, loras=()):
+    return create_app({GEMMA_2B: tiny_it()}, dict(loras), finetunes=folder).state.service.finetunes
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    stored(tmp_path, "a")
+    (tmp_path / ".new-x").mkdir()
+    (tmp_path / ".new-x" / CONFIG).write_bytes(b"{")
+    assert [finetune["id"] for finetune in started(tmp_path).every()] == ["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_of_two_finetunes_of_one_name_the_older_counts(tmp_path):
+    stored(tmp_path, "a", created_at="2026-02"), stored(tmp_path, "b", created_at="2026-01")
+    stored(tmp_path, "c", created_at="2025", name="b")  # the id of another
+    with pytest.warns(UserWarning, match="left out: its name") as told:
+        finetunes = started(tmp_path)
+    assert [finetune["id"] for finetune in finetunes.every()] == ["c", "b"]
+    assert "a/finetune.json is left out: its name 'sea' is that of b, which is older" in str(told[0].message)
+    with pytest.warns(UserWarning, match="or was given at the start"):
+        assert [f["name"] for f in started(tmp_path, {"sea": "pirate"}).every()] == ["sea", "b"]
+
+
+def test_a_name_that_nobody_could_have_given_is_left_out(tmp_path):
+    stored(tmp_path, "a", name="../x")
+    with pytest.warns(UserWarning, match="its name is none"):
+        assert started(tmp_path).every() == []

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.pages import GEMMA_2B, GEMMA_7B
 from refgemma.workers_ai.server import create_app
 from tests.tiny_it import tiny_it
@@ -101,6 +102,21 @@ def test_only_so_many_answers_are_on_record_at_a_time(endless, monkeypatch):
             assert (second.status, second.code) == (429, 3040)
         body["inputs"]["max_tokens"] = 1
         wait_for(lambda: ask(address, RUN, body).status == 200)  # the place is given back
+
+
+def test_an_answer_that_cannot_begin_gives_its_place_back(monkeypatch):
+    monkeypatch.setattr("refgemma.workers_ai.server.playground.RECORDED", 1)
+    app = create_app({GEMMA_2B: tiny_it()}, {})
+
+    def full(*args, **options):
+        raise AiError(3040, "planted")
+
+    body = {"model": GEMMA_2B, "inputs": {"prompt": "a", "max_tokens": 1}}
+    with serving(app) as address:
+        with monkeypatch.context() as patch:
+            patch.setattr(app.state.service, "submit", full)
+            assert "planted" in ask(address, RUN, body).message
+        assert ask(address, RUN, body).status == 200
 
 
 def test_another_model_is_no_stand_in():

@@ -4,11 +4,15 @@ import contextlib
 import json
 import random
 import socket
+import time
 from urllib.parse import urlsplit
 
 import pytest
 
+from refgemma.workers_ai import AiError, read, schema
+from refgemma.workers_ai.pages import GEMMA_2B
 from refgemma.workers_ai.server import limits
+from refgemma.workers_ai.server.body import parse
 from tests.workers_ai.server.live import ACCOUNT, PATIENCE, RUN, ask
 
 ENVELOPE = ["errors", "success", "result", "messages"]
@@ -30,10 +34,16 @@ ENVELOPE = ["errors", "success", "result", "messages"]
         (b'{"prompt": "a", "temperature": NaN}', 5006, 400, "NaN"),
         (b'{"prompt": "a", "temperature": -Infinity}', 5006, 400, "Infinity"),
         (b'{"prompt": "a", "temperature": 1e999}', 5006, 400, "temperature"),
+        (b"\xef\xbb\xbf" + b'{"prompt": "a"}', 5006, 400, "JSON: it begins with a byte order mark"),
         (b'{"prompt": "\xff"}', 5006, 400, "UTF-8"),
         (b"[" * 100_000, 5006, 400, "nested"),
         (b'{"prompt": "a", "x": ' + b"[" * 200 + b"]" * 200 + b"}", 5006, 400, "nested"),
-        (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", 5006, 400, "digits"),
+        (
+            b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
+            5006,
+            400,
+            "JSON: it has a whole number with too many digits",
+        ),
         (b'{"prompt": "a", "seed": ' + b"9" * 4000 + b"}", 5006, 400, "seed"),
         (b'{"prompt": "\\ud800", "raw": true}', 5006, 400, "surrogate"),
         (b'"prompt"', 5006, 400, "object"),
@@ -66,6 +76,28 @@ def test_a_body_that_is_too_large_is_not_read(address):
     assert (reply.status, reply.code) == (413, 3006)
 
 
+@pytest.mark.parametrize("announced", [True, False])
+def test_who_sends_all_of_a_body_that_is_too_large_reads_why(address, announced):
+    length, line = 3 * limits.JSON_BYTES, "Transfer-Encoding: chunked"
+    body, line = (b" " * length, f"Content-Length: {length}") if announced else (b"%x\r\n" % length, line)
+    body = body if announced else body + b" " * length + b"\r\n0\r\n\r\n"
+    host = urlsplit(address)
+    with socket.create_connection((host.hostname, host.port), timeout=PATIENCE) as connection:
+        connection.sendall(f"POST {RUN} HTTP/1.1\r\nHost: a\r\n{line}\r\n\r\n".encode() + body)
+        with connection.makefile("rb") as received:  # only now, when all of it has left
+            assert b" 413 " in received.readline()
+            assert b"3006" in received.read()  # to the end: no reset
+
+
+def test_who_never_stops_sending_is_cut_off(address, monkeypatch):
+    monkeypatch.setattr("refgemma.workers_ai.server.replies.DRAIN_SECONDS", 0.05)
+    host = urlsplit(address)
+    with socket.create_connection((host.hostname, host.port), timeout=PATIENCE) as connection:
+        connection.sendall(f"POST {RUN} HTTP/1.1\r\nHost: a\r\nContent-Length: {10**12}\r\n\r\n ".encode())
+        with connection.makefile("rb") as received:
+            assert b"3006" in received.read()  # and the end, without the rest
+
+
 def test_a_body_that_does_not_say_how_large_it_is(address):
     endless = (b" " * 65536 for _ in range(10**9))
     reply = raw(address, RUN, {"transfer-encoding": "chunked"}, (b"%x\r\n%b\r\n" % (len(c), c) for c in endless))
@@ -77,6 +109,47 @@ def test_a_body_that_stops_coming(address, monkeypatch):
     monkeypatch.setattr("refgemma.workers_ai.server.body.BODY_SECONDS", 0.05)
     reply = ask(address, RUN, b'{"prompt":', headers={"content-length": "100"})
     assert (reply.status, reply.code) == (408, 3007)
+
+
+def test_a_body_that_trickles_is_not_waited_for_any_longer(address, monkeypatch):
+    monkeypatch.setattr("refgemma.workers_ai.server.body.BODY_SECONDS", 0.5)
+    trickle = (time.sleep(0.02) or b"1\r\n \r\n" for _ in range(200))  # each byte well within the time
+    reply = raw(address, RUN, {"transfer-encoding": "chunked"}, trickle)
+    assert b" 408 " in reply.split(b"\r\n")[0]
+    assert b"3007" in reply
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"messages": [' + ",".join(["{}"] * 1_000_000) + "]}",
+        '{"messages": [' + ",".join(["0"] * 8000) + "]}",
+        '{"messages": [{"role": "user", "content": "a"}], "tools": [' + ",".join(["{}"] * 1_000_000) + "]}",
+        '{"messages": [{"role": "user", "content": "a"}], "functions": [' + ",".join(["{}"] * 1_000_000) + "]}",
+        '{"messages": [{"role": "user", "content": "a"}], "tools": [{"name": "a", "description": "b", "parameters": '
+        '{"type": "object", "properties": {}, "required": [' + ",".join(['"a"'] * 700_000) + "]}}]}",
+        '{"prompt": "a", "image": [' + ",".join(["0"] * 1_000_000) + "]}",
+        '{"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"anyOf": ['
+        + ",".join(["0"] * 1_000_000) + "]}}}",
+    ],
+    ids=["empty messages", "bad messages", "tools", "functions", "names", "image", "schemas"],
+)  # fmt: skip
+def test_of_a_million_faults_few_are_looked_at(body, monkeypatch):
+    looks = 0
+    look = schema._problems
+
+    def counted(*args):
+        nonlocal looks
+        looks += 1
+        return look(*args)
+
+    monkeypatch.setattr(schema, "_problems", counted)
+    with pytest.raises(AiError) as caught:
+        read(GEMMA_2B, parse(body.encode()))
+    assert caught.value.code == 5006
+    assert len(str(caught.value)) < 2500
+    # In each of two branches some values of each of the messages or tools that make up `SHOWN` problems and one more.
+    assert looks < 2 * 10 * (schema.SHOWN + 1)
 
 
 @pytest.mark.parametrize(
