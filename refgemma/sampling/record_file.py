@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from refgemma.ops.threads import in_parallel
 from refgemma.sampling.entry import Entry
 from refgemma.sampling.params import SamplingParams
 from refgemma.sampling.record import Record, no_piece
@@ -55,6 +56,7 @@ def write_record(record: Record, path: str | Path) -> None:
     sidecar = sidecar_of(path)
     with _whole(path) as file, _whole(sidecar) as logits_file:
         digest = write_sidecar(record.logits, logits_file)
+        in_parallel(record.__getitem__, len(record))  # the record keeps them
         entries = list(record)
         ids = {*record.prompt_tokens, *(i for entry in entries for i in _mentioned(entry))}
         header = {
