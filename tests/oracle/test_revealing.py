@@ -111,8 +111,8 @@ def test_what_is_published_is_what_the_command_writes(tmp_path, pages):
     for model in MODELS:
         now, then = (read_trace(folder / f"{model.name}.safetensors") for folder in (tmp_path, FOLDER))
         assert list(now.tensors) == list(then.tensors) == names_of(model.config)
-        # Processors sum in different orders, and norms and softmax enlarge what comes of it: so each of the two is judged
-        # operation by operation (the published one below), and the logits by twice the budget that is published.
+        # Processors sum in different orders, and norms and softmax enlarge what comes of it: so each of the two is
+        # judged operation by operation (the published one below), and logits by twice the budget that is published.
         assert diagnose(tmp_path / f"{model.name}.safetensors", model.name).ok
         off = np.abs(now.tensors["logits"] - then.tensors["logits"]).max(axis=-1)
         assert (off <= 2 * np.array(pages[model.name]["float32_budget"])).all()
