@@ -13,7 +13,7 @@ from refgemma.checkpoint.load import Progress
 from refgemma.gemma import Gemma, LoraNames
 from refgemma.numerics import Array
 from refgemma.oracle.fingerprint import fingerprint
-from refgemma.oracle.judge import as_told, judged, without_the_last_token
+from refgemma.oracle.judge import as_told, judged_operations, judged_run, without_the_last_token
 from refgemma.oracle.models import read_theirs, weights_of
 from refgemma.oracle.report import Report
 from refgemma.oracle.trace import Trace, read_trace
@@ -91,17 +91,19 @@ def compare(
         theirs = read_theirs(b, model, config, mapping=mapping, **known)
     if ours is not None:
         theirs = _same_run(ours, theirs, _called(b))
-    if not theirs.tensors and not theirs.ends:
+    if not theirs.tensors:
         raise ValueError(f"{_called(b)} holds no tensor: there is nothing to judge")
     if not (theirs.positions >= 0).any():
         raise ValueError(f"{_called(b)}: every position is padding (-1, or masked): there is nothing to judge")
     if arithmetic is None:
-        judged_as, findings, drifts = as_told(params, config, theirs, progress)
+        arithmetic, why, theirs, findings = as_told(params, config, theirs, progress)
+        judged_as = f"{arithmetic} ({why})"
     else:
-        judged_as, (findings, drifts) = arithmetic, judged(params, config, theirs, arithmetic, progress)
+        judged_as, findings = arithmetic, judged_operations(params, config, theirs, arithmetic, progress)
+    drifts = judged_run(params, config, theirs, arithmetic)
     if not findings and not all(one.ok for one in drifts):
         shorter = without_the_last_token(theirs)
-        if shorter is not None and all(one.ok for one in judged(params, config, shorter, judged_as.split()[0])[1]):
+        if shorter is not None and all(one.ok for one in judged_run(params, config, shorter, arithmetic)):
             T = theirs.tokens.shape[1]
             raise ValueError(
                 f"{_called(b)}: {T - 1} positions were fed, {T} tokens given, for its logits are right one position "

@@ -14,13 +14,15 @@ from numpy.typing import ArrayLike
 from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
 from refgemma.gemma import Gemma, LoraNames
+from refgemma.model import Params
 from refgemma.numerics import Array
 from refgemma.oracle.diagnosis import TIE, Cause, Diagnosis
+from refgemma.oracle.judge import as_told
 from refgemma.oracle.models import read_theirs, weights_of
 from refgemma.oracle.precision import arithmetic_of
 from refgemma.oracle.setups import Setup
 from refgemma.oracle.tensor_names import names_of
-from refgemma.oracle.theirs import overflows
+from refgemma.oracle.theirs import fits, overflows
 from refgemma.oracle.trace import Trace
 from refgemma.oracle.trial import honest_setup, with_variants
 from refgemma.oracle.trial_forced import ForcedTrial
@@ -92,7 +94,10 @@ def diagnose(
             "all tokens of their trace are padding: there is nothing to explain; its mask is 1 at real tokens"
         )
     trace, overflow = _finite(trace, config)
-    arithmetic = arithmetic or arithmetic_of(trace)[0]
+    notes = trace.notes
+    if arithmetic is None:
+        arithmetic, why, trace = _told(params, config, trace)
+        notes += (f"judged as {arithmetic}: {why}",) * why.startswith("only stored")
     honest = honest_setup(params, config, trace, arithmetic)
     by_logits = set(trace.tensors) == {"logits"}
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a bug may well overflow
@@ -108,8 +113,15 @@ def diagnose(
             fed=_fed(trace),
             pairs=pairs,
             overflow=overflow,
-            notes=trace.notes,
+            notes=notes,
         )
+
+
+def _told(params: Params, config: Config, trace: Trace) -> tuple[str, str, Trace]:
+    """What they computed in, how that is known, and their trace with the formats to judge it by."""
+    if not fits(trace.tokens, trace):  # other tokens were fed
+        return *arithmetic_of(trace), trace
+    return as_told(params, config, trace)[:3]
 
 
 def _causes(

@@ -209,6 +209,6 @@ def _check_shapes(theirs: Trace, config: Config) -> None:
     B, T = theirs.tokens.shape
     for name, value in theirs.tensors.items():
         kept = value.shape[axes_of(name).index("T")] if value.ndim == len(axes_of(name)) else 1
-        want = shape_of(name, config, B, T, last=theirs.last, kept=kept)
+        want = shape_of(name, config, B, T, last=theirs.is_cut(name), kept=kept)
         if value.shape != want:
             raise ValueError(f"their {name} has shape {value.shape}: for {B} x {T} tokens this model makes {want}")

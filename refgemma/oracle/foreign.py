@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -100,6 +100,7 @@ def read_foreign(
     if not chosen and not several:
         raise ValueError(f"{path} holds no tensor that is recognised: {_why_none(list(misfits.values()), nameless)}")
 
+    last = last or not chosen
     layout = settled(chosen) | settled(ends)
     notes += _read_as(chosen, layout, sizes["V"])
     for name, placed in ends.items():
@@ -108,23 +109,16 @@ def read_foreign(
     notes += [f"left out: {text}" for text in _grouped(list(misfits.values()))]
     if nameless := _grouped([name for name in nameless if arrays[name].dtype in NUMBERS]):
         notes.append(f"left out, no known name: {_listed(nameless)}")
-    makers = {
-        name: maker(name, placed, layout[name].layout, sizes)
-        for name, placed in sorted((chosen | ends).items(), key=lambda one: names_of(config).index(one[0]))
-    }
-    tensors = {name: make for name, make in makers.items() if name in chosen}
-    if not chosen:  # nothing but the last few positions: whoever wants one position takes the last
-        last = True
-        tensors |= {name: partial(_very_last, makers[name]) for name in several}
+    given = dict(sorted((chosen | ends).items(), key=lambda one: names_of(config).index(one[0])))
     return Trace(
-        LazyArrays(tensors),
-        {name: placed.array.dtype for name, placed in (chosen | ends).items()},
+        LazyArrays({name: maker(name, placed, layout[name].layout, sizes) for name, placed in given.items()}),
+        {name: placed.array.dtype for name, placed in given.items()},
         ids,
         places,
         config,
         {"file": path.name} | ({"last": "true"} if last else {}),
         tuple(notes),
-        LazyArrays({name: make for name, make in makers.items() if name in ends}),
+        frozenset() if last else frozenset(ends),
     )
 
 
@@ -148,10 +142,6 @@ def _last_few(
     for n in sorted(counts):
         found = place(arrays, cut, sizes | {"T": n})[0] | found
     return found
-
-
-def _very_last(make: Callable[[], Array]) -> Array:
-    return make()[:, -1:]
 
 
 def _unstacked(arrays: Mapping[str, StoredArray], config: Config) -> dict[str, StoredArray]:

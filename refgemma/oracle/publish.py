@@ -123,7 +123,7 @@ def coverage() -> Iterator[tuple[str, str, dict[str, float]]]:
             moved = [
                 np.abs(run(setup) - trace.tensors["logits"]).max(axis=-1)[real] / budgets[real]  # real positions
                 for setup in with_variants(honest, [variant])
-                if fits(setup, trace)
+                if fits(setup.tokens, trace)
             ]
             if moved:
                 effects[model.name] = min(float(one.max()) for one in moved)

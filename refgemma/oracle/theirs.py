@@ -6,17 +6,16 @@ import numpy as np
 
 from refgemma.numerics import Array
 from refgemma.ops.attention import allowed_keys
-from refgemma.oracle.setups import Setup
 from refgemma.oracle.tensor_names import axes_of
 from refgemma.oracle.trace import Trace
 
 
-def fits(setup: Setup, theirs: Trace) -> bool:
-    """Whether their tensors have as many positions as a setup feeds.
+def fits(tokens: Array, theirs: Trace) -> bool:
+    """Whether their tensors have as many positions as were fed.
 
     Parameters
     ----------
-    setup : Setup
+    tokens : ndarray of int, shape (B, T)
         What is fed.
     theirs : Trace
         What came out.
@@ -26,11 +25,11 @@ def fits(setup: Setup, theirs: Trace) -> bool:
     bool
         True also where only the last positions were kept, unless scores tell how many keys there were.
     """
-    told = "S" if theirs.last else "T"
+    told = {name: "S" if theirs.is_cut(name) else "T" for name in theirs.tensors}
     lengths = {
-        value.shape[axes_of(name).index(told)] for name, value in theirs.tensors.items() if told in axes_of(name)
+        theirs.tensors[name].shape[axes_of(name).index(axis)] for name, axis in told.items() if axis in axes_of(name)
     }
-    return lengths <= {setup.tokens.shape[1]}
+    return lengths <= {tokens.shape[1]}
 
 
 def of_chunk(theirs: Trace, name: str, chunk: slice) -> tuple[Array, Array]:
@@ -39,7 +38,7 @@ def of_chunk(theirs: Trace, name: str, chunk: slice) -> tuple[Array, Array]:
     Parameters
     ----------
     theirs : Trace
-        What they computed; where `Trace.last`, the tensor holds the last real position of each row, or the last n.
+        What they computed; what `Trace.is_cut` holds the last real position of each row, or the last n.
     name : str
         A tensor of it.
     chunk : slice
@@ -55,7 +54,7 @@ def of_chunk(theirs: Trace, name: str, chunk: slice) -> tuple[Array, Array]:
     axis = axes_of(name).index("T")
     whole = theirs.tensors[name]
     columns = np.arange(chunk.start, chunk.stop)
-    if not theirs.last:
+    if not theirs.is_cut(name):
         part = whole[(slice(None),) * axis + (chunk,)]
         return np.asarray(part, np.float64), np.ones((len(whole), len(columns)), bool)
     kept, T = whole.shape[axis], theirs.positions.shape[1]
@@ -113,7 +112,7 @@ def overflows(theirs: Trace, name: str, limit: float) -> bool:
     """
     value, places = theirs.tensors[name], theirs.positions
     kept = value.shape[axes_of(name).index("T")]
-    if theirs.last:
+    if theirs.is_cut(name):
         T = places.shape[1]
         at = T - 1 - (places[:, ::-1] >= 0).argmax(axis=1)[:, None] + np.arange(1 - kept, 1)
         places = np.where(at >= 0, np.take_along_axis(places, np.maximum(at, 0), axis=1), -1)

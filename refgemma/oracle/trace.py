@@ -49,9 +49,9 @@ class Trace:
         of each row was kept, and axis T of the tensors has length 1.
     notes : tuple of str
         What reading a file of another engine took for granted, or could not place.
-    ends : mapping of str to ndarray
-        What was given at the last real position of each row only, or at the last n, though `tensors` are of all:
-        engines that generate compute no other logits. Axis T has length 1, or n.
+    ends : frozenset of str
+        Those of the tensors that were given at the last real position of each row only, or at the last n, beside
+        others of all: engines that generate compute no other logits. Axis T has length 1, or n.
     """
 
     tensors: Mapping[str, Array]
@@ -61,12 +61,27 @@ class Trace:
     config: Config | None = None
     meta: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[str, ...] = ()
-    ends: Mapping[str, Array] = field(default_factory=lambda: MappingProxyType({}))
+    ends: frozenset[str] = frozenset()
 
     @property
     def last(self) -> bool:
         """Whether only the last real position of each row was kept."""
         return self.meta.get("last") == "true"
+
+    def is_cut(self, name: str) -> bool:
+        """Whether a tensor is of the last positions only.
+
+        Parameters
+        ----------
+        name : str
+            One of the tensors.
+
+        Returns
+        -------
+        bool
+            As all are, or it alone.
+        """
+        return self.last or name in self.ends
 
     def __repr__(self) -> str:
         B, T = self.tokens.shape
@@ -89,9 +104,9 @@ class Trace:
         meta = {"format": FORMAT, "version": VERSION, "notes": json.dumps(self.notes)} | dict(self.meta)
         if self.config is not None:
             meta["config"] = json.dumps(asdict(self.config))
-        makers = {name: partial(self.tensors.__getitem__, name) for name in self.tensors}
-        makers |= {_END + name: partial(self.ends.__getitem__, name) for name in self.ends}
-        dtypes = {name: self.dtypes[name.removeprefix(_END)] for name in makers}
+        called = {_END + name if name in self.ends else name: name for name in self.tensors}
+        makers = {stored: partial(self.tensors.__getitem__, name) for stored, name in called.items()}
+        dtypes = {stored: self.dtypes[name] for stored, name in called.items()}
         save_trace(path, LazyArrays(makers), dtypes, self.tokens, self.positions, meta)
 
 
@@ -234,18 +249,18 @@ def _ours(path: Path, arrays: dict[str, StoredArray], meta: dict[str, str], conf
             wanted = f"the nearest name is {near}" if near else "no tensor of this model is called so"
             wanted = f"expected numbers of shape {want}" if want else wanted
             raise ValueError(f"{path} holds {name!r}, {array.dtype} of shape {array.shape}: {wanted}")
-    in_order = [name for name in names_of(stored) if name in arrays]
-    ends = [name for name in names_of(stored) if _END + name in arrays]
+    ends = frozenset(name for name in names_of(stored) if _END + name in arrays)
+    found = {name.removeprefix(_END): array for name, array in arrays.items()}
+    in_order = {name: found[name] for name in names_of(stored) if name in found}
     return Trace(
-        LazyArrays({name: arrays[name].read for name in in_order}),
-        {name: array.dtype for name, array in arrays.items() if name in in_order}
-        | {name: arrays[_END + name].dtype for name in ends},
+        LazyArrays({name: array.read for name, array in in_order.items()}),
+        {name: array.dtype for name, array in in_order.items()},
         tokens.read(),
         positions.read(),
         stored,
         meta,
         notes,
-        LazyArrays({name: arrays[_END + name].read for name in ends}),
+        ends,
     )
 
 

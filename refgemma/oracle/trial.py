@@ -95,7 +95,7 @@ def judge(setup: Setup, honest: Setup, theirs: Trace, arithmetic: str) -> list[F
     list of Finding or None
         In the order of the computation; None if their tensors have not as many positions as were fed.
     """
-    if not fits(setup, theirs):
+    if not fits(setup.tokens, theirs):
         return None
     a = with_roundings(arithmetic_of(arithmetic), honest.numerics, setup.numerics)
     setup = setup.but(numerics=a.reference)
@@ -138,7 +138,7 @@ def misfits(setup: Setup, theirs: Trace) -> dict[str, Misfit]:
         as many positions as were fed.
     """
     found: dict[str, Misfit] = {}
-    if not fits(setup, theirs):
+    if not fits(setup.tokens, theirs):
         return found
     chunks, trace = Chunks(), replace(theirs, tokens=setup.tokens, positions=setup.positions)
 

@@ -9,6 +9,7 @@ from refgemma.checkpoint.load import Progress
 from refgemma.oracle.arithmetic import arithmetic_of
 from refgemma.oracle.diagnosis import Cause
 from refgemma.oracle.setups import Setup
+from refgemma.oracle.stored import unit_lost
 from refgemma.oracle.tensor_names import names_of, split_name
 from refgemma.oracle.theirs import fits
 from refgemma.oracle.trace import Trace
@@ -42,7 +43,8 @@ class ForcedTrial:
         self._theirs, self._honest, self._arithmetic = theirs, honest, arithmetic
         a = arithmetic_of(arithmetic)
         self._granted = _ROUNDINGS[a.storage] * a.narrow
-        self._floor = 4 * a.unit  # misfits below a few roundings tell nothing
+        self._stored = {name: unit_lost(theirs.dtypes.get(name, ""), a.storage) for name in theirs.tensors}
+        self._floor = {name: 4 * max(a.unit, unit) for name, unit in self._stored.items()}  # a few roundings
         self._granted_angle = _ROUNDINGS["float32"] * a.unit * max(0, int(theirs.positions.max()))
         self._given = [name for name in names_of(honest.config) if name in theirs.tensors]
         base = self._judged(honest)
@@ -168,7 +170,9 @@ class ForcedTrial:
         return Cause((variant,), 0.0, best, ()) if names and best * CLOSER < plain else None
 
     def _judged(self, setup: Setup) -> Findings | None:
-        findings = judge(setup, self._honest, self._theirs, self._arithmetic) if fits(setup, self._theirs) else None
+        findings = (
+            judge(setup, self._honest, self._theirs, self._arithmetic) if fits(setup.tokens, self._theirs) else None
+        )
         return None if findings is None else {finding.name: finding for finding in findings}
 
     def _cause(self, explanation: Explanation, setup: Setup) -> Cause:
@@ -196,13 +200,13 @@ class ForcedTrial:
         wrong = _wrong(findings) - forgiven
         if self._base and loosens(self._arithmetic, self._honest, setup):
             # What is inside looser bounds, and no closer than without the variant, is not explained by it.
-            wrong |= {name for name in self._wrong if not is_closer(off[name], self._plain[name], self._floor)}
+            wrong |= {name for name in self._wrong if not is_closer(off[name], self._plain[name], self._floor[name])}
             for variant in explanation if len(explanation) > 1 else ():  # nor closer than with one alone
                 alone = [tried.off for tried in self._tried if tried.variants == (variant,)]
                 wrong |= {
                     name
                     for name in self._left.get(variant.key, ())
-                    if not all(is_closer(off[name], other[name], self._floor) for other in alone)
+                    if not all(is_closer(off[name], other[name], self._floor[name]) for other in alone)
                 }
         return Tried(explanation, findings, off, frozenset(wrong), frozenset(forgiven - wrong))
 
@@ -210,7 +214,8 @@ class ForcedTrial:
         """Whether a tensor that the bounds call wrong is theirs all the same, see `_ROUNDINGS`."""
         if name not in off:
             return False
-        granted = self._granted + (self._granted_angle if name.endswith("_rope") else 0)
+        granted = max(self._granted, _ROUNDINGS["bfloat16"] * self._stored[name])
+        granted += self._granted_angle if name.endswith("_rope") else 0
         plain = self._plain[name].mean if name in self._plain else math.inf
         return off[name].peak <= granted and off[name].mean * CLOSER <= plain
 

@@ -79,7 +79,7 @@ class FreeTrial:
         Cause
             Of no variants.
         """
-        if not fits(self._honest, self._theirs):
+        if not fits(self._honest.tokens, self._theirs):
             return Cause((), math.inf, math.inf, ("logits",))
         error, ours = self._error(self._honest)
         budgets = self._budgets(self._honest, ours)
@@ -144,7 +144,7 @@ class FreeTrial:
         bool
             False if it feeds another number of tokens than they scored.
         """
-        return any(fits(setup, self._theirs) for setup in variant.setups(self._honest))
+        return any(fits(setup.tokens, self._theirs) for setup in variant.setups(self._honest))
 
     def worth_trying(self, pairs: list[tuple[Variant, ...]]) -> list[tuple[Variant, ...]]:
         """Pairs that could explain the logits, by what each of the two does alone.
@@ -167,7 +167,7 @@ class FreeTrial:
             undone = min(self._moves[one.key], self._moves[other.key]) > _REACH * self._plain
             if not undone and not any(misfit * CLOSER > self._plain for misfit in best):
                 setups = with_variants(self._honest, (one, other))
-                kept += [(one, other)] * any(fits(setup, self._theirs) for setup in setups)
+                kept += [(one, other)] * any(fits(setup.tokens, self._theirs) for setup in setups)
         return kept
 
     def effect(self, setup: Setup) -> float:
@@ -183,7 +183,7 @@ class FreeTrial:
         float
             Above 1 the explanation is wrong; infinite if it feeds another number of tokens than they scored.
         """
-        if not fits(setup, self._theirs):
+        if not fits(setup.tokens, self._theirs):
             return math.inf
         error, ours = self._error(setup)
         return self._over(error, self._budgets(setup, ours))
@@ -215,7 +215,7 @@ class FreeTrial:
     def _imitated(self, setup: Setup) -> _Imitated:
         """How an explanation does with every rounding imitated."""
         nothing = _Imitated(math.inf, math.inf, math.inf, setup)
-        if not fits(setup, self._theirs):
+        if not fits(setup.tokens, self._theirs):
             return nothing
         error, ours = self._error(setup, imitated=True)
         size = np.abs(ours).mean()

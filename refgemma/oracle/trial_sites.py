@@ -8,7 +8,7 @@ it, nothing is with it, and its numbers are much closer to theirs, so that it is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -88,7 +88,7 @@ class Placed:
         return Placed(self.tried, here, self.undecided, self.everywhere and len(here) == len(self.here))
 
 
-def place(honest: Tried, tried: Tried, config: Config, given: set[str], floor: float) -> Placed:
+def place(honest: Tried, tried: Tried, config: Config, given: set[str], floor: Mapping[str, float]) -> Placed:
     """Find the sites at which a variant is.
 
     Parameters
@@ -99,8 +99,8 @@ def place(honest: Tried, tried: Tried, config: Config, given: set[str], floor: f
         The model.
     given : set of str
         Tensors that were given.
-    floor : float
-        Misfits below this are rounding.
+    floor : mapping of str to float
+        Misfits below this are rounding, for each tensor that was given.
 
     Returns
     -------
@@ -110,8 +110,8 @@ def place(honest: Tried, tried: Tried, config: Config, given: set[str], floor: f
     here, undecided, everywhere = [], [], True
     for site in sites_of(tried.variants[0], config, given):
         wrong = site.seen & honest.wrong
-        nearer = {name for name in site.seen if is_closer(tried.off[name], honest.off[name], floor)}
-        farther = any(is_closer(honest.off[name], tried.off[name], floor) for name in site.seen)
+        nearer = {name for name in site.seen if is_closer(tried.off[name], honest.off[name], floor[name])}
+        farther = any(is_closer(honest.off[name], tried.off[name], floor[name]) for name in site.seen)
         if site.seen & tried.wrong or farther or not wrong <= nearer:
             everywhere = False
         elif nearer:

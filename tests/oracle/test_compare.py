@@ -131,14 +131,16 @@ def test_last_positions_are_judged(wrong):
 def test_logits_of_the_last_position_beside_tensors_of_all():
     whole, last = theirs_of(), theirs_of(last=True)
     logits = last.tensors["logits"]
-    given = replace(without(whole, "logits"), dtypes=whole.dtypes, ends={"logits": logits})
+    given = replace(whole, tensors=dict(whole.tensors) | {"logits": logits}, ends=frozenset({"logits"}))
     report = compare(None, given, model=TRUTH)
     assert report.ok
     assert report.findings[-1].name == report.drift.name == "logits"
     assert report.findings[-1].grade == "inside rounding"
     assert report.findings[-2].grade == "inside rounding"  # of every position
     # The last number is judged by the very vector it was made from: one part in 10,000 is seen.
-    report = compare(None, replace(given, ends={"logits": logits * np.float32(1.0001)}), model=TRUTH)
+    report = compare(
+        None, replace(given, tensors=dict(given.tensors) | {"logits": logits * np.float32(1.0001)}), model=TRUTH
+    )
     assert report.first_divergence.name == "logits"
     assert [one.name for one in report.findings if not one.ok] == ["logits"]
 
@@ -152,8 +154,8 @@ def test_logits_of_the_last_few_positions(kept, monkeypatch):
     judge = gemma_of(model, "float64")
     whole = replace(trace(gemma_of(model), model.tokens, positions=positions), meta={}, config=None)
     few = whole.tensors["logits"][:, -kept:]
-    alone = replace(only(whole, "logits"), tensors={"logits": few[:, -1:]}, ends={"logits": few}, meta={"last": "true"})
-    beside = replace(without(whole, "logits"), dtypes=whole.dtypes, ends={"logits": few})
+    alone = replace(whole, tensors={"logits": few}, meta={"last": "true"})
+    beside = replace(whole, tensors=dict(whole.tensors) | {"logits": few}, ends=frozenset({"logits"}))
     for chunk in (512, 4):
         monkeypatch.setattr(steps, "_CHUNK", chunk)
         for given in (alone, beside):
@@ -164,7 +166,7 @@ def test_logits_of_the_last_few_positions(kept, monkeypatch):
             for t in {0, kept - 1}:
                 off = few.copy()
                 off[-1, t, 3] += 0.5
-                found = compare(None, replace(given, ends={"logits": off}), model=judge)
+                found = compare(None, replace(given, tensors=dict(given.tensors) | {"logits": off}), model=judge)
                 assert found.drift.where == (len(few) - 1, 12 - kept + t, 3)
                 assert found.first_divergence.where == found.drift.where
     assert report.findings[-1].name == "logits"

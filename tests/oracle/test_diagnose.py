@@ -20,6 +20,7 @@ from refgemma.oracle.trace import Trace
 from refgemma.oracle.variants import find as variant_of
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of
+from tests.oracle.test_stored import NARROW, SEEN
 from tests.tiny_it import tiny_it
 from tests.truth import BUGS, truth_logits, truth_row
 
@@ -300,3 +301,38 @@ def test_progress_is_told_of_every_explanation():
     totals = {total for _, total in seen}
     assert len(totals) == 2  # singles, then pairs
     assert max(totals) <= len(list(combinations(range(32), 2)))
+
+
+def narrowed(trace, dtype):
+    """A dump written down in half precision, of the tensors that hooks see."""
+    kept = only(trace, *SEEN)
+    tensors = {name: NARROW[dtype](value.astype(np.float32)) for name, value in kept.tensors.items()}
+    return replace(kept, tensors=tensors, dtypes=dict.fromkeys(tensors, "float32"), config=None)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("bug", [None, *FLOAT32_BUGS])
+def test_a_wide_run_that_was_stored_in_half_precision(dtype, bug):
+    """It is explained as what it is; a bug smaller than what storing took away is none in these numbers."""
+    found = diagnose(narrowed(dump(find("reveal-gqa"), {bug} if bug else ()), dtype), "reveal-gqa", pairs=False)
+    assert found.arithmetic == "float32"
+    assert f"judged as float32: only stored as {dtype}" in found.text()
+    if bug is None or (bug, dtype) == ("E2", "bfloat16"):  # the scores would show it, which hooks do not see
+        assert found.ok
+        assert not found.causes
+    else:
+        assert found.first is not None
+        assert [cause.keys for cause in found.tied or (found.first,)] == [(bug,)]
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+def test_logits_of_the_last_positions_beside_tensors_of_all(kept):
+    def cut(trace):
+        ends = {"logits": trace.tensors["logits"][:, -kept:]}
+        return replace(trace, tensors=dict(trace.tensors) | ends, ends=frozenset(ends))
+
+    assert diagnose(cut(dump(find("reveal-gqa"))), "reveal-gqa").ok
+    for bugs in ({"A3"}, {"C1"}, {"A3", "C1"}):  # in the head alone, in the layers alone, in both
+        found = diagnose(cut(dump(find("reveal-gqa"), bugs)), "reveal-gqa").first
+        assert found is not None
+        assert set(found.keys) == bugs

@@ -207,14 +207,14 @@ def test_logits_of_the_last_position_beside_tensors_of_all(tmp_path):
     path = write(tmp_path / "theirs.npz", hooks_dump() | tokens_and_mask() | {"lm_head": OURS["logits"][:, -1]})
     trace = read_foreign(path, CONFIG)
     assert not trace.last
-    assert "logits" not in trace.tensors
     assert trace.tensors["final_norm"].shape == OURS["final_norm"].shape
-    assert list(trace.ends) == ["logits"]
-    assert np.array_equal(trace.ends["logits"], OURS["logits"][:, -1:])
+    assert trace.ends == {"logits"}
+    assert np.array_equal(trace.tensors["logits"], OURS["logits"][:, -1:])
     assert "lm_head is logits; T added: B V read as B T V; of the last position only" in trace.notes
     trace.save(tmp_path / "again.safetensors")
     again = read_trace(tmp_path / "again.safetensors")
-    assert np.array_equal(again.ends["logits"], trace.ends["logits"])
+    assert again.ends == trace.ends
+    assert np.array_equal(again.tensors["logits"], trace.tensors["logits"])
     assert list(again.tensors) == list(trace.tensors)
     assert again.dtypes == trace.dtypes
 
@@ -225,17 +225,16 @@ def test_logits_of_the_last_few_positions(tmp_path, shape):
     few = OURS["logits"][:, -5:]
     given = few if shape == "BTV" else few.swapaxes(0, 1)
     trace = read_foreign(write(tmp_path / "theirs.npz", {"logits": given, "tokens": MODEL.tokens}), CONFIG)
-    assert trace.last  # whoever reads `tensors` has the very last
-    assert np.array_equal(trace.tensors["logits"], OURS["logits"][:, -1:])
-    assert list(trace.ends) == ["logits"]
-    assert np.array_equal(trace.ends["logits"], few)
+    assert trace.last
+    assert not trace.ends
+    assert np.array_equal(trace.tensors["logits"], few)
     assert any(note.startswith("logits") and note.endswith("; of the last 5 positions") for note in trace.notes)
     beside = read_foreign(write(tmp_path / "b.npz", hooks_dump() | {"tokens": MODEL.tokens, "lm_head": given}), CONFIG)
     assert not beside.last
-    assert "logits" not in beside.tensors
-    assert np.array_equal(beside.ends["logits"], few)
+    assert beside.ends == {"logits"}
+    assert np.array_equal(beside.tensors["logits"], few)
     beside.save(tmp_path / "again.safetensors")
-    assert np.array_equal(read_trace(tmp_path / "again.safetensors").ends["logits"], few)
+    assert np.array_equal(read_trace(tmp_path / "again.safetensors").tensors["logits"], few)
 
 
 def test_the_last_few_positions_are_not_looked_for_where_a_row_ends_in_padding(tmp_path):
@@ -258,7 +257,7 @@ def test_a_token_that_was_drawn_and_not_fed(tmp_path, kept):
     assert np.array_equal(trace.tokens, MODEL.tokens[:, :-1])
     assert trace.positions.shape == trace.tokens.shape
     assert np.array_equal(trace.tensors["final_norm"], OURS["final_norm"][:, :-1])
-    assert np.array_equal(trace.ends["logits"], OURS["logits"][:, T - 1 - kept : T - 1])
+    assert np.array_equal(trace.tensors["logits"], OURS["logits"][:, T - 1 - kept : T - 1])
     # Who says what was fed is not corrected, but told.
     with pytest.raises(ValueError, match=said + ": give the tokens that were fed"):
         read_foreign(path, CONFIG, tokens=MODEL.tokens)
@@ -306,7 +305,7 @@ def test_a_pattern_that_the_file_has_of_some_layers_is_said(tmp_path):
 def test_a_mapping_may_be_of_the_last_position(tmp_path):
     dump = {"a": OURS["embed"], "b": OURS["logits"][:, -1], "tokens": MODEL.tokens}
     trace = read_foreign(write(tmp_path / "theirs.npz", dump), CONFIG, mapping={"a": "embed", "b": "logits"})
-    assert list(trace.ends) == ["logits"]
+    assert trace.ends == {"logits"}
 
 
 def test_the_first_of_two_names_of_one_rank_is_taken(tmp_path):

@@ -121,11 +121,15 @@ def test_formats_are_told_tensor_by_tensor():
     x = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
     given = replace(
         run(model),
-        tensors={"embed": x, "logits": NARROW["float16"](x), "final_norm": np.zeros((2, 3), np.float32)},
-        ends={"layers.0.out": NARROW["bfloat16"](x)},
-        dtypes=dict.fromkeys(["embed", "logits", "final_norm", "layers.0.out"], "float32"),
+        tensors={
+            "embed": x,
+            "layers.0.out": NARROW["bfloat16"](x),
+            "final_norm": np.zeros((2, 3), np.float32),
+            "logits": NARROW["float16"](x),
+        },
+        dtypes=dict.fromkeys(["embed", "layers.0.out", "final_norm", "logits"], "float32"),
     )
-    want = {"embed": "float32", "logits": "float16", "final_norm": "float32", "layers.0.out": "bfloat16"}
+    want = {"embed": "float32", "layers.0.out": "bfloat16", "final_norm": "float32", "logits": "float16"}
     assert as_stored(given).dtypes == want
 
 
@@ -143,4 +147,8 @@ def test_what_has_to_be_wrong_for_it():
     assert not look(some, right | {"embed": "wrong"})  # as stored as much is wrong
     assert not look(some | {"final_norm": "not given", "embed": "inside rounding"}, right)  # products alone: weights
     assert not look(some | {"logits": "inside rounding"}, right)  # a norm alone
+    norms = dict.fromkeys(["layers.0.attn.norm", "layers.0.mlp.norm", "final_norm"], "wrong")
+    others = dict.fromkeys(["layers.0.attn.q", "layers.0.mlp.act", "logits"], "wrong")
+    assert look(norms | others, norms | dict.fromkeys(others, "inside rounding"))  # one bug is in all norms
+    assert not look(norms | others, norms | others | {"logits": "inside rounding"})
     assert not looks_stored([], [])
