@@ -76,20 +76,26 @@ def to_bfloat16(x: Array) -> Array:
     return narrow
 
 
-def from_bfloat16(bits: Array) -> Array:
+def from_bfloat16(bits: Array, out: Array | None = None) -> Array:
     """Exact float32 values of bfloat16 bits.
 
     Parameters
     ----------
     bits : ndarray of uint16, any shape
         Bfloat16 numbers as stored.
+    out : ndarray of float32, same shape, optional
+        Where they are to be; its last axis is contiguous.
 
     Returns
     -------
     ndarray of float32, same shape
-        The same numbers.
+        The same numbers; `out`, if it is given.
     """
-    wide = bits.astype(np.uint32)
+    if out is None:
+        wide = bits.astype(np.uint32)
+    else:
+        wide = out.view(np.uint32)
+        wide[...] = bits
     wide <<= np.uint32(16)
     single: Array = wide.view(np.float32)
     return single

@@ -37,6 +37,14 @@ def is_nan(bits):
     return (bits & 0x7FFF) > 0x7F80
 
 
+def test_from_bfloat16_writes_where_it_is_told_to():
+    there = np.full((2, 65536), np.nan, np.float32)
+    got = from_bfloat16(EVERY.reshape(1, -1), out=there[1:])
+    assert np.shares_memory(got, there)
+    np.testing.assert_array_equal(there[1].view(np.uint32), from_bfloat16(EVERY).view(np.uint32))
+    assert np.isnan(there[0]).all()
+
+
 def test_from_bfloat16_is_exact_for_every_number():
     wide = from_bfloat16(EVERY)
     assert wide.dtype == np.float32

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refgemma.bench import plan
-from refgemma.bench.counts import BYTES, bytes_read, cache_bytes, operations
+from refgemma.bench.counts import BYTES, bytes_read, cache_bytes, operations, weights_read
 from refgemma.bench.figures import Values, median_of
 from refgemma.config import Config
 
@@ -86,7 +86,7 @@ def bars(config: Config, weights: Sequence[str], *, tiny: bool = False) -> Itera
                 what="float32 decode, time outside products / inside",
                 bar=3,
                 at_least=False,
-                number=lambda v: v["refgemma.float32.decode_128"] / v["refgemma.float32.products"] - 1,
+                number=lambda v: v["refgemma.float32.beside.decode"] / v["refgemma.float32.beside.products"] - 1,
             )
         return
     if "float32" in weights:
@@ -134,33 +134,34 @@ def _float32(config: Config) -> Iterator[Bar]:
     yield Bar(
         what="float32 decode / gemv stream",
         bar=0.8,
-        number=lambda v: read / v["refgemma.float32.decode_128"] / v["limits.gemv"],
+        number=lambda v: read / v["refgemma.float32.beside.decode"] / v["refgemma.float32.stream"],
     )
     yield Bar(
         what="float32 decode / its matrix products alone",
-        number=lambda v: v["refgemma.float32.products"] / v["refgemma.float32.decode_128"],
+        number=lambda v: v["refgemma.float32.beside.products"] / v["refgemma.float32.beside.decode"],
     )
     yield Bar(what="float32 decode / transformers", bar=2, aim=2.5, number=_faster("float32", "decode_128"))
     yield Bar(
         what="float32 prefill of 128 / gemm rate",
         bar=0.75,
-        number=lambda v: work / v["refgemma.float32.prefill_128"] / v["limits.gemm"],
+        number=lambda v: work / v["refgemma.float32.beside.prefill"] / v["refgemma.float32.gemm"],
     )
     yield Bar(what="float32 prefill of 128 / transformers", bar=1.3, number=_faster("float32", "prefill_128"))
     yield Bar(what="float32 load / transformers", bar=3, number=_faster("float32", "load"))
     wide = BYTES["float32"] * config.num_parameters
     yield Bar(
         what="float32 load / filling as much new memory",
-        number=lambda v: wide / v["limits.fresh"] / v["refgemma.float32.load"],
+        number=lambda v: wide / v["refgemma.float32.fresh"] / v["refgemma.float32.load"],
     )
 
 
 def _bfloat16(config: Config) -> Iterator[Bar]:
     file = BYTES["bfloat16"] * config.num_parameters
+    read = BYTES["bfloat16"] * weights_read(config)
     yield Bar(
         what="bfloat16 decode / bare tile loop",
         bar=0.85,
-        number=lambda v: v["limits.tiles"] / v["refgemma.bfloat16.decode_128"],
+        number=lambda v: read / v["refgemma.bfloat16.beside.decode"] / v["refgemma.bfloat16.stream"],
     )
     yield Bar(what="bfloat16 decode / transformers bfloat16", aim=1, number=_faster("bfloat16", "decode_128"))
     yield Bar(
@@ -192,7 +193,7 @@ def _either(config: Config, form: str) -> Iterator[Bar]:
         bar=4,
         aim=2.5,
         at_least=False,
-        number=lambda v: v[f"{ours}.decode_8_rows"] / v[f"{ours}.decode_128"],
+        number=lambda v: v[f"{ours}.beside.decode_8_rows"] / v[f"{ours}.beside.decode"],
     )
     yield Bar(
         what=f"{form} memory at {config.max_positions} tokens beyond weights and cache, GB",

@@ -1,8 +1,8 @@
 """Numbers of a round by name, and medians over rounds of anything that is computed from them.
 
-Names: ``limits.gemv`` and ``limits.fresh`` (bytes a second), ``limits.gemm`` (operations a second), ``limits.tiles``,
-``imports.refgemma`` and ``imports.dependencies`` (seconds), and ``ENGINE.WEIGHTS.MEASURE``, such as
-``refgemma.float32.decode_128`` (seconds) or ``refgemma.bfloat16.memory.rss`` (bytes).
+Names: ``imports.refgemma`` and ``imports.dependencies`` (seconds), and ``ENGINE.WEIGHTS.MEASURE``, such as
+``refgemma.float32.decode_128`` (seconds), ``refgemma.bfloat16.memory.rss`` (bytes), and for what the machine can do
+``refgemma.float32.stream`` and ``.fresh`` (bytes a second) and ``.gemm`` (operations a second).
 """
 
 from __future__ import annotations

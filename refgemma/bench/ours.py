@@ -5,18 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from statistics import median
 
 import numpy as np
 
 from refgemma import generation
-from refgemma.bench import memory, plan
+from refgemma.bench import beside, limits, memory, plan
+from refgemma.bench.counts import BYTES
 from refgemma.cache import KVCache
 from refgemma.checkpoint import load_params
 from refgemma.config import Config, read_config
 from refgemma.model import Params, forward
 from refgemma.numerics import FLOAT32, Array
-from refgemma.ops.tiles import weighted
+from refgemma.ops.threads import threads
 
 
 def main(folder: Path, weights: str) -> None:
@@ -40,16 +41,21 @@ def main(folder: Path, weights: str) -> None:
             decoder=lambda context, rows: _decoder(params, config, context, rows),
         )
 
+    plan.say("about", threads=threads(), blas=limits.blas_name())
+    if weights == "float32":  # of bfloat16 nothing is filled
+        plan.touch_memory(BYTES[weights] * config.num_parameters)
     with memory.watched() as peaks:
         engine = plan.begin(load, config)
-        if weights == "float32":
-            plan.say("products", seconds=plan.timings(_products(loaded[0], config), least=3, most=plan.MOST_STEPS))
         plan.carry_out(engine, config, peaks)
         # Only the end of a prompt that fills the context is read: memory is at its height there, and time is saved.
         cache = _filled(config, config.max_positions - generation.CHUNK, 1, room=generation.CHUNK)
         tokens = plan.prompt(config, generation.CHUNK)
         forward(loaded[0], config, tokens, cache=cache, logits="last")
         plan.say("memory_long", **peaks())
+    beside.limits(engine, loaded[0], config)
+    if weights == "float32":
+        size = min(limits.FRESH, BYTES[weights] * config.num_parameters)
+        plan.say("fresh", rate=size / median(plan.timings(lambda: limits.fill(size), least=3, most=5)))
 
 
 def _read(params: Params, config: Config, tokens: Array) -> Array:
@@ -80,22 +86,6 @@ def _filled(config: Config, context: int, rows: int, *, room: int) -> KVCache:
             some[...] = rng.standard_normal(some.shape, np.float32)
     cache.extend(np.tile(np.arange(context), (rows, 1)))
     return cache
-
-
-def _products(params: Params, config: Config) -> Callable[[], None]:
-    """The matrix products of one step and nothing else, threads and tiles included: what of it is not overhead."""
-    together = [("attn", "q", "k", "v"), ("attn", "out"), ("mlp", "gate", "up"), ("mlp", "down")]  # as in `forward`
-    layers = cast(list[dict[str, dict[str, Array]]], params["layers"])
-    groups = [[layer[block][name] for name in names] for layer in layers for block, *names in together]
-    groups.append([cast(Array, params["head"])])
-    rng = np.random.default_rng(3)
-    inputs = {width: rng.standard_normal((1, width), np.float32) for width in {ws[0].shape[1] for ws in groups}}
-
-    def run() -> None:
-        for ws in groups:
-            weighted(inputs[ws[0].shape[1]], ws)
-
-    return run
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from refgemma.bench import memory, plan
+from refgemma.bench.counts import BYTES
 from refgemma.config import Config, read_config
 
 ATTENTIONS = ("sdpa", "eager")  # the thriftier first: memory is counted up to its end
@@ -49,6 +50,8 @@ def main(folder: Path, dtype: str) -> None:
         )
 
     plan.say("about", threads=torch.get_num_threads())
+    if dtype == "float32":
+        plan.touch_memory(BYTES[dtype] * config.num_parameters)
     with torch.inference_mode(), memory.watched() as peaks:
         engine = plan.begin(load, config)
         for attention in ATTENTIONS:

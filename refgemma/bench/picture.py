@@ -85,7 +85,7 @@ def picture(found: dict[str, Any], config: Config, *, format: str = "png") -> by
         raise ValueError(f"the picture is to be {format!r}: expected {', '.join(FORMATS)}")
     placed = points(found, config)
     limits = found["limits"]
-    if not placed or None in limits.values():
+    if not placed or any(limits[name] is None for name in ("gemm", *(_LIMITS[form] for form in found["weights"]))):
         raise ValueError("no engine or no limit was measured to the end: there is nothing to draw")
     check_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -6,6 +6,9 @@ An engine is two functions: one reads a prompt, the other makes a decoder with a
 from __future__ import annotations
 
 import json
+import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,6 +24,8 @@ FIRST = 8  # tokens of the prompt whose first answer is waited for
 MOST_STEPS = 50  # of one decoder, the first included: a cache needs room for them
 
 _ENOUGH = 2.0  # seconds spent on one measure, once it was repeated as often as it must be
+_TURNS = (5, 16)  # of several measures that take turns, at least and at most
+_ENOUGH_TURNS = 6.0  # seconds spent on them
 
 
 class Engine(NamedTuple):
@@ -79,6 +84,22 @@ def prompt(config: Config, count: int) -> Any:
         The same ids each time.
     """
     return np.random.default_rng(1).integers(3, config.vocab_size, (1, count))
+
+
+def touch_memory(nbytes: int) -> None:
+    """Let another process fill memory and give it back, so that loading does not wait for a virtual machine's host.
+
+    Parameters
+    ----------
+    nbytes : int
+        As much as will be filled.
+
+    Notes
+    -----
+    A host takes back what its guest has not used for some seconds, and finds it anew page by page, several times slower
+    than the guest fills it. On a machine of its own this changes nothing.
+    """
+    subprocess.run([sys.executable, "-c", f"import numpy; numpy.ones({nbytes}, numpy.uint8)"], check=False)
 
 
 def begin(load: Callable[[], Engine], config: Config) -> Engine:
@@ -158,3 +179,25 @@ def timings(work: Callable[[], object], *, least: int, most: int, enough: float 
         work()
         seconds.append(time.perf_counter() - start)
     return seconds
+
+
+def in_turn(*works: Callable[[], object]) -> list[float]:
+    """Time several pieces of work in turn, so that a machine that is fast at one moment is so for all of them.
+
+    Parameters
+    ----------
+    *works : callable
+        What is timed.
+
+    Returns
+    -------
+    list of float
+        Median seconds of each.
+    """
+    for work in works:
+        work()  # once in vain: the first time finds memory and threads cold
+    turns: list[list[float]] = []
+    start = time.perf_counter()
+    while len(turns) < _TURNS[0] or (len(turns) < _TURNS[1] and time.perf_counter() - start < _ENOUGH_TURNS):
+        turns.append([timings(work, least=1, most=1)[0] for work in works])
+    return [statistics.median(seconds) for seconds in zip(*turns, strict=True)]

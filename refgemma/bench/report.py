@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from refgemma.bench import plan
 from refgemma.bench.bars import bars, verdicts
-from refgemma.bench.counts import BYTES, weights_read
 from refgemma.bench.figures import median_of, values_of
 from refgemma.bench.run import Round
 from refgemma.config import Config
@@ -83,7 +82,6 @@ def summary(
         for line in lines
         if line["measure"] == "about"
     ]
-    stored = BYTES["bfloat16"] * weights_read(config)
     return {
         "size": size,
         "parameters": config.num_parameters,
@@ -92,10 +90,10 @@ def summary(
         "about": [one for i, one in enumerate(about) if one not in about[:i]],
         "rounds": len(rounds),
         "limits": {
-            "gemv": middle("limits.gemv"),
-            "gemm": middle("limits.gemm"),
-            "fresh": middle("limits.fresh"),
-            "tiles": median_of(values, lambda v: stored / v["limits.tiles"]),
+            "gemv": middle("refgemma.float32.stream"),
+            "tiles": middle("refgemma.bfloat16.stream"),
+            "gemm": middle(f"refgemma.{weights[0]}.gemm"),
+            "fresh": middle("refgemma.float32.fresh"),
         },
         "engines": {
             engine: {form: {name: middle(f"{engine}.{form}.{name}") for name in _MEASURES} for form in weights}
@@ -144,8 +142,7 @@ def _machine(found: dict[str, Any]) -> Table:
         rows.append(("load when it began", f"{machine['load']:.1f}"))
     rows.append(("versions", ", ".join(f"{name} {number}" for name, number in machine["versions"].items())))
     for one in found["about"]:
-        whose = "BLAS" if one["engine"] == "limits" else one["engine"]
-        rows.append((whose, ", ".join(filter(None, [one.get("blas"), f"{one['threads']} threads"]))))
+        rows.append((one["engine"], ", ".join(filter(None, [one.get("blas"), f"{one['threads']} threads"]))))
     rows += [("environment", f"{name}={value}") for name, value in machine["environment"].items()]
     rounds = f"{found['rounds']} round" + "s" * (found["rounds"] > 1)
     return Table(f"{found['size']}, {found['parameters'] / 1e9:.3g} billion random weights, {rounds}", ("", ""), rows)

@@ -1,14 +1,14 @@
 """From the files of a model folder to parameters, strictly: every tensor accounted for, all problems told at once.
 
-Matrices that are wanted as they are stored stay in the mapped files. Others are widened once, by tiles of rows, one
-thread a core (NumPy lets go of the interpreter lock while it converts).
+Matrices that are wanted as they are stored stay in the mapped files. Others are widened once, by tiles of rows, side by
+side on all cores.
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,11 @@ from refgemma.config import Config
 from refgemma.device import placed
 from refgemma.model import Params
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16
-from refgemma.ops.threads import threads
+from refgemma.ops.threads import in_parallel
 
 _FORMATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # in the words of the file: in ours
 
-_TILE = 2**20  # numbers; a float32 tile and its stored numbers stay in the second-level cache
-_LARGE = 2**24  # bytes of a file that are worth several threads
+_TILE = 2**21  # numbers: a float32 tile of each thread stays in the last cache; smaller ones are lost to Python
 
 Progress = Callable[[int, int], None]
 
@@ -215,24 +214,25 @@ def _widened(matrices: dict[str, Array | Bfloat16Matrix], dtype: str, progress: 
     """Copies of another dtype, all tiles of all matrices side by side."""
     wide = {path: np.empty(stored.shape, dtype) for path, stored in matrices.items()}
     tiles = [(stored, wide[path], rows) for path, stored in matrices.items() for rows in _tiles(stored.shape)]
-    total = sum(stored.nbytes for stored in matrices.values())
+    done, total, told = 0, sum(stored.nbytes for stored in matrices.values()), threading.Lock()
 
-    def one(tile: tuple[Array | Bfloat16Matrix, Array, slice]) -> int:
-        stored, wide, rows = tile
-        with np.errstate(invalid="ignore"):  # a NaN stays one, signalling or not
-            wide[rows] = stored.rows(rows, wide.dtype) if isinstance(stored, Bfloat16Matrix) else stored[rows]
-        return stored.nbytes // stored.shape[0] * len(wide[rows])
+    def one(number: int) -> None:
+        nonlocal done
+        stored, wide, rows = tiles[number]
+        part = wide[rows]
+        if not isinstance(stored, Bfloat16Matrix):
+            part[...] = stored[rows]
+        elif part.dtype == np.float32:
+            from_bfloat16(stored.bits[rows], out=part)  # memory that is new takes longer to touch than to fill
+        else:
+            part[...] = stored.rows(rows, part.dtype)
+        if progress:
+            with told:
+                done += stored.nbytes // stored.shape[0] * len(part)
+                progress(done, total)
 
-    done = 0
-    with ThreadPoolExecutor(threads() if total > _LARGE else 1) as pool:
-        try:
-            for nbytes in pool.map(one, tiles):
-                done += nbytes
-                if progress:
-                    progress(done, total)
-        except BaseException:  # Ctrl-C above all, which should not wait for gigabytes
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with np.errstate(invalid="ignore"):  # a NaN stays one, signalling or not
+        in_parallel(one, len(tiles))
     for matrix in wide.values():
         matrix.flags.writeable = False
     return wide

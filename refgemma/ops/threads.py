@@ -93,29 +93,30 @@ def in_parallel(work: Callable[[int], object], count: int) -> None:
     _quieten_blas()
     hands = min(threads(), count)
     todo = deque([*range(count), *[None] * hands])  # each thread stops at a None of its own
-    told: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
+    done: list[int] = []  # how many each thread did that has stopped
+    end: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()  # the caller is woken once
 
     def take_part() -> None:
-        done = 0
+        mine = 0
         try:
             while (part := todo.popleft()) is not None:
                 work(part)
-                done += 1
-            told.put(done)
+                mine += 1
         except BaseException as error:
-            told.put(error)
+            end.put(error)
+            return
+        done.append(mine)
+        if sum(done) == count:  # who comes too late has done nothing, and nobody waits for it
+            end.put(None)
 
     for _ in range(hands - 1):
         # Each in a copy of the caller's context, where NumPy keeps what to do about floating-point errors.
         _hand_over(functools.partial(contextvars.copy_context().run, take_part))
     try:
         take_part()
-        left = count
-        while left:  # not until all have told: who came too late has nothing to tell
-            news = told.get()
-            if isinstance(news, BaseException):
-                raise news
-            left -= news
+        error = end.get()
+        if error is not None:
+            raise error
     finally:
         todo.clear()  # after an error, or Ctrl-C
 

@@ -132,15 +132,7 @@ def _cut(length: int, width: int, columns: int, *, hands: int) -> list[slice]:
     most = max(1 if columns == 1 else _ROWS, _TILE // width)
     rounds = -(-length // (hands * most))
     step = -(-length // (hands * rounds))
-    parts = [slice(start, min(start + step, length)) for start in range(0, length, step)]
-    if columns == 1:  # the last ones in halves, so that threads wait less for the slowest; more of them cost in Python
-        parts[-hands:] = [half for part in parts[-hands:] for half in _halves(part)]
-    return parts
-
-
-def _halves(part: slice) -> list[slice]:
-    middle = (part.start + part.stop + 1) // 2
-    return [half for half in (slice(part.start, middle), slice(middle, part.stop)) if half.start < half.stop]
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def _within(part: slice, lengths: list[int]) -> Iterator[tuple[int, slice]]:
@@ -155,12 +147,12 @@ def _within(part: slice, lengths: list[int]) -> Iterator[tuple[int, slice]]:
 
 def _multiply(x: Array, w: Array | Bfloat16Matrix, rows: slice, *, out: Array) -> None:
     """Compute those columns of ``x W^T`` that come from some rows of `w`."""
+    if len(x) == 1:  # with as little Python as can be: while one thread is in it, the others wait for its lock
+        np.dot(_widen(w, x.dtype, rows), x[0], out=out[0, rows])
+        return
     I = x.shape[1]
     wide = not isinstance(w, Bfloat16Matrix) and w.dtype == x.dtype
     width = I if wide else max(1, _TILE // (rows.stop - rows.start))
-    if len(x) == 1 and width >= I:  # a copy less: every call of NumPy is another wait for the interpreter lock
-        np.dot(_widen(w, x.dtype, rows), x[0], out=out[0, rows])
-        return
     total = np.dot(_widen(w, x.dtype, rows, slice(0, width)), x[:, :width].T)
     for start in range(width, I, width):
         columns = slice(start, start + width)
@@ -190,6 +182,5 @@ def check_narrow(w: Array, dtype: np.dtype[Any]) -> None:
 def _widen(
     w: Array | Bfloat16Matrix, dtype: np.dtype[Any], rows: slice = slice(None), columns: slice = slice(None)
 ) -> Array:
-    tile = w.bits[rows, columns] if isinstance(w, Bfloat16Matrix) else w[rows, columns]
-    wide: Array = (from_bfloat16(tile) if isinstance(w, Bfloat16Matrix) else tile).astype(dtype, copy=False)
-    return wide
+    wide: Array = from_bfloat16(w.bits[rows, columns]) if isinstance(w, Bfloat16Matrix) else w[rows, columns]
+    return wide if wide.dtype == dtype else wide.astype(dtype)

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from refgemma.bench.limits import product, tile_loop
+from refgemma.bench.limits import products, tile_loop, tiled
 from refgemma.numerics import from_bfloat16, to_bfloat16
-from refgemma.ops.threads import in_parallel
 from tests.ops.weights import use_threads
 
 
@@ -19,8 +18,8 @@ def test_a_shared_product_is_the_whole_product(tile):
     w = np.arange(40, dtype=np.float32).reshape(10, 4)
     for x in (np.array([1, 2, 3, 5], np.float32), np.arange(8, dtype=np.float32).reshape(4, 2)):
         # Whole numbers below 2**24: exact in any order.
-        assert product(w, x, tile)().tolist() == (w.astype(int) @ x.astype(int)).tolist()
-        assert product(w, x, tile, in_parallel)().tolist() == (w.astype(int) @ x.astype(int)).tolist()
+        for way in (tiled(w, x, tile), *products(w, x)):
+            assert way().tolist() == (w.astype(int) @ x.astype(int)).tolist()
 
 
 def test_the_tile_loop_multiplies_every_matrix_whole():

@@ -13,18 +13,18 @@ from refgemma.config import SIZES
 
 def test_every_process_tells_every_measure(whole_run):
     told = {job: lines for job, lines, failure in whole_run.rounds[0] if not failure}
-    assert list(told) == [Job("imports"), Job("limits"), Job("refgemma", "float32"), Job("refgemma", "bfloat16")]
+    assert list(told) == [Job("imports"), Job("refgemma", "float32"), Job("refgemma", "bfloat16")]
     names = {job: [line["measure"] for line in lines] for job, lines in told.items()}
     assert names[Job("imports")] == ["dependencies", "refgemma"]
-    assert names[Job("limits")] == ["about", "gemv", "gemm", "tiles", "fresh"]
-    ours = ["prefill_128", *plan.DECODE, "prefill_2048", "memory", "memory_long"]
-    assert names[Job("refgemma", "float32")] == ["load", "first_token", "products", *ours]
-    assert names[Job("refgemma", "bfloat16")] == ["load", "first_token", *ours]
+    ours = ["about", "load", "first_token", "prefill_128", *plan.DECODE, "prefill_2048", "memory", "memory_long"]
+    beside = [*(f"beside.{what}" for what in ("decode", "decode_8_rows", "products")), "stream", "beside.prefill"]
+    assert names[Job("refgemma", "bfloat16")] == [*ours, *beside, "gemm"]
+    assert names[Job("refgemma", "float32")] == [*ours, *beside, "gemm", "fresh"]
     assert all(second > 0 for lines in told.values() for line in lines for second in line.get("seconds", []))
 
 
 def test_memory_grows_and_is_told_in_bytes(whole_run):
-    lines = whole_run.rounds[0][2].lines
+    lines = whole_run.rounds[0][1].lines
     before, after = ({key: line[key] for key in ("rss", "rss_anon")} for line in lines if "memory" in line["measure"])
     if memory.total() is None:
         pytest.skip("the system does not tell")
@@ -44,7 +44,7 @@ def test_a_process_that_fails_is_told_of(folder, tmp_path):
     shutil.copytree(folder, broken)
     (broken / "model.safetensors").write_bytes(b"")
     told = run._process(Job("refgemma", "float32"), broken, 60, lambda count: None)
-    assert told.lines == []
+    assert [line["measure"] for line in told.lines] == ["about"]
     assert told.failure.startswith("ended with code 1: ValueError: ")
     assert "is cut off" in told.failure
 
@@ -52,7 +52,7 @@ def test_a_process_that_fails_is_told_of(folder, tmp_path):
 def test_a_process_that_takes_too_long_is_stopped(folder):
     told = run._process(Job("refgemma", "float32"), folder, 0.01, lambda count: None)
     assert told.failure == "stopped after 0 seconds"
-    assert run._process(Job("limits"), folder, 0, lambda count: None).failure == "no time was left for it"
+    assert run._process(Job("refgemma", "float32"), folder, 0, lambda count: None).failure == "no time was left for it"
 
 
 def test_what_was_told_before_the_end_stands(folder, monkeypatch):
@@ -71,7 +71,7 @@ def test_no_round_is_begun_that_would_end_too_late(folder, monkeypatch):
     monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(run, "_process", lambda job, *_: run.Told(job, []))
     monkeypatch.setattr(run, "_imports", lambda: run.Told(Job("imports"), []))
-    jobs = 3  # of a round: imports, limits, ours; each looks at the clock once, and a round once before it begins
+    jobs = 2  # of a round: imports, ours; each looks at the clock once, and a round once before it begins
     assert len(run.run(folder, weights=("float32",), peers=False, rounds=9, longest=100.0 * (2 * (jobs + 1)))) == 2
 
 
@@ -88,6 +88,24 @@ def test_timings_are_as_many_as_asked_for():
     calls = []
     assert len(plan.timings(lambda: calls.append(0), least=3, most=7)) == len(calls) == 7
     assert len(plan.timings(lambda: None, least=3, most=7, enough=0)) == 3
+
+
+def test_works_take_turns_and_the_first_times_do_not_count(monkeypatch):
+    clock, calls = [0.0], []
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: clock[0])
+
+    def work(name, seconds):
+        def call():
+            calls.append(name)
+            clock[0] += seconds if calls.count(name) > 1 else 1000.0
+
+        return call
+
+    assert plan.in_turn(work("a", 1.0), work("b", 2.0)) == [1.0, 2.0]
+    assert calls == ["a", "b"] * 6  # one turn in vain, and as many as must be, since 6 s are over with the second
+    calls.clear()
+    assert plan.in_turn(work("a", 0.0)) == [0.0]
+    assert len(calls) == 1 + 16
 
 
 def test_a_prompt_is_the_same_each_time_and_in_the_vocabulary(config):
