@@ -81,7 +81,8 @@ def diagnose(
     Notes
     -----
     Of a trace each operation is judged on their own inputs (`refgemma.oracle.forced`), with each known bug in the
-    reference in turn: an explanation is right if nothing is wrong any more. A bug that is in some layers only is found,
+    reference in turn: an explanation is right if nothing is wrong any more. Where no operation is wrong, but the logits
+    are not those of the model, the logits are explained. A bug that is in some layers only is found,
     too, as it explains the operations of these and none of the others (`refgemma.oracle.sites`). Of final logits alone
     the reference is run by itself, and a bug is everywhere. What fits is ordered by how well it does.
     """
@@ -104,6 +105,11 @@ def diagnose(
         trial: ForcedTrial | FreeTrial
         trial = FreeTrial(trace, honest, arithmetic) if by_logits else ForcedTrial(trace, honest, arithmetic)
         base = trial.honest()
+        if base.explains and not by_logits and "logits" in trace.tensors and not overflow:
+            whole = FreeTrial(_only_logits(trace), honest, arithmetic)
+            if not whole.honest().explains:  # many small errors in one direction, none of them outside its own bound
+                trial, by_logits, base = whole, True, whole.honest()
+                notes += ("each operation is inside its bound, but the logits, which all of them lead to, are not",)
         return Diagnosis(
             causes=() if base.explains else tuple(_causes(trial, honest, base, pairs, progress)),
             honest=base,
@@ -122,6 +128,12 @@ def _told(params: Params, config: Config, trace: Trace) -> tuple[str, str, Trace
     if not fits(trace.tokens, trace):  # other tokens were fed
         return *arithmetic_of(trace), trace
     return as_told(params, config, trace)[:3]
+
+
+def _only_logits(trace: Trace) -> Trace:
+    """Their logits without the rest of their trace."""
+    meta = {**trace.meta, "last": "true"} if trace.is_cut("logits") else trace.meta
+    return replace(trace, tensors={"logits": trace.tensors["logits"]}, ends=frozenset(), meta=meta)
 
 
 def _causes(

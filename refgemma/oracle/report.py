@@ -82,6 +82,7 @@ class Report:
         """
         B, T = self.shape
         lines = [f"{self.theirs} against {self.model}, {B} x {T} tokens, as {self.arithmetic}", "", *self._verdict()]
+        lines += [note for note in self.notes if note.startswith("left out: ")]  # who gave it wants to know
         given = [finding for finding in self.findings if finding.grade != "not given"]
         if given:
             lines += ["", "every operation on its own inputs, in the order of the computation", *_table(given, "bound")]

@@ -198,6 +198,8 @@ class ForcedTrial:
         moved = {kind for variant in explanation for kind in variant.where}
         forgiven = {name for name in _wrong(findings) if split_name(name)[1] in moved and self._is_close(name, off)}
         wrong = _wrong(findings) - forgiven
+        if explanation and self._base:
+            wrong |= {name for name in self._wrong if not self._comes_closer(name, off)}
         if self._base and loosens(self._arithmetic, self._honest, setup):
             # What is inside looser bounds, and no closer than without the variant, is not explained by it.
             wrong |= {name for name in self._wrong if not is_closer(off[name], self._plain[name], self._floor[name])}
@@ -209,6 +211,12 @@ class ForcedTrial:
                     if not all(is_closer(off[name], other[name], self._floor[name]) for other in alone)
                 }
         return Tried(explanation, findings, off, frozenset(wrong), frozenset(forgiven - wrong))
+
+    def _comes_closer(self, name: str, off: dict[str, Misfit]) -> bool:
+        """Whether a tensor is nearer to theirs than without the explanation: its slack for tensors that were not given
+        may be so large that everything fits.
+        """
+        return off[name].mean <= self._floor[name] or is_closer(off[name], self._plain[name], 0.0, times=2.0)
 
     def _is_close(self, name: str, off: dict[str, Misfit]) -> bool:
         """Whether a tensor that the bounds call wrong is theirs all the same, see `_ROUNDINGS`."""

@@ -121,7 +121,7 @@ def place(honest: Tried, tried: Tried, config: Config, given: set[str], floor: M
     return Placed(tried, tuple(here), tuple(undecided), everywhere)
 
 
-def is_closer(one: Misfit, other: Misfit, floor: float) -> bool:
+def is_closer(one: Misfit, other: Misfit, floor: float, times: float = CLOSER) -> bool:
     """Whether one explanation is so much closer to a tensor that it is no coincidence.
 
     Parameters
@@ -130,14 +130,16 @@ def is_closer(one: Misfit, other: Misfit, floor: float) -> bool:
         Of two explanations.
     floor : float
         Misfits below this are rounding.
+    times : float
+        How much closer it must be.
 
     Returns
     -------
     bool
         By the mean; or by the peak, where few numbers are off, and all of these are put right.
     """
-    mean = one.mean * CLOSER <= other.mean and other.mean > floor
-    return mean or (one.peak * CLOSER <= other.peak and other.peak > floor and one.mean <= other.mean)
+    mean = one.mean * times <= other.mean and other.mean > floor
+    return mean or (one.peak * times <= other.peak and other.peak > floor and one.mean <= other.mean)
 
 
 def placed_alone(honest: Tried, places: Sequence[Placed]) -> list[Cause]:

@@ -256,3 +256,35 @@ def test_slack_never_makes_a_bound_smaller(name):
         assert np.all(loose.variance >= exact.variance)
         assert np.isfinite(loose.worst).all()
         assert loose.reason
+
+
+def test_slack_of_a_norm_is_what_its_input_can_do():
+    """One number up and all others towards zero, as far as each may be off: the most that one output grows."""
+    rng = np.random.default_rng(0)
+    x, weight, worst = rng.normal(size=(1, 1, 8)), rng.normal(size=8), 1e-4 * rng.uniform(size=(1, 1, 8))
+    y = rms_norm(x, weight, eps=1e-6, numerics=PROFILES["float64"])
+    plain, slack = (bounds.norm(y, known, weight, 1e-6, F32).worst for known in (Known(x), Known(x, worst, worst**2)))
+    for i in range(8):
+        away = -np.sign(x)
+        away[..., i] *= -1
+        moved = np.abs(rms_norm(x + away * worst, weight, eps=1e-6, numerics=PROFILES["float64"]) - y)[0, 0, i]
+        # Of first order, so all of it is granted but some parts in 1e4, and no more than as much again.
+        assert moved * (1 - 1e-3) <= (slack - plain)[0, 0, i] <= 2 * moved
+
+
+def test_slack_of_gelu_is_what_its_input_can_do():
+    """Far off, the curve bends: the slope alone does not tell."""
+    x = np.linspace(-6, 6, 241)
+    for off in (1e-3, 0.3, 1.0):
+        plain, slack = (
+            bounds_curves.gelu(gelu(x, numerics=PROFILES["float64"]), known, F32).worst
+            for known in (Known(x), Known(x, np.full_like(x, off), np.full_like(x, off**2)))
+        )
+        moved = np.maximum(
+            *(
+                np.abs(gelu(x + step, numerics=PROFILES["float64"]) - gelu(x, numerics=PROFILES["float64"]))
+                for step in (off, -off)
+            )
+        )
+        assert (moved <= slack - plain + 1e-12).all()
+        assert (slack - plain).max() <= 1.5 * moved.max()

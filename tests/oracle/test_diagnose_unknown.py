@@ -249,6 +249,26 @@ def test_an_unknown_bug_of_a_narrow_run_is_given_no_known_name(bug):
         assert found.ok != found.needed
 
 
+@pytest.mark.parametrize(
+    ("bug", "kinds"),
+    [
+        ("values too large", ("final_norm", "logits")),
+        ("tokens reversed", ("layers.1.mlp.down", "final_norm", "logits")),
+    ],
+)
+def test_an_unknown_bug_is_given_no_known_name_by_few_tensors(bug, kinds):
+    """What stands in for tensors that were not given is so uncertain that two bugs at once would allow for anything."""
+    model = find("reveal-gqa")
+    if bug == "tokens reversed":
+        trace = replace(dump(replace(model, tokens=model.tokens[:, ::-1]), (), None), tokens=model.tokens)
+    else:
+        trace = dump(model, ("attn.v",), lambda value, before, model: value * 1.1)
+    given = {name: value for name, value in trace.tensors.items() if name.endswith(kinds)}
+    found = diagnose(replace(trace, tensors=given), gemma_of(model), arithmetic="float32")
+    assert found.needed
+    assert found.first is None
+
+
 @pytest.mark.parametrize(("dtype", "off"), [("float32", 1e-4), ("bfloat16", 0.05)])
 def test_a_known_bug_with_one_number_off_is_not_that_bug(dtype, off):
     """More roundings than a token's largest number may be off by, 64 of float32 or 3 of bfloat16."""

@@ -1,5 +1,7 @@
 """Free-running budgets: honest runs inside, mistakes outside, the same verdict every time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,10 @@ from refgemma.numerics import PROFILES
 from refgemma.oracle import steps
 from refgemma.oracle.drift import drift, judge_free
 from refgemma.oracle.tensor_names import split_name
+from refgemma.oracle.trace import trace
 from tests.bfloat16 import narrow_params
+from tests.models import random_model
+from tests.oracle.gemmas import gemma_of
 from tests.oracle.test_forced import model_of, run
 from tests.truth import BUGS, truth_logits
 
@@ -117,3 +122,18 @@ def test_bfloat16_budgets_are_for_the_weights_of_a_bfloat16_engine():
     logits = run(model, "bf16-transformers").tensors["logits"]
     of_narrow = judge_free(narrow, model.config, logits, model.tokens, model.positions, PROFILES["bf16-transformers"])
     assert free(model, logits, "bf16-transformers").ratio == of_narrow.ratio
+
+
+def test_what_stands_at_padding_is_not_judged():
+    model = random_model(2, num_tokens=9)
+    positions = np.tile(np.arange(9), (len(model.tokens), 1))
+    positions[0] = [-1, -1, *range(7)]
+    whole = trace(gemma_of(model), model.tokens, positions=positions)
+    for junk in (1e9, np.nan):
+        tensors = {name: value.copy() for name, value in whole.tensors.items()}
+        tensors["layers.0.out"][0, :2] = junk
+        (found,) = drift(model.params, model.config, replace(whole, tensors=tensors), "float32", names=["layers.0.out"])
+        assert found.grade == "inside rounding"
+        tensors["layers.0.out"][0, 2] = junk
+        (found,) = drift(model.params, model.config, replace(whole, tensors=tensors), "float32", names=["layers.0.out"])
+        assert found.grade == "wrong"

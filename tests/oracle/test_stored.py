@@ -47,8 +47,11 @@ def test_what_storing_takes_away_is_at_most_half_a_unit_and_reaches_it():
     # float16 has no numbers below 2**-24: half of that is all that is lost there, and not the smallest normal one.
     assert lost(np.zeros(1), "float16", "float32") == 2.0**-25
     assert lost(np.ones(1), "bfloat16", "float32") == UNIT["bfloat16"]
-    for dtype, computed in [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"), ("", "float32")]:
-        assert lost(np.ones(1), dtype, computed) == 0.0
+    # Bfloat16 has fewer digits than float16, and far smaller numbers.
+    assert lost(np.ones(1), "float16", "bfloat16") == lost(np.zeros(1), "float16", "bfloat16") == 2.0**-25
+    for computed in ("float32", "bfloat16", "float16"):
+        for dtype in ("float32", computed, ""):
+            assert lost(np.ones(1), dtype, computed) == 0.0
 
 
 @HALF
@@ -96,6 +99,31 @@ def test_a_bfloat16_run_is_not_taken_for_one(profile):
             told = compare(None, replace(given, config=None), model=judge, arithmetic=None)
             assert told.arithmetic.startswith("bfloat16 (stored as"), seed
     assert not told.ok  # the last of them: the products are wrong
+
+
+@HALF
+@pytest.mark.parametrize(
+    "kinds", [("embed", "out", "final_norm", "logits"), ("final_norm", "logits"), ("mlp.gate", "mlp.act", "mlp.down")]
+)
+def test_a_few_tensors_of_a_float32_run_are_judged_as_what_they_are(dtype, kinds):
+    for seed in range(3):
+        model = random_model(seed, num_tokens=17)
+        whole = saved(run(model), dtype)
+        given = replace(whole, tensors={n: x for n, x in whole.tensors.items() if n.endswith(kinds)})
+        assert compare(None, given, model=gemma_of(model, "float64")).ok
+        wrong = run(model, tap=lambda at, x: x * np.float32(1.1) if at == "layers.0.mlp.down" else x)
+        given = replace(given, tensors={n: saved(wrong, dtype).tensors[n] for n in given.tensors})
+        assert not compare(None, given, model=gemma_of(model, "float64")).ok
+
+
+def test_a_bfloat16_run_saved_as_float16_loses_its_smallest_numbers():
+    model = random_model(0, num_tokens=17)
+    whole = run(model, "bf16-transformers")
+    tiny = {n: x for n, x in whole.tensors.items() if n.endswith(("mlp.gate", "mlp.act"))}
+    given = replace(whole, tensors={n: NARROW["float16"](x) for n, x in tiny.items()}, config=None, meta={})
+    given = replace(given, dtypes=dict.fromkeys(tiny, "float16"))
+    assert any((given.tensors[n] != x).any() for n, x in tiny.items())
+    assert compare(None, given, model=gemma_of(model, "float64")).ok
 
 
 @HALF
@@ -147,6 +175,8 @@ def test_what_has_to_be_wrong_for_it():
     assert not look(some, right | {"embed": "wrong"})  # as stored as much is wrong
     assert not look(some | {"final_norm": "not given", "embed": "inside rounding"}, right)  # products alone: weights
     assert not look(some | {"logits": "inside rounding"}, right)  # a norm alone
+    more = dict.fromkeys(["layers.0.mlp.act", "layers.0.mlp.down"], "inside rounding")
+    assert not look(some | more, right | more)  # two kinds of five
     norms = dict.fromkeys(["layers.0.attn.norm", "layers.0.mlp.norm", "final_norm"], "wrong")
     others = dict.fromkeys(["layers.0.attn.q", "layers.0.mlp.act", "logits"], "wrong")
     assert look(norms | others, norms | dict.fromkeys(others, "inside rounding"))  # one bug is in all norms
