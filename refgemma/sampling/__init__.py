@@ -4,14 +4,19 @@ A sampler here is a list of steps ``logits -> logits`` whose order is visible (`
 of minus infinity.
 """
 
-from refgemma.sampling.by_hand import record_logits
-from refgemma.sampling.comparison import Comparison, compare
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from refgemma.sampling.decision import Decision, Stage, decide, steps_of, uniform
 from refgemma.sampling.entry import Candidate, Entry, StepRecord
 from refgemma.sampling.params import SamplingParams
 from refgemma.sampling.record import Record
 from refgemma.sampling.record_file import read_record, write_record
 from refgemma.sampling.replay import Replay
+
+if TYPE_CHECKING:
+    from refgemma.sampling.by_hand import record_logits
+    from refgemma.sampling.comparison import Comparison, compare
 
 __all__ = [
     "Candidate",
@@ -31,3 +36,11 @@ __all__ = [
     "uniform",
     "write_record",
 ]
+
+_ON_FIRST_USE = {"Comparison": "comparison", "compare": "comparison", "record_logits": "by_hand"}  # other engines
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module 'refgemma.sampling' has no attribute {name!r}")
+    return getattr(import_module(f"refgemma.sampling.{_ON_FIRST_USE[name]}"), name)
