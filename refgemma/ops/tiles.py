@@ -21,8 +21,8 @@ from refgemma.ops.threads import in_parallel, threads
 _TILE = 2**20
 
 # Rows of a matrix that a thread takes at a time, if they are to be multiplied with many columns: BLAS prepares those
-# anew each time, which would not pay for fewer rows.
-_ROWS = 512
+# anew each time, which would not pay for fewer rows. Of a narrow matrix half as many: they are to be widened, too.
+_ROWS = 1024
 
 # Numbers for which it is worth waking a thread; eight multiplications take as long as reading one of them.
 _WORTH = 2**17
@@ -50,7 +50,7 @@ def product(a: Array, b: Array) -> Array:
     stack = a.shape[:-2]
     matrices = list(np.ndindex(stack))
     out = np.empty((*stack, M, J), a.dtype)
-    parts = _cut(max(M, J), I, min(M, J), hands=-(-hands // len(matrices)))
+    parts = _cut(max(M, J), I, 1 if min(M, J) == 1 else _ROWS // 2, hands=-(-hands // len(matrices)))
     places = [(index, part) for index in matrices for part in parts]
     # The longer side is cut. BLAS does best with the longer operand on the left, if its rows are rows in memory.
     turned = b.strides[-2] < b.strides[-1]
@@ -111,7 +111,8 @@ def weighted(x: Array, weights: Sequence[Array | Bfloat16Matrix]) -> list[Array]
     if namespace_of(x) is not np:  # tiles and threads are for the CPU
         return [x @ _widen(w, x.dtype).T for w in weights]
     outs = [np.empty((len(x), length), x.dtype) for length in lengths]
-    parts = _cut(sum(lengths), x.shape[1], len(x), hands=hands)
+    rows = 1 if len(x) == 1 else _ROWS if len(wide) == len(weights) else _ROWS // 2
+    parts = _cut(sum(lengths), x.shape[1], rows, hands=hands)
 
     def one(number: int) -> None:
         for which, rows in _within(parts[number], lengths):
@@ -127,9 +128,9 @@ def _hands(numbers: int, columns: int) -> int:
     return 1 if worth < 2 else min(threads(), worth)
 
 
-def _cut(length: int, width: int, columns: int, *, hands: int) -> list[slice]:
-    """Rows of a (length, width) matrix, to be multiplied with some columns, in parts: as much for each thread."""
-    most = max(1 if columns == 1 else _ROWS, _TILE // width)
+def _cut(length: int, width: int, rows: int, *, hands: int) -> list[slice]:
+    """Rows of a (length, width) matrix in parts, as much for each thread: a tile, or `rows` if that is more."""
+    most = max(rows, _TILE // width)
     rounds = -(-length // (hands * most))
     step = -(-length // (hands * rounds))
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]

@@ -95,7 +95,8 @@ def read_arrays(path: str | Path) -> dict[str, StoredArray]:
     """
     path = Path(path)
     if path.suffix not in ENDINGS:
-        raise ValueError(f"{path} ends in {path.suffix or 'nothing'!r}: expected tensors in {', '.join(ENDINGS)}")
+        ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
+        raise ValueError(f"{path} {ending}: expected tensors in {', '.join(ENDINGS)}")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is no file: expected tensors in {', '.join(ENDINGS)}")
     if path.suffix == ".safetensors":

@@ -109,6 +109,8 @@ def _find(path: Path, arrays: Mapping[str, StoredArray], words: tuple[str, ...])
         for name, array in arrays.items():
             if _word(name) != word:
                 continue
+            if array.dtype == "bool" and words is _TOKENS:
+                raise ValueError(f"{path}: {name!r} is true and false, as masks are: expected token ids")
             if array.dtype.startswith(("int", "uint", "bool")):
                 return name, array.read().astype(np.int64)
             if array.dtype not in ("float32", "float64") and words is _TOKENS:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from refgemma.ops.mlp import gelu
+from tests.ops.weights import use_threads
 
 OPERATIONS = ("gelu",)
 pytestmark = pytest.mark.usefixtures("on_each_library")
@@ -67,3 +68,15 @@ def test_the_two_forms_differ_by_as_much_as_the_docstring_says():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gelu_far_out(dtype):
     assert gelu(np.array([0.0, 50.0, -50.0, np.inf], dtype)).tolist() == [0.0, 50.0, 0.0, np.inf]
+
+
+def test_parts_side_by_side_are_the_whole(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(3, 8, 5)).astype(np.float32)
+    for given in (x, x[:, ::2], x.swapaxes(0, 2), x[:0]):
+        monkeypatch.setattr("refgemma.ops.mlp._PART", 2**18)
+        whole = gelu(given)
+        monkeypatch.setattr("refgemma.ops.mlp._PART", 7)
+        use_threads(monkeypatch, 3)
+        parts = gelu(given)
+        assert parts.shape == given.shape
+        assert np.array_equal(parts, whole)  # number by number there is nothing to round differently

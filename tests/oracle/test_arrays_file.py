@@ -74,7 +74,7 @@ def archive(name, content):
     ("name", "content", "words"),
     [
         ("a.pt", b"", r"a\.pt ends in '\.pt': expected tensors in \.safetensors, \.npz, \.npy"),
-        ("a", b"", "ends in 'nothing'"),
+        ("a", b"", "has no ending"),
         ("a.npz", b"\x80\x02}q\x00.", "holds pickled objects, which are never opened"),
         ("a.npz", npz(x=np.array([{}], dtype=object)), "holds pickled objects, which are never opened"),
         ("a.npy", npy(np.array([{}], dtype=object)), "holds pickled objects, which are never opened"),

@@ -426,6 +426,7 @@ LOGITS = {"logits": OURS["logits"]}
             "every position is padding (-1, or masked): nothing is left to compare",
         ),
         (LOGITS | {"tokens": MODEL.tokens + 0.5}, {}, "'tokens' holds numbers that are not whole: expected token ids"),
+        (LOGITS | {"tokens": MODEL.tokens > 9}, {}, "'tokens' is true and false, as masks are: expected token ids"),
         (LOGITS | {"tokens": MODEL.tokens.astype(np.float16)}, {}, "'tokens' is float16, which rounds token ids"),
     ],
 )
