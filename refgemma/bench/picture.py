@@ -116,12 +116,14 @@ def picture(found: dict[str, Any], config: Config, *, format: str = "png") -> by
             label=f"{point.engine}, {point.weights}" if first else None,
         )
         if point.engine == "refgemma":
+            left_of = point.weights == "float32"
+            above = left_of != (point.measure == "decode_4096")  # beside its neighbour, decode_128, there is no room
             axes.annotate(
                 point.measure.replace("_", " "),
                 (point.intensity, point.rate / 1e9),
-                xytext=(-6, 6) if point.weights == "float32" else (7, -12),
+                xytext=(-7 if left_of else 7, 6 if above else -12),
                 textcoords="offset points",
-                ha="right" if point.weights == "float32" else "left",
+                ha="right" if left_of else "left",
                 fontsize=7,
                 color=_COLOURS[point.weights],
             )
