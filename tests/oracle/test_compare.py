@@ -118,6 +118,14 @@ def test_only_logits_are_compared_free_running(wrong):
     assert "WRONG: logits, each engine run by itself\n" in compare(None, only(wrong, "logits"), model=TRUTH).text()
 
 
+def test_what_was_left_out_stands_under_the_verdict():
+    given = replace(without(theirs_of(), "logits"), notes=("a note", "left out: logits has another shape"))
+    lines = compare(None, given, model=TRUTH).text().split("\n")
+    assert lines[2].startswith("nothing is wrong: ")
+    assert "left out: logits has another shape" in lines[3:5]
+    assert "a note" not in lines
+
+
 def test_last_positions_are_judged(wrong):
     last = theirs_of(last=True)
     kept = replace(last, meta={"last": "true"})
