@@ -29,6 +29,7 @@ from refgemma.ops.threads import in_parallel
 _FORMATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # in the words of the file: in ours
 
 _TILE = 2**21  # numbers: a float32 tile of each thread stays in the last cache; smaller ones are lost to Python
+_LARGE = 2**24  # bytes of matrices that are worth several threads
 
 Progress = Callable[[int, int], None]
 
@@ -232,7 +233,11 @@ def _widened(matrices: dict[str, Array | Bfloat16Matrix], dtype: str, progress: 
                 progress(done, total)
 
     with np.errstate(invalid="ignore"):  # a NaN stays one, signalling or not
-        in_parallel(one, len(tiles))
+        if total > _LARGE:
+            in_parallel(one, len(tiles))
+        else:
+            for number in range(len(tiles)):
+                one(number)
     for matrix in wide.values():
         matrix.flags.writeable = False
     return wide

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refgemma.checkpoint import load_params
+from refgemma.checkpoint import load, load_params
 from refgemma.checkpoint.names import tensors_of
 from refgemma.config import SIZES
 from refgemma.numerics import Bfloat16Matrix, from_bfloat16, to_bfloat16
@@ -301,6 +301,18 @@ def test_progress_counts_the_bytes_that_are_widened(tmp_path):
     assert calls[-1] == (matrices, matrices)
     assert all(before < after for (before, _), (after, _) in itertools.pairwise(calls))
     assert len(calls) > len(tensors_of(config))  # the table comes in several tiles
+
+
+@pytest.mark.parametrize("large", [0, 2**30])
+def test_threads_are_for_large_files(tmp_path, monkeypatch, large):
+    """They set BLAS to one thread, for good."""
+    called = []
+    monkeypatch.setattr(load, "_LARGE", large)
+    monkeypatch.setattr(load, "in_parallel", lambda work, count: called.extend(map(work, range(count))))
+    params = load_params(write_model(tmp_path, MODEL, "BF16"), MODEL.config)
+    assert bool(called) == (large == 0)
+    for path, array in leaves(params):
+        np.testing.assert_array_equal(array, rounded("BF16")[path])
 
 
 def test_mapped_matrices_make_no_progress_because_there_is_nothing_to_wait_for(tmp_path):
