@@ -111,8 +111,8 @@ def weighted(x: Array, weights: Sequence[Array | Bfloat16Matrix]) -> list[Array]
     if namespace_of(x) is not np:  # tiles and threads are for the CPU
         return [x @ _widen(w, x.dtype).T for w in weights]
     outs = [np.empty((len(x), length), x.dtype) for length in lengths]
-    rows = 1 if len(x) == 1 else _ROWS if len(wide) == len(weights) else _ROWS // 2
-    parts = _cut(sum(lengths), x.shape[1], rows, hands=hands)
+    fewest = 1 if len(x) == 1 else _ROWS if len(wide) == len(weights) else _ROWS // 2
+    parts = _cut(sum(lengths), x.shape[1], fewest, hands=hands)
 
     def one(number: int) -> None:
         for which, rows in _within(parts[number], lengths):
@@ -128,9 +128,9 @@ def _hands(numbers: int, columns: int) -> int:
     return 1 if worth < 2 else min(threads(), worth)
 
 
-def _cut(length: int, width: int, rows: int, *, hands: int) -> list[slice]:
-    """Rows of a (length, width) matrix in parts, as much for each thread: a tile, or `rows` if that is more."""
-    most = max(rows, _TILE // width)
+def _cut(length: int, width: int, fewest: int, *, hands: int) -> list[slice]:
+    """Rows of a (length, width) matrix in parts, as much for each thread: a tile, or `fewest` rows if that is more."""
+    most = max(fewest, _TILE // width)
     rounds = -(-length // (hands * most))
     step = -(-length // (hands * rounds))
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]

@@ -107,8 +107,9 @@ def diagnose(
         base = trial.honest()
         if base.explains and not by_logits and "logits" in trace.tensors and not overflow:
             whole = FreeTrial(_only_logits(trace), honest, arithmetic)
-            if not whole.honest().explains:  # many small errors in one direction, none of them outside its own bound
-                trial, by_logits, base = whole, True, whole.honest()
+            alone = whole.honest()
+            if not alone.explains:  # many small errors in one direction, none of them outside its own bound
+                trial, by_logits, base = whole, True, alone
                 notes += ("each operation is inside its bound, but the logits, which all of them lead to, are not",)
         return Diagnosis(
             causes=() if base.explains else tuple(_causes(trial, honest, base, pairs, progress)),
