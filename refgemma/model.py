@@ -20,7 +20,7 @@ from refgemma.numerics import FLOAT32, Array, Numerics, namespace_of
 from refgemma.ops.attention import allowed_keys, attention_mix, attention_probs, attention_scores
 from refgemma.ops.embedding import embed
 from refgemma.ops.linear import Operand, linear, linears
-from refgemma.ops.mlp import gelu
+from refgemma.ops.mlp import gelu, multiply
 from refgemma.ops.norm import rms_norm
 from refgemma.ops.rope import rope, rope_table
 
@@ -166,10 +166,10 @@ def forward(
         # Each position then thinks on its own, through a wider gated layer, and adds the result.
         mlp, at = layer["mlp"], f"layers.{i}.mlp."
         y = tap(at + "norm", norm(x, mlp["norm"]))
-        gate, up = linears(y, (mlp["gate"], mlp["up"]), numerics=numerics)
+        gate, up = linears(y, (mlp["gate"], mlp["up"]), columns=True, numerics=numerics)
         gate, up = tap(at + "gate", gate), tap(at + "up", up)  # BTF
         act = tap(at + "act", gelu(gate, numerics=numerics))
-        gated = tap(at + "gated", numerics.round("mlp.gated", act * up))
+        gated = tap(at + "gated", numerics.round("mlp.gated", multiply(act, up)))
         down = tap(at + "down", project(gated, mlp["down"]))
         x = tap(f"layers.{i}.out", numerics.round("out", x + down))
 

@@ -24,8 +24,9 @@ FIRST = 8  # tokens of the prompt whose first answer is waited for
 MOST_STEPS = 50  # of one decoder, the first included: a cache needs room for them
 
 _ENOUGH = 2.0  # seconds spent on one measure, once it was repeated as often as it must be
-_TURNS = (5, 16)  # of several measures that take turns, at least and at most
+_TURNS = (5, 16)  # of several measures that take turns, at least and at most; three steps of a decoder in each
 _ENOUGH_TURNS = 6.0  # seconds spent on them
+_WARM = 0.05  # seconds for which each is done in vain before, or twice
 
 
 class Engine(NamedTuple):
@@ -194,10 +195,18 @@ def in_turn(*works: Callable[[], object]) -> list[float]:
     list of float
         Median seconds of each.
     """
-    for work in works:
-        work()  # once in vain: the first time finds memory and threads cold
     turns: list[list[float]] = []
     start = time.perf_counter()
     while len(turns) < _TURNS[0] or (len(turns) < _TURNS[1] and time.perf_counter() - start < _ENOUGH_TURNS):
-        turns.append([timings(work, least=1, most=1)[0] for work in works])
+        turns.append([_warm(work) for work in works])
     return [statistics.median(seconds) for seconds in zip(*turns, strict=True)]
+
+
+def _warm(work: Callable[[], object]) -> float:
+    """Seconds of some work that was done in vain for a while before.
+
+    The first time finds memory and threads cold, and the threads of what came before may still be awake: those of BLAS
+    wait for more work without a pause.
+    """
+    timings(work, least=1, most=2, enough=_WARM)
+    return timings(work, least=1, most=1)[0]

@@ -104,7 +104,9 @@ def linear(x: Array, w: Operand, *, numerics: Numerics = FLOAT32) -> Array:
     return linears(x, (w,), numerics=numerics)[0]
 
 
-def linears(x: Array, weights: Sequence[Operand], *, numerics: Numerics = FLOAT32) -> list[Array]:
+def linears(
+    x: Array, weights: Sequence[Operand], *, columns: bool = False, numerics: Numerics = FLOAT32
+) -> list[Array]:
     """Products of the same activations with several weights, which is faster than one after the other.
 
     Parameters
@@ -113,6 +115,9 @@ def linears(x: Array, weights: Sequence[Operand], *, numerics: Numerics = FLOAT3
         Activations, float32 or float64.
     weights : sequence of Operand, shape (O, I)
         As for `linear`; O may differ.
+    columns : bool
+        Whether a channel of all tokens may lie in one piece in memory, and not all channels of a token. It is faster
+        for what is worked on number by number, and slower for what is read token by token.
     numerics : Numerics
         Where values are rounded.
 
@@ -132,7 +137,7 @@ def linears(x: Array, weights: Sequence[Operand], *, numerics: Numerics = FLOAT3
         if w.shape[-1] != I:
             raise ValueError(f"x has {I} channels, the weight has shape {w.shape}: expected (out, {I})")
         bases.append(w.base if isinstance(w, Adapted) else w)
-    for w, y in zip(weights, weighted(x.reshape(-1, I), bases), strict=True):
+    for w, y in zip(weights, weighted(x.reshape(-1, I), bases, columns=columns), strict=True):
         y = numerics.round("linear", y.reshape(*axes, w.shape[0]))
         if isinstance(w, Adapted):
             y = with_deltas(y, w.deltas, lambda delta, rows: linear(linear(x[rows], delta.a), delta.b))

@@ -7,6 +7,7 @@ here.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -45,13 +46,40 @@ def gelu(x: Array, *, numerics: Numerics = FLOAT32) -> Array:
     """
     if numerics.inside("gelu"):
         return numerics.round("mlp.act", _gelu_by_steps(x, numerics))
-    xp = namespace_of(x)
-    act = xp.empty(x.shape, x.dtype)
-    ins, outs = x.reshape(-1), act.reshape(-1)
-    size = _PART if xp is np else max(1, x.size)
-    parts = [slice(start, start + size) for start in range(0, x.size, size)]
-    in_parallel(lambda part: _gelu_in_place(ins[parts[part]], outs[parts[part]]), len(parts))
+    act = namespace_of(x).empty_like(x)
+    _side_by_side(_gelu_in_place, x, act)
     return numerics.round("mlp.act", act)
+
+
+def multiply(act: Array, up: Array) -> Array:
+    """Product of the two halves of the layer, number by number.
+
+    Parameters
+    ----------
+    act, up : ndarray, shape (..., F)
+        What opens the gate, and what goes through it, in one dtype.
+
+    Returns
+    -------
+    ndarray, shape (..., F)
+        New.
+    """
+    xp = namespace_of(act)
+    gated: Array = xp.empty_like(act)
+    _side_by_side(lambda act, up, gated: xp.multiply(act, up, out=gated), act, up, gated)
+    return gated
+
+
+def _side_by_side(work: Callable[..., object], *arrays: Array) -> None:
+    """Do some work, number by number, on arrays of one shape: threads take some channels each, of all of them."""
+    size = arrays[0].size
+    if size <= _PART or namespace_of(arrays[0]) is not np:
+        work(*arrays)
+        return
+    channels = arrays[0].shape[-1]
+    step = max(1, _PART * channels // size)
+    parts = [slice(start, start + step) for start in range(0, channels, step)]
+    in_parallel(lambda part: work(*(array[..., parts[part]] for array in arrays)), len(parts))
 
 
 def _gelu_in_place(x: Array, inner: Array) -> None:

@@ -84,7 +84,7 @@ def rope(x: Array, cos: Array, sin: Array, *, numerics: Numerics = FLOAT32) -> A
     def product(half: Array, table: Array) -> Array:
         return numerics.round("rope.product", half * table)
 
-    turned = xp.concatenate(
-        [product(first, cos) - product(second, sin), product(second, cos) + product(first, sin)], axis=-1
-    )
+    turned = xp.empty_like(x)
+    xp.subtract(product(first, cos), product(second, sin), out=turned[..., :half_width])
+    xp.add(product(second, cos), product(first, sin), out=turned[..., half_width:])
     return numerics.round("rope.out", turned)

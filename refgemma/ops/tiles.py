@@ -8,6 +8,8 @@ result.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +25,13 @@ _TILE = 2**20
 # Rows of a matrix that a thread takes at a time, if they are to be multiplied with many columns: BLAS prepares those
 # anew each time, which would not pay for fewer rows. Of a narrow matrix half as many: they are to be widened, too.
 _ROWS = 1024
+
+# Rows of weights from which on it pays to turn the activations around first: BLAS then computes some percent faster.
+_WORTH_TURNING = 2**13
+
+# Rows that are turned around at a time. Their distance in memory is often a power of two: numbers of one column then
+# share a place in the first cache, which has few of those.
+_TURNED = 8
 
 # Numbers for which it is worth waking a thread; eight multiplications take as long as reading one of them.
 _WORTH = 2**17
@@ -50,7 +59,8 @@ def product(a: Array, b: Array) -> Array:
     stack = a.shape[:-2]
     matrices = list(np.ndindex(stack))
     out = np.empty((*stack, M, J), a.dtype)
-    parts = _cut(max(M, J), I, 1 if min(M, J) == 1 else _ROWS // 2, hands=-(-hands // len(matrices)))
+    most = _most(I, 1 if min(M, J) == 1 else _ROWS // 2)
+    parts = _cut(max(M, J), most, hands=-(-hands // len(matrices)))
     places = [(index, part) for index in matrices for part in parts]
     # The longer side is cut. BLAS does best with the longer operand on the left, if its rows are rows in memory.
     turned = b.strides[-2] < b.strides[-1]
@@ -68,7 +78,7 @@ def product(a: Array, b: Array) -> Array:
     return out
 
 
-def weighted(x: Array, weights: Sequence[Array | Bfloat16Matrix]) -> list[Array]:
+def weighted(x: Array, weights: Sequence[Array | Bfloat16Matrix], *, columns: bool = False) -> list[Array]:
     """Products ``x W^T`` of the same activations with some weights, side by side.
 
     Parameters
@@ -77,6 +87,8 @@ def weighted(x: Array, weights: Sequence[Array | Bfloat16Matrix]) -> list[Array]
         Activations, float32 or float64.
     weights : sequence of ndarray or Bfloat16Matrix, shape (O, I)
         Each in the dtype of `x` or a narrower one, and with an O of its own.
+    columns : bool
+        Whether a column may lie in one piece in memory, which is how BLAS makes it, and not a row.
 
     Returns
     -------
@@ -110,12 +122,17 @@ def weighted(x: Array, weights: Sequence[Array | Bfloat16Matrix]) -> list[Array]
             return [product(x, w.T) for w in wide]
     if namespace_of(x) is not np:  # tiles and threads are for the CPU
         return [x @ _widen(w, x.dtype).T for w in weights]
-    outs = [np.empty((len(x), length), x.dtype) for length in lengths]
+    if columns:
+        outs = [np.empty((length, len(x)), x.dtype).T for length in lengths]
+    else:
+        outs = [np.empty((len(x), length), x.dtype) for length in lengths]
     fewest = 1 if len(x) == 1 else _ROWS if len(wide) == len(weights) else _ROWS // 2
-    parts = _cut(sum(lengths), x.shape[1], fewest, hands=hands)
+    parts = _pieces(tuple(lengths), _most(x.shape[1], fewest), hands)
+    if sum(lengths) >= _WORTH_TURNING:
+        x = _by_columns(x)
 
     def one(number: int) -> None:
-        for which, rows in _within(parts[number], lengths):
+        for which, rows in parts[number]:
             _multiply(x, weights[which], rows, out=outs[which])
 
     in_parallel(one, len(parts))
@@ -128,15 +145,31 @@ def _hands(numbers: int, columns: int) -> int:
     return 1 if worth < 2 else min(threads(), worth)
 
 
-def _cut(length: int, width: int, fewest: int, *, hands: int) -> list[slice]:
-    """Rows of a (length, width) matrix in parts, as much for each thread: a tile, or `fewest` rows if that is more."""
-    most = max(fewest, _TILE // width)
-    rounds = -(-length // (hands * most))
+def _most(width: int, fewest: int) -> int:
+    """Rows of a matrix that make a part: a tile, or `fewest` of them if that is more."""
+    return max(fewest, _TILE // width)
+
+
+def _cut(length: int, most: int, *, hands: int) -> list[slice]:
+    """Parts of some rows, as many and as large for each thread.
+
+    A quarter more rows in each are better than one more part for every thread.
+    """
+    rounds = max(1, math.ceil(length / (hands * most) - 1 / 4))
     step = -(-length // (hands * rounds))
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
-def _within(part: slice, lengths: list[int]) -> Iterator[tuple[int, slice]]:
+@functools.lru_cache
+def _pieces(lengths: tuple[int, ...], most: int, hands: int) -> list[list[tuple[int, slice]]]:
+    """Parts of matrices on top of each other: for each part which matrices it touches, and which of their rows.
+
+    Remembered, because the other threads wait for it; a model has few shapes.
+    """
+    return [list(_within(part, lengths)) for part in _cut(sum(lengths), most, hands=hands)]
+
+
+def _within(part: slice, lengths: tuple[int, ...]) -> Iterator[tuple[int, slice]]:
     """Rows of some matrices on top of each other: which matrix, and which of its rows."""
     start = 0
     for which, length in enumerate(lengths):
@@ -144,6 +177,16 @@ def _within(part: slice, lengths: list[int]) -> Iterator[tuple[int, slice]]:
         if rows.start < rows.stop:
             yield which, rows
         start += length
+
+
+def _by_columns(x: Array) -> Array:
+    """The same numbers with each column in one piece: as BLAS reads them fastest, if it does so again and again."""
+    if x.flags.f_contiguous:
+        return x
+    turned = np.empty(x.shape[::-1], x.dtype)
+    for start in range(0, len(x), _TURNED):
+        turned[:, start : start + _TURNED] = x[start : start + _TURNED].T
+    return turned.T
 
 
 def _multiply(x: Array, w: Array | Bfloat16Matrix, rows: slice, *, out: Array) -> None:
@@ -154,11 +197,14 @@ def _multiply(x: Array, w: Array | Bfloat16Matrix, rows: slice, *, out: Array) -
     I = x.shape[1]
     wide = not isinstance(w, Bfloat16Matrix) and w.dtype == x.dtype
     width = I if wide else max(1, _TILE // (rows.stop - rows.start))
-    total = np.dot(_widen(w, x.dtype, rows, slice(0, width)), x[:, :width].T)
+    part = out[:, rows].T
+    total = part if part.flags.c_contiguous else np.empty(part.shape, part.dtype)
+    np.dot(_widen(w, x.dtype, rows, slice(0, width)), x[:, :width].T, out=total)
     for start in range(width, I, width):
         columns = slice(start, start + width)
         total += np.dot(_widen(w, x.dtype, rows, columns), x[:, columns].T)
-    out[:, rows] = total.T
+    if total is not part:
+        part[...] = total
 
 
 def check_narrow(w: Array, dtype: np.dtype[Any]) -> None:

@@ -16,7 +16,7 @@ TIMES = 3
 @pytest.fixture
 def parts_taken_by(monkeypatch):
     """Threads that took a part, where even the products of a small model are cut into many."""
-    for name, small in (("_TILE", 200), ("_ROWS", 3), ("_WORTH", 1)):
+    for name, small in (("_TILE", 200), ("_ROWS", 3), ("_WORTH", 1), ("_WORTH_TURNING", 1)):
         monkeypatch.setattr(tiles, name, small)
     monkeypatch.setattr(threads, "_chosen", 3)
     seen, in_parallel = set(), tiles.in_parallel

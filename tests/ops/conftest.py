@@ -12,4 +12,6 @@ def tiny_tiles(request, monkeypatch):
     monkeypatch.setattr(module, "_TILE", 20)
     monkeypatch.setattr(module, "_ROWS", 3)
     monkeypatch.setattr(module, "_WORTH", 1)
+    monkeypatch.setattr(module, "_WORTH_TURNING", 8)
+    monkeypatch.setattr(module, "_TURNED", 2)
     use_threads(monkeypatch, request.param)

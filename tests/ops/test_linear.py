@@ -205,6 +205,50 @@ def test_weights_that_share_an_input(T):
     assert np.any(np.abs(changed - base) > 2 * (10 + 2 + 4) * unit(np.float32) * (size + low))  # the delta counts
 
 
+@pytest.mark.parametrize(("kind", "dtype"), KINDS)
+@pytest.mark.usefixtures("on_each_library")
+def test_how_products_lie_in_memory_changes_no_number(kind, dtype, monkeypatch):
+    """Neither that of the activations nor that of the result: BLAS computes the same sums."""
+    for name, small in (("_TILE", 20), ("_ROWS", 3), ("_WORTH", 1)):
+        monkeypatch.setattr(module, name, small)
+    use_threads(monkeypatch, 3)
+    rng = np.random.default_rng(13)
+    for T in (1, 2, 11):
+        x = normal(rng, 2, T, 10, dtype=dtype)
+        weights = [weight(rng, O, 10, kind) for O in (41, 3)]
+        adapted = Adapted(
+            weights[0], (Delta(a=normal(rng, 2, 10, dtype=dtype), b=normal(rng, 41, 2, dtype=dtype), scale=0.5),)
+        )
+        for turned in (1, 2**13):
+            monkeypatch.setattr(module, "_WORTH_TURNING", turned)
+            rows = linears(x, (*weights, adapted))
+            columns = linears(x, (*weights, adapted), columns=True)
+            for got, want in zip(columns, rows, strict=True):
+                assert got.shape == want.shape == (2, T, want.shape[-1])
+                assert np.array_equal(got, want)
+            again = linears(columns[0], [weight(rng, 7, 41, kind)])[0]
+            assert again.shape == (2, T, 7)
+
+
+def test_products_by_columns_are_left_as_blas_makes_them(monkeypatch):
+    monkeypatch.setattr(module, "_WORTH", 1)
+    use_threads(monkeypatch, 3)
+    rng = np.random.default_rng(14)
+    x, w = normal(rng, 1, 6, 10), normal(rng, 41, 10)
+    [rows], [columns] = linears(x, [w]), linears(x, [w], columns=True)
+    assert rows.flags.c_contiguous
+    assert columns[0].T.flags.c_contiguous
+
+
+@pytest.mark.parametrize("T", [1, 7, 8, 9, 24])
+def test_turning_around_changes_the_order_in_memory_only(T):
+    x = normal(np.random.default_rng(15), T, 5)
+    turned = module._by_columns(x)
+    assert np.array_equal(turned, x)
+    assert turned.flags.f_contiguous
+    assert module._by_columns(turned) is turned
+
+
 def test_one_wrong_width_among_several_is_one_clear_sentence():
     x, fits = np.zeros((1, 2, 8), np.float32), np.zeros((3, 8), np.float32)
     with pytest.raises(ValueError, match=r"^x has 8 channels, the weight has shape \(8, 3\): expected \(out, 8\)$"):

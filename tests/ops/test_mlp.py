@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from refgemma.ops.mlp import gelu
+from refgemma.ops.mlp import gelu, multiply
 from tests.ops.weights import use_threads
 
-OPERATIONS = ("gelu",)
+OPERATIONS = ("gelu", "multiply")
 pytestmark = pytest.mark.usefixtures("on_each_library")
 
 DTYPES = (np.float32, np.float64)
@@ -80,3 +80,17 @@ def test_parts_side_by_side_are_the_whole(monkeypatch):
         parts = gelu(given)
         assert parts.shape == given.shape
         assert np.array_equal(parts, whole)  # number by number there is nothing to round differently
+
+
+def test_a_product_side_by_side_is_the_whole(monkeypatch):
+    rng = np.random.default_rng(1)
+    act, up = (rng.normal(size=(3, 8, 5)).astype(np.float32) for _ in range(2))
+    monkeypatch.setattr("refgemma.ops.mlp._PART", 7)
+    use_threads(monkeypatch, 3)
+    for a, b in (
+        (act, up),
+        (act, up.swapaxes(0, 1).copy().swapaxes(0, 1)),
+        (act[:0], up[:0]),
+        (act[..., :1], up[..., :1]),
+    ):
+        assert np.array_equal(multiply(a, b), a * b)

@@ -1,5 +1,7 @@
 """Products of stacks of matrices, cut along either side, for one thread and for several."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -49,7 +51,9 @@ def test_every_part_is_computed_once_and_nothing_twice(monkeypatch):
             for rows in (1, 3):
                 for hands in (1, 2, 3):
                     monkeypatch.setattr(module, "_TILE", 20)
-                    parts = module._cut(length, width, rows, hands=hands)
+                    most = module._most(width, rows)
+                    parts = module._cut(length, most, hands=hands)
                     assert [row for part in parts for row in range(part.start, part.stop)] == list(range(length))
                     longest = max(part.stop - part.start for part in parts)
-                    assert len(parts) <= hands or longest <= max(rows, 20 // width)
+                    assert longest <= math.ceil(5 / 4 * most)
+                    assert len(parts) <= hands * math.ceil(length / (hands * most))
