@@ -131,6 +131,35 @@ def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def let_go(numbers: Array) -> None:
+    """Give the memory of mapped numbers back to the system, once they were read.
+
+    Parameters
+    ----------
+    numbers : ndarray, C-contiguous
+        Rows of a mapped tensor. Of an array that is not mapped, nothing is given back.
+
+    Notes
+    -----
+    They can be read again as before, from the system's cache or from the file. What was given back by several threads
+    no longer has to be taken down by one, when the mapping ends.
+    """
+    mapping: Any = numbers
+    while isinstance(mapping, np.ndarray | memoryview):
+        mapping = mapping.base if isinstance(mapping, np.ndarray) else mapping.obj
+    if isinstance(mapping, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        place = _address(numbers) - _address(np.frombuffer(mapping, np.uint8, 1))
+        start = -(-place // mmap.PAGESIZE) * mmap.PAGESIZE
+        whole_pages = (place + numbers.nbytes - start) // mmap.PAGESIZE
+        if whole_pages > 0:
+            mapping.madvise(mmap.MADV_DONTNEED, start, whole_pages * mmap.PAGESIZE)
+
+
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
 def _header_length(beginning: bytes, size: int, path: Path) -> int:
     """First number of the file, once it is plausible."""
     for sign, what in _IMPOSTORS.items():

@@ -1,6 +1,7 @@
 import json
 import mmap
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import safetensors
 import safetensors.numpy
 
 from refgemma.checkpoint import read_safetensors
+from refgemma.checkpoint.safetensors_file import let_go
 from tests.checkpoint.files import base_of, one_sentence, safetensors_bytes
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -45,6 +47,37 @@ def test_arrays_are_read_only_views_of_the_mapped_file(read):
         assert isinstance(base_of(tensor.data), mmap.mmap)
         with pytest.raises(ValueError, match="read-only"):
             tensor.data[0] = 0
+
+
+def in_memory(path):
+    """Bytes of a mapped file that count as this process's memory."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    found = [next(line for line in lines if line.startswith("Rss:")) for line in lines if line.endswith(str(path))]
+    return 1024 * sum(int(line.split()[1]) for line in found)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells how much of a file is in memory")
+def test_numbers_that_were_let_go_leave_memory_and_can_be_read_again(tmp_path):
+    page = mmap.PAGESIZE // 4  # numbers
+    array = np.arange(64 * page, dtype=np.float32).reshape(64, page)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors_bytes({"a": A, "large": array}))  # the pages of the array are not those of the file
+    tensor = read_safetensors(path)["large"]
+    for rows in (slice(None), slice(3, 50), slice(5, 6), slice(5, 5)):
+        assert np.array_equal(tensor.data, array)
+        before = in_memory(path)
+        assert before >= array.nbytes
+        let_go(tensor.data[rows])
+        gone = before - in_memory(path)
+        # Whole pages only: of those that are shared with what lies before and after, none.
+        assert max(0, len(array[rows]) - 1) * mmap.PAGESIZE <= gone <= len(array[rows]) * mmap.PAGESIZE
+    assert np.array_equal(tensor.data, array)
+
+
+def test_an_array_that_is_not_mapped_is_not_touched():
+    array = np.arange(2**16)
+    let_go(array)
+    assert np.array_equal(array, np.arange(2**16))
 
 
 def test_bfloat16_is_read_although_numpy_has_no_name_for_it(read):
