@@ -6,7 +6,7 @@ decides the next, and releases what text is certain: never half a character, nev
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -321,7 +321,7 @@ class Row:
         self.index = index
         self.prompt = prompt
         self.settings = settings
-        self.seed = secrets.randbits(32) if settings.seed is None else settings.seed
+        self.seed = int.from_bytes(os.urandom(4), "little") if settings.seed is None else settings.seed
         self.output: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._stop_ids = stop_ids

@@ -6,7 +6,6 @@ the layer number, and ``(N H)`` is one axis that joins two: N heads of width H.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable
@@ -123,4 +122,6 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
     """
     known = list(known)
     same_layer = [other for other in known if re.findall(r"\d+", other) == re.findall(r"\d+", name)]
+    import difflib  # for mistakes only, and takes long to import
+
     return next(iter(difflib.get_close_matches(name, same_layer or known, n=1)), None)

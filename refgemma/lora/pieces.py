@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -48,6 +47,8 @@ def side_by_side(work: Callable[[slice], T], parts: Iterable[slice]) -> Iterator
     object
         What `work` returned, in the order of the parts.
     """
+    from concurrent.futures import ThreadPoolExecutor  # takes long to import, and few need it
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             yield from pool.map(work, parts)

@@ -53,7 +53,8 @@ def rms_norm(x: Array, weight: Array, *, eps: float, numerics: Numerics = FLOAT3
         mean_square /= x.shape[-1]  # bit by bit what `mean` gives, which takes as long again on one token
         normed = x / xp.sqrt(mean_square + eps)
     gain = numerics.round("norm.gain", 1 + weight.astype(x.dtype, copy=False))
-    return numerics.round("norm.out", normed * gain)
+    normed *= gain
+    return numerics.round("norm.out", normed)
 
 
 def _normed_by_steps(x: Array, eps: float, numerics: Numerics) -> Array:

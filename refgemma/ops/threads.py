@@ -109,9 +109,10 @@ def in_parallel(work: Callable[[int], object], count: int) -> None:
         if sum(done) == count:  # who comes too late has done nothing, and nobody waits for it
             end.put(None)
 
+    jobs = _jobs_of(hands - 1)
     for _ in range(hands - 1):
         # Each in a copy of the caller's context, where NumPy keeps what to do about floating-point errors.
-        _hand_over(functools.partial(contextvars.copy_context().run, take_part))
+        jobs.put(functools.partial(contextvars.copy_context().run, take_part))
     try:
         take_part()
         error = end.get()
@@ -153,15 +154,17 @@ def _quieten_blas() -> int:
     return _of_blas
 
 
-def _hand_over(job: Callable[[], object]) -> None:
-    """Let a thread of the pool do a job; start one if there are fewer than wanted."""
-    if len(_pool.threads) < threads() - 1:
-        with _pool.lock:
-            name = f"refgemma-{len(_pool.threads) + 1}"
-            thread = threading.Thread(target=_serve, args=(_pool.jobs,), name=name, daemon=True)
-            _pool.threads.append(thread)
-            thread.start()
-    _pool.jobs.put(job)
+def _jobs_of(count: int) -> Jobs:
+    """Where the pool takes its jobs from, once it has at least so many threads."""
+    pool = _pool
+    if len(pool.threads) < count:
+        with pool.lock:
+            while len(pool.threads) < count:
+                name = f"refgemma-{len(pool.threads) + 1}"
+                thread = threading.Thread(target=_serve, args=(pool.jobs,), name=name, daemon=True)
+                thread.start()
+                pool.threads.append(thread)
+    return pool.jobs
 
 
 def _serve(jobs: Jobs) -> None:
