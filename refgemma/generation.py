@@ -6,7 +6,6 @@ decides the next, and releases what text is certain: never half a character, nev
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -19,6 +18,7 @@ from refgemma.config import Config
 from refgemma.model import Params, Tap, forward
 from refgemma.numerics import Array, Numerics, namespace_of, to_host
 from refgemma.sampling import Decision, Record, SamplingParams, decide, uniform
+from refgemma.sampling.decision import seed_of
 from refgemma.text.stopping import split_at_stop
 from refgemma.text.streaming import StreamDecoder
 from refgemma.text.tokenizer import Tokenizer
@@ -321,7 +321,7 @@ class Row:
         self.index = index
         self.prompt = prompt
         self.settings = settings
-        self.seed = int.from_bytes(os.urandom(4), "little") if settings.seed is None else settings.seed
+        self.seed = seed_of(settings)
         self.output: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._stop_ids = stop_ids

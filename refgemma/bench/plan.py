@@ -26,7 +26,7 @@ MOST_STEPS = 50  # of one decoder, the first included: a cache needs room for th
 _ENOUGH = 2.0  # seconds spent on one measure, once it was repeated as often as it must be
 _TURNS = (5, 16)  # of several measures that take turns, at least and at most; three steps of a decoder in each
 _ENOUGH_TURNS = 6.0  # seconds spent on them
-_WARM = 0.05  # seconds for which each is done in vain before, or twice
+_WARM = 0.05  # seconds for which each is done in vain first, but no more than twice
 
 
 class Engine(NamedTuple):

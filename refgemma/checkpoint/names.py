@@ -120,8 +120,8 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
     str or None
         None where nothing is similar.
     """
-    known = list(known)
-    same_layer = [other for other in known if re.findall(r"\d+", other) == re.findall(r"\d+", name)]
     import difflib  # for mistakes only, and takes long to import
 
+    known = list(known)
+    same_layer = [other for other in known if re.findall(r"\d+", other) == re.findall(r"\d+", name)]
     return next(iter(difflib.get_close_matches(name, same_layer or known, n=1)), None)

@@ -1,7 +1,7 @@
 """The activation of Gemma's gated MLP: GELU in its tanh form.
 
 The MLP is ``down(gelu(gate(x)) * up(x))``, "GeGLU"; its three matrix products stand in `refgemma.model`, the curve
-here.
+and the product of the two halves here.
 """
 
 from __future__ import annotations

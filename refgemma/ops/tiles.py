@@ -122,10 +122,7 @@ def weighted(x: Array, weights: Sequence[Array | Bfloat16Matrix], *, columns: bo
             return [product(x, w.T) for w in wide]
     if namespace_of(x) is not np:  # tiles and threads are for the CPU
         return [x @ _widen(w, x.dtype).T for w in weights]
-    if columns:
-        outs = [np.empty((length, len(x)), x.dtype).T for length in lengths]
-    else:
-        outs = [np.empty((len(x), length), x.dtype) for length in lengths]
+    outs = [np.empty((len(x), length), x.dtype, order="F" if columns else "C") for length in lengths]
     fewest = 1 if len(x) == 1 else _ROWS if len(wide) == len(weights) else _ROWS // 2
     parts = _pieces(tuple(lengths), _most(x.shape[1], fewest), hands)
     if sum(lengths) >= _WORTH_TURNING:

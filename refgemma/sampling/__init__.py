@@ -11,12 +11,12 @@ from refgemma.sampling.decision import Decision, Stage, decide, steps_of, unifor
 from refgemma.sampling.entry import Candidate, Entry, StepRecord
 from refgemma.sampling.params import SamplingParams
 from refgemma.sampling.record import Record
-from refgemma.sampling.record_file import read_record, write_record
 from refgemma.sampling.replay import Replay
 
 if TYPE_CHECKING:
     from refgemma.sampling.by_hand import record_logits
     from refgemma.sampling.comparison import Comparison, compare
+    from refgemma.sampling.record_file import read_record, write_record
 
 __all__ = [
     "Candidate",
@@ -37,7 +37,13 @@ __all__ = [
     "write_record",
 ]
 
-_ON_FIRST_USE = {"Comparison": "comparison", "compare": "comparison", "record_logits": "by_hand"}  # other engines
+_ON_FIRST_USE = {  # other engines, and files
+    "Comparison": "comparison",
+    "compare": "comparison",
+    "read_record": "record_file",
+    "record_logits": "by_hand",
+    "write_record": "record_file",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from refgemma.sampling.checks import check_ids
-from refgemma.sampling.decision import decide, uniform
+from refgemma.sampling.decision import decide, seed_of, uniform
 from refgemma.sampling.params import SamplingParams
 from refgemma.sampling.record import Record, no_piece, plain_uniforms
 
@@ -63,7 +62,7 @@ def record_logits(
         raise ValueError(f"logits have shape {rows.shape}: expected (V,), or (T, V) for T tokens")
     T = len(rows)
     if uniforms is None:
-        seed = secrets.randbits(32) if params.seed is None else params.seed
+        seed = seed_of(params)
         params = replace(params, seed=seed)
         uniforms = [uniform(seed, t) for t in range(T)]
     uniforms = plain_uniforms(uniforms)

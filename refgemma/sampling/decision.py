@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -79,6 +80,22 @@ class Decision:
     u: float
     running: Array
     stages: tuple[Stage, ...] = ()
+
+
+def seed_of(params: SamplingParams) -> int:
+    """Seed of the settings, or a new one where they have none.
+
+    Parameters
+    ----------
+    params : SamplingParams
+        The settings.
+
+    Returns
+    -------
+    int
+        A new one is drawn by the operating system, below 2**32.
+    """
+    return int.from_bytes(os.urandom(4), "little") if params.seed is None else params.seed
 
 
 def uniform(seed: int, index: int) -> float:

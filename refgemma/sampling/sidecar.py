@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import reprlib
 from collections.abc import Sequence
@@ -52,8 +53,6 @@ def write_sidecar(rows: Sequence[Array] | Array, file: IO[bytes]) -> str:
     entry = {"dtype": _DTYPES[dtype.name], "shape": [len(rows), len(rows[0])], "data_offsets": [0, size]}
     header = json.dumps({"logits": entry}).encode()
     header += b" " * (-len(header) % 8)  # so that the numbers are aligned
-    import hashlib  # takes long to import, and few need it
-
     digest = hashlib.sha256()
     little_endian = dtype.newbyteorder("<")
     for part in (len(header).to_bytes(8, "little"), header, *(row.astype(little_endian, copy=False) for row in rows)):
@@ -100,8 +99,6 @@ def read_sidecar(path: Path, source: Any, shape: tuple[int, int]) -> Array:
         raise ValueError(f"{sidecar} holds {tensor.dtype} of shape {tensor.shape}: expected floats of shape {shape}")
     digest = source.get("sha256")
     if digest is not None:
-        import hashlib
-
         with sidecar.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != digest:

@@ -208,7 +208,7 @@ def test_weights_that_share_an_input(T):
 @pytest.mark.parametrize(("kind", "dtype"), KINDS)
 @pytest.mark.usefixtures("on_each_library")
 def test_how_products_lie_in_memory_changes_no_number(kind, dtype, monkeypatch):
-    """Neither that of the activations nor that of the result: BLAS computes the same sums."""
+    """A result by columns is that by rows, bit by bit, and as good an input."""
     for name, small in (("_TILE", 20), ("_ROWS", 3), ("_WORTH", 1)):
         monkeypatch.setattr(module, name, small)
     use_threads(monkeypatch, 3)
@@ -226,8 +226,13 @@ def test_how_products_lie_in_memory_changes_no_number(kind, dtype, monkeypatch):
             for got, want in zip(columns, rows, strict=True):
                 assert got.shape == want.shape == (2, T, want.shape[-1])
                 assert np.array_equal(got, want)
-            again = linears(columns[0], [weight(rng, 7, 41, kind)])[0]
-            assert again.shape == (2, T, 7)
+            w = weight(rng, 7, 41, kind)
+            again = linear(columns[0], w)
+            want, size = product_by_hand(columns[0], w)
+            # As for any input: I products, I - 1 sums, and one more for the second order.
+            assert np.all(np.abs(again - want) <= 42 * unit(dtype) * size)
+            if T > 1:  # tokens read in the other order
+                assert np.any(np.abs(again - want[:, ::-1]) > 42 * unit(dtype) * size)
 
 
 def test_products_by_columns_are_left_as_blas_makes_them(monkeypatch):
