@@ -112,7 +112,7 @@ def forward(
         Arithmetic of activations.
     tap : callable
         ``tap(name, value) -> value``, called on every named tensor; what it returns is what the computation goes on
-        with.
+        with. Values lie in memory as is fastest: return a new array rather than write into a reshaped one.
 
     Returns
     -------

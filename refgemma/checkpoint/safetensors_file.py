@@ -17,6 +17,7 @@ https://github.com/huggingface/safetensors, README, "Format".
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
@@ -137,7 +138,7 @@ def let_go(numbers: Array) -> None:
     Parameters
     ----------
     numbers : ndarray, C-contiguous
-        Rows of a mapped tensor. Of an array that is not mapped, nothing is given back.
+        Rows of a tensor that is mapped read-only. Of an array that is not mapped, nothing is given back.
 
     Notes
     -----
@@ -152,7 +153,8 @@ def let_go(numbers: Array) -> None:
         start = -(-place // mmap.PAGESIZE) * mmap.PAGESIZE
         whole_pages = (place + numbers.nbytes - start) // mmap.PAGESIZE
         if whole_pages > 0:
-            mapping.madvise(mmap.MADV_DONTNEED, start, whole_pages * mmap.PAGESIZE)
+            with contextlib.suppress(OSError):  # a process may have its memory locked: it stays, then
+                mapping.madvise(mmap.MADV_DONTNEED, start, whole_pages * mmap.PAGESIZE)
 
 
 def _address(array: Array) -> int:

@@ -57,29 +57,35 @@ def multiply(act: Array, up: Array) -> Array:
     Parameters
     ----------
     act, up : ndarray, shape (..., F)
-        What opens the gate, and what goes through it, in one dtype.
+        What opens the gate, and what goes through it. What a tap put there may be of other shapes or dtypes.
 
     Returns
     -------
     ndarray, shape (..., F)
-        New.
+        As ``act * up``.
     """
-    xp = namespace_of(act)
-    gated: Array = xp.empty_like(act)
-    _side_by_side(lambda act, up, gated: xp.multiply(act, up, out=gated), act, up, gated)
+    alike = (
+        isinstance(act, np.ndarray) and isinstance(up, np.ndarray) and (act.shape, act.dtype) == (up.shape, up.dtype)
+    )
+    if not alike:
+        return act * up
+    gated = np.empty_like(act)
+    _side_by_side(lambda act, up, gated: np.multiply(act, up, out=gated), act, up, gated)
     return gated
 
 
 def _side_by_side(work: Callable[..., object], *arrays: Array) -> None:
-    """Do some work, number by number, on arrays of one shape: threads take some channels each, of all of them."""
-    size = arrays[0].size
-    if size <= _PART or namespace_of(arrays[0]) is not np:
+    """Do some work, number by number, on arrays of one shape: threads take some of each, in pieces of memory."""
+    x = arrays[0]
+    if x.size <= _PART or namespace_of(x) is not np:
         work(*arrays)
         return
-    channels = arrays[0].shape[-1]
-    step = max(1, _PART * channels // size)
-    parts = [slice(start, start + step) for start in range(0, channels, step)]
-    in_parallel(lambda part: work(*(array[..., parts[part]] for array in arrays)), len(parts))
+    outermost = max(range(x.ndim), key=lambda axis: abs(x.strides[axis]) if x.shape[axis] > 1 else 0)
+    turned = [np.moveaxis(array, outermost, 0) for array in arrays]
+    length = x.shape[outermost]
+    step = max(1, _PART * length // x.size)
+    parts = [slice(start, start + step) for start in range(0, length, step)]
+    in_parallel(lambda part: work(*(array[parts[part]] for array in turned)), len(parts))
 
 
 def _gelu_in_place(x: Array, inner: Array) -> None:

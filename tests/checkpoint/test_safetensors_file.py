@@ -1,3 +1,4 @@
+import ctypes
 import json
 import mmap
 import struct
@@ -72,6 +73,18 @@ def test_numbers_that_were_let_go_leave_memory_and_can_be_read_again(tmp_path):
         # Whole pages only: of those that are shared with what lies before and after, none.
         assert max(0, len(array[rows]) - 1) * mmap.PAGESIZE <= gone <= len(array[rows]) * mmap.PAGESIZE
     assert np.array_equal(tensor.data, array)
+
+
+def test_locked_memory_stays_and_is_no_error(tmp_path):
+    array = np.arange(2**14, dtype=np.float32)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors_bytes({"a": array}))
+    data = read_safetensors(path)["a"].data
+    place, size = ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(data.nbytes)
+    if not hasattr(mmap, "MADV_DONTNEED") or ctypes.CDLL(None).mlock(place, size):
+        pytest.skip("this system locks no memory, or not for this user")
+    let_go(data)
+    assert np.array_equal(data, array)
 
 
 def test_an_array_that_is_not_mapped_is_not_touched():

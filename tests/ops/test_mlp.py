@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from refgemma.ops import mlp
 from refgemma.ops.mlp import gelu, multiply
 from tests.ops.weights import use_threads
 
@@ -72,7 +73,7 @@ def test_gelu_far_out(dtype):
 
 def test_parts_side_by_side_are_the_whole(monkeypatch):
     x = np.random.default_rng(0).normal(size=(3, 8, 5)).astype(np.float32)
-    for given in (x, x[:, ::2], x.swapaxes(0, 2), x[:0]):
+    for given in (x, x[:, ::2], x.swapaxes(0, 2), x[:0], x[:1], x.swapaxes(0, 1).copy().swapaxes(0, 1)):
         monkeypatch.setattr("refgemma.ops.mlp._PART", 2**18)
         whole = gelu(given)
         monkeypatch.setattr("refgemma.ops.mlp._PART", 7)
@@ -94,3 +95,27 @@ def test_a_product_side_by_side_is_the_whole(monkeypatch):
         (act[..., :1], up[..., :1]),
     ):
         assert np.array_equal(multiply(a, b), a * b)
+
+
+def test_a_part_is_a_piece_of_memory(monkeypatch):
+    """Else threads would take turns with the numbers of a line."""
+    monkeypatch.setattr(mlp, "_PART", 16)
+    use_threads(monkeypatch, 1)
+    for x in (np.zeros((1, 8, 6)), np.zeros((1, 6, 8)).swapaxes(1, 2), np.zeros((2, 6, 4)).transpose(0, 2, 1)):
+        parts = []
+        mlp._side_by_side(parts.append, x)
+        assert len(parts) > 1
+        # Raveling one piece, in the order of memory, is a view; a slice of any but the outermost axis is copied.
+        assert all(np.shares_memory(part, part.ravel("K")) for part in parts)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int32, bool])
+def test_what_a_tap_puts_in_is_multiplied_as_numpy_does(dtype):
+    """A number, a row, another dtype: nothing is rounded, and shapes are those of broadcasting."""
+    up = np.random.default_rng(2).normal(size=(2, 3, 5)).astype(np.float32)
+    for act in (np.ones((2, 3, 5), dtype), np.ones(5, dtype), np.ones((2, 3, 1), dtype)):
+        for a, b in ((act, up), (up, act)):
+            got = multiply(a, b)
+            assert got.dtype == (a * b).dtype
+            assert np.array_equal(got, a * b)
+    assert not multiply(0.0, up).any()
