@@ -16,63 +16,18 @@ from refgemma.numerics import Array, Numerics, namespace_of, to_host
 
 
 class KVCache:
-    """Keys and values of every layer, for a batch of rows, up to a fixed number of slots.
-
-    Parameters
-    ----------
-    config : Config
-        Gives L, K and H.
-    batch : int
-        Rows, B.
-    capacity : int
-        Slots a row; one is used for every token fed, padding included. Memory is claimed as slots fill, or on a GPU at
-        once.
-    dtype : dtype, default float32
-        Of keys and values, the dtype of activations.
-    xp : module, default numpy
-        Array library to hold them, that of the weights.
-
-    Attributes
-    ----------
-    keys, values : ndarray, shape (L, B, K, capacity, H)
-        Keys after RoPE, and values. Slots from `length` on hold nothing.
-    positions : ndarray of int, shape (B, capacity)
-        Absolute position in each slot; -1 for padding and for empty slots.
-    length : int
-        Filled slots, the same for every row.
-    """
+    """Keys and values of every layer, for a batch of rows, up to a fixed number of slots."""
 
     def __init__(self, config: Config, *, batch: int, capacity: int, dtype: Any = np.float32, xp: Any = np) -> None:
         shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
         self.keys: Array = xp.empty(shape, dtype)
         self.values: Array = xp.empty(shape, dtype)
         self.positions: Array = xp.full((batch, capacity), -1)
-        self.length = 0
+        self.length = 0  # filled slots, the same for every row
         self._shared = False  # whether the arrays are views of another cache
 
     def fork(self, length: int, *, batch: int, capacity: int) -> KVCache:
-        """Cache that begins with the first slots of this one, which has one row, and goes on by itself.
-
-        Parameters
-        ----------
-        length : int
-            Slots to begin with, at most as many as are filled.
-        batch : int
-            Rows; all begin alike.
-        capacity : int
-            Slots a row.
-
-        Returns
-        -------
-        KVCache
-            Shares the arrays of this one until it is extended, when it copies what it begins with. This one may be
-            extended meanwhile, but not truncated below `length`.
-
-        Raises
-        ------
-        ValueError
-            If this cache has several rows, or fewer slots are filled.
-        """
+        """Cache that begins with the first slots of this one, which has one row, and goes on by itself."""
         if len(self.positions) != 1 or not 0 <= length <= self.length or length > capacity:
             raise ValueError(
                 f"cannot begin a cache of {capacity} slots with {length} of one that has {len(self.positions)} rows "
@@ -91,35 +46,13 @@ class KVCache:
         return fork
 
     def next_positions(self, count: int) -> Array:
-        """Positions of the next tokens of every row, counting on from its last real one.
-
-        Parameters
-        ----------
-        count : int
-            How many tokens.
-
-        Returns
-        -------
-        ndarray of int, shape (B, count)
-            Absolute positions.
-        """
+        """Positions of the next tokens of every row, counting on from its last real one."""
         last = self.positions.max(axis=1, keepdims=True)
         following: Array = last + 1 + namespace_of(last).arange(count)
         return following
 
     def extend(self, positions: Array) -> None:
-        """Take the next slots for tokens at these positions.
-
-        Parameters
-        ----------
-        positions : ndarray of int, shape (B, T)
-            Absolute positions, -1 for padding.
-
-        Raises
-        ------
-        ValueError
-            If the rows disagree with the cache, or its slots do not suffice.
-        """
+        """Take the next slots for tokens at these positions. positions (B, T)."""
         B, capacity = self.positions.shape
         if positions.shape[0] != B:
             raise ValueError(f"tokens have {positions.shape[0]} rows, the cache was made for {B}")
@@ -152,22 +85,7 @@ class KVCache:
     def update(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
         """Store one layer's keys and values in the slots taken last; return all of that layer so far.
 
-        Parameters
-        ----------
-        layer : int
-            Which layer, from 0.
-        k, v : ndarray, shape (B, T, K, H)
-            Of the tokens fed in this call.
-
-        Returns
-        -------
-        keys, values : ndarray, shape (B, K, S, H)
-            Views of the cache, S = `length`.
-
-        Raises
-        ------
-        ValueError
-            If keys and cache differ in dtype.
+        k, v (B, T, K, H) -> keys, values (B, K, S, H).
         """
         if k.dtype != self.keys.dtype:
             raise ValueError(
@@ -179,13 +97,7 @@ class KVCache:
         return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
 
     def truncate(self, length: int) -> None:
-        """Forget every slot from `length` on.
-
-        Parameters
-        ----------
-        length : int
-            Slots to keep, at most as many as are filled.
-        """
+        """Forget every slot from `length` on."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot keep {length} slots: {self.length} are filled")
         self.positions[:, length:] = -1
@@ -205,22 +117,7 @@ class KVCache:
 
 
 def side_by_side(rows: Sequence[tuple[KVCache, int]], config: Config, *, capacity: int) -> KVCache:
-    """Cache of a new batch, made of rows of other caches.
-
-    Parameters
-    ----------
-    rows : sequence of (KVCache, int)
-        For each row of the new batch, where it is now.
-    config : Config
-        Shape of the model.
-    capacity : int
-        Slots a row of the new cache.
-
-    Returns
-    -------
-    KVCache
-        Copies, ending together; what a row had before its first real slot is dropped.
-    """
+    """Cache of a new batch, made of rows of other caches."""
     firsts = [int((cache.positions[row, : cache.length] >= 0).argmax()) for cache, row in rows]
     counts = [cache.length - first for (cache, _), first in zip(rows, firsts, strict=True)]
     longest = max(counts)
@@ -292,18 +189,7 @@ class PrefixCache:
 
 
 def in_common(texts: Sequence[Sequence[int]]) -> int:
-    """Count the tokens with which all texts begin.
-
-    Parameters
-    ----------
-    texts : sequence of sequence of int
-        Token ids of each, at least one text.
-
-    Returns
-    -------
-    int
-        Length of their common beginning.
-    """
+    """Count the tokens with which all texts begin."""
     same = 0
     for tokens in zip(*texts, strict=False):
         if len(set(tokens)) > 1:

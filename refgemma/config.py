@@ -158,25 +158,7 @@ _TANH_GELU = ("gelu", "gelu_pytorch_tanh")
 
 
 def read_config(path: str | Path) -> Config:
-    """Read a Hugging Face ``config.json``.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file, or the folder that holds it.
-
-    Returns
-    -------
-    Config
-        The facts this project computes with.
-
-    Raises
-    ------
-    ValueError
-        If the file is not JSON, describes another kind of model, or lacks a number that decides the result.
-    FileNotFoundError
-        If there is no such file.
-    """
+    """Read a Hugging Face ``config.json``."""
     path = Path(path)
     if path.is_dir():
         path = path / "config.json"
@@ -197,23 +179,6 @@ def read_config(path: str | Path) -> Config:
 def config_from_hf(fields: Mapping[str, Any]) -> Config:
     """Translate the fields of a Hugging Face ``config.json``.
 
-    Parameters
-    ----------
-    fields : mapping
-        The parsed file.
-
-    Returns
-    -------
-    Config
-        The facts this project computes with.
-
-    Raises
-    ------
-    ValueError
-        If the model is of another kind, an option is set that changes the formulas, or a field is missing.
-
-    Notes
-    -----
     Three traps. ``hidden_act: "gelu"`` means the tanh form. ``head_dim`` is read, never derived. ``rope_theta`` stands
     at the top level in older files and inside ``rope_parameters`` in newer ones.
     """

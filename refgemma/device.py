@@ -25,23 +25,6 @@ DEVICES = ("cpu", "cuda")
 def array_library(device: str) -> Any:
     """Array library that computes on a device, once it has shown that it can.
 
-    Parameters
-    ----------
-    device : {"cpu", "cuda"}
-        The processor, or the current NVIDIA GPU.
-
-    Returns
-    -------
-    module
-        ``numpy`` or ``cupy``.
-
-    Raises
-    ------
-    ValueError
-        If the device is unknown, or CuPy, a GPU, its driver or a CUDA library is missing.
-
-    Notes
-    -----
     CuPy multiplies float32 matrices in float32, unless the environment says ``CUPY_TF32=1``: then it rounds what it
     multiplies to 11 significant bits, and no error bound of this package holds.
     """
@@ -70,21 +53,7 @@ def _line(error: Exception) -> str:
 
 
 def placed(tree: T, xp: Any) -> T:
-    """Weights in the arrays of a library.
-
-    Parameters
-    ----------
-    tree : object
-        A weight of any kind, or dicts and lists of them, such as `refgemma.model.Params`.
-    xp : module
-        ``numpy`` or ``cupy``.
-
-    Returns
-    -------
-    object
-        The same numbers in the same formats and the same order. What is there already is shared; what stands in two
-        places, as a tied head does, stands in both again.
-    """
+    """Weights in the arrays of a library."""
     moved: dict[int, Any] = {}
 
     def move(value: Any) -> Any:

@@ -31,18 +31,10 @@ CHUNK = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Tokens counted.
+    """Tokens counted."""
 
-    Attributes
-    ----------
-    prompt_tokens : int
-        Read, ``<bos>`` and turn markers included.
-    completion_tokens : int
-        Generated, the stop token included.
-    """
-
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int  # read, ``<bos>`` and turn markers included
+    completion_tokens: int  # generated, the stop token included
 
     @property
     def total_tokens(self) -> int:
@@ -119,42 +111,7 @@ def generate(
     progress: Progress | None = None,
     record: bool = False,
 ) -> Iterator[Event]:
-    """Continue a batch of prompts, token by token.
-
-    Parameters
-    ----------
-    params : Params
-        Weights.
-    config : Config
-        Shape and constants.
-    tokenizer : Tokenizer
-        Turns tokens into text.
-    prompts : sequence of sequence of int
-        Token ids of each row, of any lengths, none empty.
-    settings : SamplingParams
-        For every row; each draws by the seed alone, so a row comes out as it would on its own.
-    stop_ids : frozenset of int
-        Tokens that end a row.
-    numerics : Numerics
-        Arithmetic of activations.
-    prefix : PrefixCache, optional
-        What was read before, and where to keep what is read now: a single prompt and its answer; of several prompts,
-        their common beginning, which is read once for all.
-    progress : callable, optional
-        ``progress(read, total)`` while the prompts are read, in tokens a row.
-    record : bool
-        Whether decisions keep what each step changed, and results every decision with its logits.
-
-    Returns
-    -------
-    iterator of Event
-        Rows in turn; the last event of each row holds its result.
-
-    Raises
-    ------
-    ValueError
-        At once, if a prompt is empty, or leaves no room in the context for a single new token.
-    """
+    """Continue a batch of prompts, token by token."""
     rows = [Row(i, list(prompt), settings, tokenizer, config, stop_ids, record) for i, prompt in enumerate(prompts)]
 
     def events() -> Iterator[Event]:
@@ -201,30 +158,7 @@ def read_prompts(
     numerics: Numerics,
     progress: Progress | None = None,
 ) -> Array:
-    """Feed prompts to the cache, chunk by chunk.
-
-    Parameters
-    ----------
-    params : Params
-        Weights.
-    config : Config
-        Shape and constants.
-    prompts : sequence of sequence of int
-        Token ids of each row; shorter rows are padded on the left, so that all end together.
-    cache : KVCache
-        Empty, or holding what all prompts begin with; filled on return.
-    fed : list of int
-        Tokens of the first row that are in the cache; extended after every chunk.
-    numerics : Numerics
-        Arithmetic of activations.
-    progress : callable, optional
-        ``progress(read, total)``, in tokens a row; inside a chunk, a share of the layers counts as one of the tokens.
-
-    Returns
-    -------
-    ndarray, shape (B, V)
-        Logits after the last token of each row.
-    """
+    """Feed prompts to the cache, chunk by chunk."""
     held, longest = cache.length, max(map(len, prompts))
     tokens = np.zeros((len(prompts), longest - held), dtype=np.int64)
     positions = np.full_like(tokens, -1)
@@ -264,41 +198,7 @@ def _layers_told(progress: Progress, start: int, stop: int, total: int, num_laye
 
 
 class Row:
-    """One prompt and what has come of it: its output, its undecided text, its end.
-
-    Parameters
-    ----------
-    index : int
-        Which row of the batch its events name.
-    prompt : list of int
-        Token ids.
-    settings : SamplingParams
-        How tokens are chosen.
-    tokenizer : Tokenizer
-        Turns them into text.
-    config : Config
-        Gives the context.
-    stop_ids : frozenset of int
-        Tokens that end it.
-    record : bool
-        Whether decisions keep what each step changed, and the result every decision with its logits.
-
-    Attributes
-    ----------
-    limit : int
-        Most tokens it can generate: `max_tokens`, or what the prompt leaves of the context.
-    seed : int
-        Of its draws.
-    output : list of int
-        Generated so far.
-    finish_reason : {"stop", "length"} or None
-        Why it ended; None while it goes on.
-
-    Raises
-    ------
-    ValueError
-        If the prompt is empty, or leaves no room in the context for a single new token.
-    """
+    """One prompt and what has come of it: its output, its undecided text, its end."""
 
     def __init__(
         self,
@@ -321,9 +221,9 @@ class Row:
         self.index = index
         self.prompt = prompt
         self.settings = settings
-        self.seed = seed_of(settings)
-        self.output: list[int] = []
-        self.finish_reason: FinishReason | None = None
+        self.seed = seed_of(settings)  # of its draws
+        self.output: list[int] = []  # generated so far
+        self.finish_reason: FinishReason | None = None  # why it ended; None while it goes on
         self._stop_ids = stop_ids
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer)
@@ -337,23 +237,7 @@ class Row:
         return len(self.prompt) + len(self.output) - 1
 
     def next(self, scores: Array) -> Event:
-        """Decide one token, and release the text that it makes certain.
-
-        Parameters
-        ----------
-        scores : ndarray, shape (V,)
-            Logits after the last token.
-
-        Returns
-        -------
-        Event
-            With the result, if this token is the last.
-
-        Raises
-        ------
-        ValueError
-            If the scores or the settings leave nothing to choose.
-        """
+        """Decide one token, and release the text that it makes certain. scores (V,)."""
         # Some tables have more rows than the vocabulary, to fill a multiple of 128; those are no tokens.
         scores = to_host(scores[: self._tokenizer.vocab_size])
         u = uniform(self.seed, len(self.output))

@@ -63,20 +63,7 @@ class Params(TypedDict):
 
 
 def identity(name: str, value: Array) -> Array:
-    """Tap that only looks away: every tensor goes on as it is.
-
-    Parameters
-    ----------
-    name : str
-        Where the tensor stands, such as ``layers.3.attn.scores``.
-    value : ndarray
-        The tensor.
-
-    Returns
-    -------
-    ndarray
-        What the computation goes on with.
-    """
+    """Tap that only looks away: every tensor goes on as it is."""
     return value
 
 

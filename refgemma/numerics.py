@@ -22,51 +22,18 @@ Array: TypeAlias = NDArray[Any]
 
 
 def namespace_of(x: Array) -> Any:
-    """Array library of `x`, as a module.
-
-    Parameters
-    ----------
-    x : ndarray
-        A NumPy or CuPy array.
-
-    Returns
-    -------
-    module
-        ``numpy`` or ``cupy``.
-    """
+    """Array library of `x`, as a module."""
     return np if isinstance(x, np.ndarray) else importlib.import_module(type(x).__module__.partition(".")[0])
 
 
 def to_host(x: Array) -> Array:
-    """NumPy array of the same numbers.
-
-    Parameters
-    ----------
-    x : ndarray, any shape
-        A NumPy or CuPy array.
-
-    Returns
-    -------
-    numpy.ndarray, same shape and dtype
-        `x` itself if it is one, else a copy: the only way back from a GPU.
-    """
+    """NumPy array of the same numbers."""
     host: Array = x if isinstance(x, np.ndarray) else namespace_of(x).asnumpy(x)
     return host
 
 
 def to_bfloat16(x: Array) -> Array:
-    """Bits of the nearest bfloat16 of each number, ties to even.
-
-    Parameters
-    ----------
-    x : ndarray of float32, any shape
-        Numbers to narrow. NaN stays NaN, and what is too large becomes infinite.
-
-    Returns
-    -------
-    ndarray of uint16, same shape
-        Sign, 8 exponent bits, 7 mantissa bits.
-    """
+    """Bits of the nearest bfloat16 of each number, ties to even."""
     xp = namespace_of(x)
     bits = x.astype(np.float32, copy=False).view(np.uint32)
     # Adding just under half of the last kept bit, plus that bit, carries exactly when nearest-even rounds up.
@@ -77,20 +44,7 @@ def to_bfloat16(x: Array) -> Array:
 
 
 def from_bfloat16(bits: Array, out: Array | None = None) -> Array:
-    """Exact float32 values of bfloat16 bits.
-
-    Parameters
-    ----------
-    bits : ndarray of uint16, any shape
-        Bfloat16 numbers as stored.
-    out : ndarray of float32, same shape, optional
-        Where they are to be; its last axis is contiguous.
-
-    Returns
-    -------
-    ndarray of float32, same shape
-        The same numbers; `out`, if it is given.
-    """
+    """Exact float32 values of bfloat16 bits."""
     if out is None:
         wide = bits.astype(np.uint32)
     else:
@@ -103,15 +57,9 @@ def from_bfloat16(bits: Array, out: Array | None = None) -> Array:
 
 @dataclass(frozen=True)
 class Bfloat16Matrix:
-    """A weight matrix that stays in bfloat16, usually in the mapped file itself.
+    """A weight matrix that stays in bfloat16, usually in the mapped file itself."""
 
-    Attributes
-    ----------
-    bits : ndarray of uint16, shape (O, I)
-        Bfloat16 numbers as stored, C-contiguous.
-    """
-
-    bits: Array
+    bits: Array  # (O, I): Bfloat16 numbers as stored, C-contiguous
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -124,48 +72,18 @@ class Bfloat16Matrix:
         return self.bits.nbytes
 
     def rows(self, index: Array | slice, dtype: np.dtype[Any]) -> Array:
-        """Widened copy of some rows.
-
-        Parameters
-        ----------
-        index : slice or ndarray of int, any shape
-            Which rows.
-        dtype : numpy.dtype
-            Format of the copy, float32 or float64.
-
-        Returns
-        -------
-        ndarray of `dtype`, shape (*index.shape, I)
-            The same numbers, exactly.
-        """
+        """Widened copy of some rows."""
         return from_bfloat16(self.bits[index]).astype(dtype, copy=False)
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """The arithmetic of activations: one dtype to compute in, and the points where values are rounded further.
+    """The arithmetic of activations: one dtype to compute in, and the points where values are rounded further."""
 
-    Attributes
-    ----------
-    name : str
-        What users call it.
-    dtype : numpy.dtype
-        Format of every activation, float32 or float64.
-    rounding : mapping of str to str
-        Rounding point to the narrower format that its values are rounded to ("bfloat16" or "float32"). Empty for plain
-        float32 and float64. A rounded value stays in an array of `dtype`.
-
-    Examples
-    --------
-    >>> profile = PROFILES["bf16-transformers"]
-    >>> profile.without("rope.table").name
-    'bf16-transformers without rope.table'
-    >>> profile.with_("rope.frequency", "bfloat16").rounding["rope.frequency"]
-    'bfloat16'
-    """
-
-    name: str
-    dtype: np.dtype[Any]
+    name: str  # what users call it
+    dtype: np.dtype[Any]  # format of every activation, float32 or float64
+    # rounding point to the narrower format that its values are rounded to ("bfloat16" or "float32"). Empty for plain
+    # float32 and float64. A rounded value stays in an array of `dtype`
     rounding: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
@@ -178,20 +96,6 @@ class Numerics:
     def round(self, point: str, value: Array) -> Array:
         """Value as it is after the rounding, if any, at a named point of the computation.
 
-        Parameters
-        ----------
-        point : str
-            A key of `ROUNDING_POINTS`.
-        value : ndarray, any shape
-            What was just computed.
-
-        Returns
-        -------
-        ndarray, same shape and dtype
-            `value` itself where nothing is rounded.
-
-        Notes
-        -----
         To bfloat16 by way of float32, as in the engines that are imitated: they compute in float32, then narrow.
         """
         narrow = self.rounding.get(point)
@@ -203,79 +107,21 @@ class Numerics:
         return single.astype(value.dtype, copy=False)
 
     def constant(self, point: str, value: float) -> float:
-        """Number of a formula as it is after the rounding, if any, at a named point.
-
-        Parameters
-        ----------
-        point : str
-            A key of `ROUNDING_POINTS`.
-        value : float
-            As the formula has it.
-
-        Returns
-        -------
-        float
-            Takes the dtype of the array that it meets.
-        """
+        """Number of a formula as it is after the rounding, if any, at a named point."""
         return float(self.round(point, np.array(value))) if point in self.rounding else value
 
     def inside(self, operation: str) -> bool:
-        """Whether any step inside an operation is rounded, so that the steps must be taken one by one.
-
-        Parameters
-        ----------
-        operation : str
-            What stands before the dot in the names of its points.
-
-        Returns
-        -------
-        bool
-            True if one of these points has a format.
-        """
+        """Whether any step inside an operation is rounded, so that the steps must be taken one by one."""
         return bool(self.rounding) and any(point.startswith(operation + ".") for point in self.rounding)
 
     def without(self, *points: str) -> Numerics:
-        """Same arithmetic with some rounding points switched off.
-
-        Parameters
-        ----------
-        *points : str
-            Names of points, or patterns such as ``"norm.*"``.
-
-        Returns
-        -------
-        Numerics
-            Under a name that says so. A point that was not rounded anyway changes nothing.
-
-        Raises
-        ------
-        ValueError
-            If a name or pattern fits no rounding point.
-        """
+        """Same arithmetic with some rounding points switched off."""
         off = {point for pattern in points for point in _matching(pattern)}
         rounding = {point: narrow for point, narrow in self.rounding.items() if point not in off}
         return replace(self, name=f"{self.name} without {', '.join(points)}", rounding=MappingProxyType(rounding))
 
     def with_(self, points: str, narrow: str) -> Numerics:
-        """Same arithmetic with some rounding points set to a format.
-
-        Parameters
-        ----------
-        points : str
-            Name of a point, or a pattern such as ``"norm.*"``.
-        narrow : str
-            "bfloat16" or "float32".
-
-        Returns
-        -------
-        Numerics
-            Under a name that says so.
-
-        Raises
-        ------
-        ValueError
-            If the name or pattern fits no rounding point, or the format is unknown.
-        """
+        """Same arithmetic with some rounding points set to a format."""
         rounding = {**self.rounding, **dict.fromkeys(_matching(points), narrow)}
         return replace(self, name=f"{self.name} with {points} in {narrow}", rounding=MappingProxyType(rounding))
 

@@ -73,43 +73,13 @@ ROUNDINGS: dict[str, tuple[str, str | None, str | None, str | None]] = {
 
 
 def roundings_of(engine: str) -> dict[str, str]:
-    """Column of the table: the rounding points that an engine has, and the format at each.
-
-    Parameters
-    ----------
-    engine : str
-        One of `ENGINES`.
-
-    Returns
-    -------
-    dict of str to str
-        Rounding point to "bfloat16" or "float32".
-
-    Examples
-    --------
-    >>> roundings_of("bf16-transformers")["norm.gain"], roundings_of("bf16-deepmind")["norm.gain"]
-    ('float32', 'bfloat16')
-    """
+    """Column of the table: the rounding points that an engine has, and the format at each."""
     column = ENGINES.index(engine)
     return {point: narrow for point, (_, *formats) in ROUNDINGS.items() if (narrow := formats[column])}
 
 
 def table() -> str:
-    """All of it as a Markdown table, one line a rounding point.
-
-    Returns
-    -------
-    str
-        "bf16", "f32", or "-" where an engine has no such value.
-
-    Examples
-    --------
-    >>> print(table()[:247])
-    | point | what is rounded | bf16-transformers | bf16-deepmind | bf16-gemma-pytorch |
-    |---|---|---|---|---|
-    | `embed.scale` | sqrt(D), before it multiplies the table row | bf16 | bf16 | bf16 |
-    | `embed` | the scaled embedding | bf16 | bf16 | bf16 |
-    """
+    """All of it as a Markdown table, one line a rounding point."""
     short = {BF16: "bf16", F32: "f32", None: "-"}
     lines = [f"| point | what is rounded | {' | '.join(ENGINES)} |", "|---" * (2 + len(ENGINES)) + "|"]
     for point, (meaning, *formats) in ROUNDINGS.items():

@@ -28,33 +28,15 @@ OnEvent: TypeAlias = Callable[[Event | Exception], object]
 
 @dataclass(eq=False)
 class Request:
-    """One prompt on its way to an answer.
+    """One prompt on its way to an answer."""
 
-    Attributes
-    ----------
-    row : Row
-        The prompt, and what has come of it.
-    params : Params
-        The model with the adapter of this request, for all rows.
-    on_event : callable
-        Told every event, or the exception that ends them.
-    record : bool
-        Whether events are to hold decisions.
-    cancelled : bool
-        Whether nobody waits for it any more; any thread may set it.
-    cache : KVCache or None
-        Where its keys and values are, from when it is being read until it has ended.
-    place : int
-        Which row of that cache.
-    """
-
-    row: Row
-    params: Params
-    on_event: OnEvent
-    record: bool = False
-    cancelled: bool = False
-    cache: KVCache | None = None
-    place: int = 0
+    row: Row  # the prompt, and what has come of it
+    params: Params  # the model with the adapter of this request, for all rows
+    on_event: OnEvent  # told every event, or the exception that ends them
+    record: bool = False  # whether events are to hold decisions
+    cancelled: bool = False  # whether nobody waits for it any more; any thread may set it
+    cache: KVCache | None = None  # where its keys and values are, from when it is being read until it has ended
+    place: int = 0  # which row of that cache
 
     @property
     def slots(self) -> int:
@@ -62,13 +44,7 @@ class Request:
         return len(self.row.prompt) + self.row.limit
 
     def tell(self, event: Event | Exception) -> None:
-        """Hand over an event; a callback that raises has cancelled its request, and hurts no other.
-
-        Parameters
-        ----------
-        event : Event or Exception
-            What to say.
-        """
+        """Hand over an event; a callback that raises has cancelled its request, and hurts no other."""
         try:
             if not self.cancelled:
                 self.on_event(event)
@@ -77,18 +53,7 @@ class Request:
             logging.getLogger(__name__).exception("on_event raised: its request is cancelled")
 
     def go_on(self, scores: Array) -> bool:
-        """Write one token.
-
-        Parameters
-        ----------
-        scores : ndarray, shape (V,)
-            Logits after its last token.
-
-        Returns
-        -------
-        bool
-            Whether there is more to come.
-        """
+        """Write one token. scores (V,)."""
         if self.cancelled:
             return False
         try:
@@ -102,24 +67,11 @@ class Request:
 
 
 class Batch:
-    """Requests in work: those whose prompts are being read, and those that write.
-
-    Parameters
-    ----------
-    gemma : Gemma
-        The model that all have in common.
-
-    Attributes
-    ----------
-    joining : deque of Request
-        Read in this order; the first may be read in part.
-    live : list of Request
-        Each writes one token a step.
-    """
+    """Requests in work: those whose prompts are being read, and those that write."""
 
     def __init__(self, gemma: Gemma) -> None:
-        self.joining: deque[Request] = deque()
-        self.live: list[Request] = []
+        self.joining: deque[Request] = deque()  # read in this order; the first may be read in part
+        self.live: list[Request] = []  # each writes one token a step
         self._gemma = gemma
         self._own: list[Params] = []  # the tree of each live row
         self._params = gemma.params  # all of them side by side
@@ -128,13 +80,7 @@ class Batch:
         return len(self.joining) + len(self.live)
 
     def clear(self) -> list[Request]:
-        """Drop all requests.
-
-        Returns
-        -------
-        list of Request
-            Those that were in work.
-        """
+        """Drop all requests."""
         dropped = [*self.live, *self.joining]
         self.live.clear()
         self.joining.clear()

@@ -39,27 +39,6 @@ class Batching:
 
     Every answer is the one that its request would get alone, up to the first decision so close that rounding decides
     it. Leaving a ``with`` block waits for all answers; leaving it by an exception stops them.
-
-    Parameters
-    ----------
-    gemma : Gemma
-        The model; adapters that are on it are there for every request.
-    max_rows : int
-        Requests in work at a time; the cache may come to hold as many contexts.
-    max_waiting : int
-        Requests that may wait beside those.
-
-    Examples
-    --------
-    >>> import refgemma
-    >>> from refgemma.batching import Batching
-    >>> gemma = refgemma.load("tiny-it")
-    >>> settings = refgemma.SamplingParams(temperature=0, max_tokens=20)
-    >>> with Batching(gemma) as engine:
-    ...     streams = [engine.submit(gemma.encode_prompt(f"What is {n} + 25?"), settings) for n in (17, 18)]
-    ...     answers = ["".join(event.text for event in stream) for stream in streams]
-    >>> answers
-    ['17 + 25 = 42.', '18 + 25 = 43.']
     """
 
     def __init__(self, gemma: Gemma, *, max_rows: int = 8, max_waiting: int = 64) -> None:
@@ -96,37 +75,7 @@ class Batching:
         record: bool = False,
         on_event: OnEvent | None = None,
     ) -> Stream:
-        """Ask for an answer.
-
-        Parameters
-        ----------
-        prompt : sequence of int
-            Token ids, as `Gemma.encode_prompt` gives them.
-        settings : SamplingParams
-            How tokens are chosen.
-        adapter : Adapter, optional
-            For this request alone, on top of those that are on the model.
-        record : bool
-            Whether events are to hold decisions, and the result every decision with its logits.
-        on_event : callable, optional
-            ``on_event(event)`` takes every event instead of the stream: in an asyncio program, hand it on with
-            ``loop.call_soon_threadsafe``. It is called by the worker, which waits for it, and should return at once.
-            If the request fails it gets the exception, last; after `Stream.cancel` it gets nothing.
-
-        Returns
-        -------
-        Stream
-            To iterate over, and to cancel.
-
-        Raises
-        ------
-        ValueError
-            If the prompt is empty or too long, or the adapter does not fit the model, or holds a weight trained whole.
-        Full
-            If too many are waiting.
-        Closed
-            After `close`, or when the worker has died of an error.
-        """
+        """Ask for an answer."""
         params = self._params(adapter)
         gemma = self.gemma
         row = Row(0, list(prompt), settings, gemma.tokenizer, gemma.config, gemma.stop_ids, record)
@@ -151,13 +100,7 @@ class Batching:
         return Stream(request, events)
 
     def close(self, timeout: float | None = None) -> None:
-        """Take no more requests, let those that are there finish, and wait for that.
-
-        Parameters
-        ----------
-        timeout : float, optional
-            Seconds after which the rest is dropped, within a token; their streams raise `Closed`.
-        """
+        """Take no more requests, let those that are there finish, and wait for that."""
         with self._lock:
             self._closed = True
             if timeout is not None:

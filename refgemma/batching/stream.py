@@ -15,13 +15,6 @@ class Stream(Iterator[Event]):
     Iterating waits. A stream that is dropped half-way, or closed, is cancelled: its row leaves the batch before the
     next token. Events that nobody has taken yet are kept, so a slow reader holds up neither the model nor other
     readers.
-
-    Parameters
-    ----------
-    request : Request
-        The request.
-    events : SimpleQueue or None
-        Where the worker puts its events; None where a callback takes them.
     """
 
     def __init__(self, request: Request, events: SimpleQueue[Event | Exception | None] | None) -> None:

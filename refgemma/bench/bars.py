@@ -17,63 +17,23 @@ from refgemma.config import Config
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One bar.
+    """One bar."""
 
-    Attributes
-    ----------
-    what : str
-        What is measured, with its unit.
-    bar : float or None
-        What it must reach; None where it is only to be told.
-    aim : float or None
-        What it might reach one day.
-    at_least : bool
-        Whether more is better.
-    number : callable
-        From the values of a round; KeyError where one of them is missing.
-    """
-
-    what: str
-    bar: float | None = None
-    aim: float | None = None
-    at_least: bool = True
-    number: Callable[[Values], float]
+    what: str  # what is measured, with its unit
+    bar: float | None = None  # what it must reach; None where it is only to be told
+    aim: float | None = None  # what it might reach one day
+    at_least: bool = True  # whether more is better
+    number: Callable[[Values], float]  # from the values of a round; KeyError where one of them is missing
 
     def reached(self, measured: float | None) -> bool | None:
-        """Whether a number reaches the bar.
-
-        Parameters
-        ----------
-        measured : float or None
-            The number.
-
-        Returns
-        -------
-        bool or None
-            None where there is no number, or no bar.
-        """
+        """Whether a number reaches the bar."""
         if measured is None or self.bar is None:
             return None
         return measured >= self.bar if self.at_least else measured <= self.bar
 
 
 def bars(config: Config, weights: Sequence[str], *, tiny: bool = False) -> Iterator[Bar]:
-    """List the bars.
-
-    Parameters
-    ----------
-    config : Config
-        The model.
-    weights : sequence of str
-        Formats that were measured.
-    tiny : bool
-        Whether it is the small model, of which other things are wanted.
-
-    Yields
-    ------
-    Bar
-        In the order of the report.
-    """
+    """List the bars."""
     yield Bar(
         what="import refgemma / import its dependencies",
         bar=1.5,
@@ -98,20 +58,7 @@ def bars(config: Config, weights: Sequence[str], *, tiny: bool = False) -> Itera
 
 
 def verdicts(wanted: Sequence[Bar], rounds: Sequence[Values]) -> list[dict[str, Any]]:
-    """Hold measurements against bars.
-
-    Parameters
-    ----------
-    wanted : sequence of Bar
-        From `bars`.
-    rounds : sequence of dict
-        From `refgemma.bench.figures.values_of`.
-
-    Returns
-    -------
-    list of dict
-        For JSON: what, measured, bar, aim, at_least, reached.
-    """
+    """Hold measurements against bars."""
     found: list[dict[str, Any]] = []
     for bar in wanted:
         measured = median_of(rounds, bar.number)

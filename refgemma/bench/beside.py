@@ -17,17 +17,7 @@ Matrix: TypeAlias = Array | Bfloat16Matrix
 
 
 def limits(engine: plan.Engine, params: Params, config: Config) -> None:
-    """Hold one step, and one prompt, against their limits; tell the times, and the rates of the limits.
-
-    Parameters
-    ----------
-    engine : Engine
-        Ours.
-    params : Params
-        What it computes with.
-    config : Config
-        The model.
-    """
+    """Hold one step, and one prompt, against their limits; tell the times, and the rates of the limits."""
     groups = _groups(params)
     _steps(engine, groups, np.random.default_rng(3))
     gate = groups[2][0]

@@ -20,99 +20,28 @@ BYTES = {"float32": 4, "bfloat16": 2}  # a number
 
 
 def multiplied(config: Config) -> list[Tensor]:
-    """Matrices that a token is multiplied with: all, but of the embedding only where it is the head as well.
-
-    Parameters
-    ----------
-    config : Config
-        The model.
-
-    Returns
-    -------
-    list of Tensor
-        In the order of the files.
-    """
+    """Matrices that a token is multiplied with: all, but of the embedding only where it is the head as well."""
     matrices = [tensor for tensor in tensors_of(config) if len(tensor.shape) == 2]
     return [tensor for tensor in matrices if tensor.ours != "embed" or config.tie_word_embeddings]
 
 
 def weights_read(config: Config) -> int:
-    """Weights that one call reads.
-
-    Parameters
-    ----------
-    config : Config
-        The model.
-
-    Returns
-    -------
-    int
-        How many numbers.
-    """
+    """Weights that one call reads."""
     return sum(math.prod(tensor.shape) for tensor in multiplied(config))
 
 
 def cache_bytes(config: Config, positions: int, rows: int = 1) -> int:
-    """Size of keys and values in float32.
-
-    Parameters
-    ----------
-    config : Config
-        The model.
-    positions : int
-        Of each row.
-    rows : int
-        Of the batch.
-
-    Returns
-    -------
-    int
-        Bytes.
-    """
+    """Size of keys and values in float32."""
     return 2 * 4 * config.num_layers * config.num_kv_heads * config.head_dim * positions * rows
 
 
 def bytes_read(config: Config, weights: str, *, context: int, rows: int = 1) -> int:
-    """Bytes that one call reads at least: all weights once, and the keys and values of its context.
-
-    Parameters
-    ----------
-    config : Config
-        The model.
-    weights : {"float32", "bfloat16"}
-        Format of the matrices.
-    context : int
-        Positions in the cache.
-    rows : int
-        Of the batch.
-
-    Returns
-    -------
-    int
-        Bytes.
-    """
+    """Bytes that one call reads at least: all weights once, and the keys and values of its context."""
     return BYTES[weights] * weights_read(config) + cache_bytes(config, context, rows)
 
 
 def operations(config: Config, *, tokens: int, context: int = 0, rows: int = 1) -> int:
-    """Multiplications and additions in the products of one call that wants the logits of its last position only.
-
-    Parameters
-    ----------
-    config : Config
-        The model.
-    tokens : int
-        Fed to each row.
-    context : int
-        Positions that each row has read before.
-    rows : int
-        Of the batch.
-
-    Returns
-    -------
-    int
-        How many. Of attention, only pairs of a query and a key that it may see are counted.
-    """
+    """Multiplications and additions in the products of one call that wants the logits of its last position only."""
     head = config.vocab_size * config.hidden_size
     layers = weights_read(config) - head
     pairs = sum(range(context + 1, context + tokens + 1))

@@ -16,18 +16,7 @@ Values = dict[str, float]
 
 
 def values_of(told: Round) -> Values:
-    """Numbers of one round.
-
-    Parameters
-    ----------
-    told : list of Told
-        What its processes told.
-
-    Returns
-    -------
-    dict of str to float
-        By name. Of an engine with several ways, the best for each measure.
-    """
+    """Numbers of one round."""
     values: Values = {}
     for job, lines, _ in told:
         for line in lines:
@@ -44,20 +33,7 @@ def values_of(told: Round) -> Values:
 
 
 def median_of(rounds: Sequence[Values], number: Callable[[Values], float]) -> float | None:
-    """Median over the rounds of a number computed within each.
-
-    Parameters
-    ----------
-    rounds : sequence of dict
-        From `values_of`.
-    number : callable
-        ``number(values)``; where it misses a name (KeyError), the round does not count.
-
-    Returns
-    -------
-    float or None
-        None if no round counts.
-    """
+    """Median over the rounds of a number computed within each."""
     found = []
     for values in rounds:
         try:

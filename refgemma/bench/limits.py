@@ -22,38 +22,12 @@ FRESH = 2**32  # bytes of new memory, or those of the model where that is less
 
 
 def products(w: Array, x: Array) -> list[Callable[[], Array]]:
-    """Product of a matrix with a vector (``gemv``) or with some (``gemm``), in every way.
-
-    Parameters
-    ----------
-    w : ndarray of float32, shape (O, I)
-        The matrix.
-    x : ndarray of float32, shape (I,) or (I, T)
-        The vectors.
-
-    Returns
-    -------
-    list of callable
-        Each computes it, shape (O,) or (O, T); the same array each time.
-    """
+    """Product of a matrix with a vector (``gemv``) or with some (``gemm``), in every way. w (O, I), x (I,)."""
     return [divided_by_blas(w, x), *(tiled(w, x, tile) for tile in _TILES)]
 
 
 def divided_by_blas(w: Array, x: Array) -> Callable[[], Array]:
-    """Product that BLAS divides among as many threads as we use.
-
-    Parameters
-    ----------
-    w : ndarray of float32, shape (O, I)
-        The matrix.
-    x : ndarray of float32, shape (I,) or (I, T)
-        The vectors.
-
-    Returns
-    -------
-    callable
-        Computes it, shape (O,) or (O, T); the same array each time.
-    """
+    """Product that BLAS divides among as many threads as we use. w (O, I), x (I,)."""
     out = np.empty((len(w), *x.shape[1:]), np.float32)
     blas = ThreadpoolController().select(user_api="blas")
 
@@ -65,22 +39,7 @@ def divided_by_blas(w: Array, x: Array) -> Callable[[], Array]:
 
 
 def tiled(w: Array, x: Array, tile: int) -> Callable[[], Array]:
-    """Product of which threads of ours take tiles.
-
-    Parameters
-    ----------
-    w : ndarray of float32, shape (O, I)
-        The matrix.
-    x : ndarray of float32, shape (I,) or (I, T)
-        The vectors.
-    tile : int
-        About how many numbers of the matrix are taken at once.
-
-    Returns
-    -------
-    callable
-        Computes it, shape (O,) or (O, T); the same array each time.
-    """
+    """Product of which threads of ours take tiles. w (O, I), x (I,)."""
     out = np.empty((len(w), *x.shape[1:]), np.float32)
     rows = max(1, tile // w.shape[1])
     parts = [slice(start, start + rows) for start in range(0, len(w), rows)]
@@ -93,35 +52,14 @@ def tiled(w: Array, x: Array, tile: int) -> Callable[[], Array]:
 
 
 def tile_loops(matrices: list[Array]) -> list[Callable[[], list[Array]]]:
-    """Tile loops over the same matrices, in tiles of several sizes.
-
-    Parameters
-    ----------
-    matrices : list of ndarray of uint16, shape (O, I)
-        Bits of each.
-
-    Returns
-    -------
-    list of callable
-        See `tile_loop`.
-    """
+    """Tile loops over the same matrices, in tiles of several sizes. matrices : list of (O, I)."""
     return [tile_loop(matrices, tile) for tile in _TILES]
 
 
 def tile_loop(matrices: list[Array], tile: int) -> Callable[[], list[Array]]:
     """Products of bfloat16 matrices with a vector, widened by tiles, without a pause between one matrix and the next.
 
-    Parameters
-    ----------
-    matrices : list of ndarray of uint16, shape (O, I)
-        Bits of each.
-    tile : int
-        Numbers of a tile, about.
-
-    Returns
-    -------
-    callable
-        Computes them; the products of all tiles, (rows,) each, in order.
+    matrices : list of (O, I).
     """
     rng = np.random.default_rng(4)
     x = {width: rng.standard_normal(width, np.float32) for width in {w.shape[1] for w in matrices}}
@@ -141,26 +79,14 @@ def tile_loop(matrices: list[Array], tile: int) -> Callable[[], list[Array]]:
 
 
 def fill(size: int) -> None:
-    """Fill memory that the system has not handed to this process before.
-
-    Parameters
-    ----------
-    size : int
-        Bytes.
-    """
+    """Fill memory that the system has not handed to this process before."""
     numbers = np.empty(size // 4, np.float32)
     tile = _TILES[-1]
     in_parallel(lambda part: numbers[part * tile : (part + 1) * tile].fill(1), -(-len(numbers) // tile))
 
 
 def blas_name() -> str:
-    """Say which BLAS it is, and for which processor it was told or found to compute.
-
-    Returns
-    -------
-    str
-        Such as "openblas 0.3.31 Haswell".
-    """
+    """Say which BLAS it is, and for which processor it was told or found to compute."""
     library: dict[str, Any] = next(iter(ThreadpoolController().select(user_api="blas").info()), {})
     words = (library.get("internal_api"), library.get("version"), library.get("architecture"))
     return " ".join(str(word) for word in words if word)

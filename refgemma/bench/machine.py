@@ -15,13 +15,7 @@ _STEERING = ("OPENBLAS_", "OMP_", "GOMP_", "KMP_", "MKL_", "BLIS_", "VECLIB_", "
 
 
 def machine() -> dict[str, object]:
-    """Describe this machine.
-
-    Returns
-    -------
-    dict
-        For JSON: processor, cores, memory (bytes), load (of the last minute), system, versions, environment.
-    """
+    """Describe this machine."""
     versions = {"python": platform.python_version(), "refgemma": refgemma.__version__}
     for name in ("numpy", "torch", "transformers"):
         try:

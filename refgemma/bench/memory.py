@@ -16,14 +16,6 @@ _EVERY = 0.05  # seconds between two looks; arrays of interest live longer
 def watched() -> Iterator[Callable[[], dict[str, int | None]]]:
     """Watch the memory of this process.
 
-    Yields
-    ------
-    callable
-        Its result holds the peaks so far, in bytes: ``rss``, all that is resident, mapped files included, and
-        ``rss_anon``, what belongs to no file. None where the system does not tell.
-
-    Notes
-    -----
     Linux keeps the peak of the first itself. The second is looked at many times a second, so a briefer peak is missed.
     """
     highest = _resident("RssAnon")
@@ -55,24 +47,12 @@ def watched() -> Iterator[Callable[[], dict[str, int | None]]]:
 
 
 def available() -> int | None:
-    """Memory that new processes can have without swapping.
-
-    Returns
-    -------
-    int or None
-        Bytes; None where the system does not tell.
-    """
+    """Memory that new processes can have without swapping."""
     return _field(Path("/proc/meminfo"), "MemAvailable")
 
 
 def total() -> int | None:
-    """Memory of the machine.
-
-    Returns
-    -------
-    int or None
-        Bytes; None where the system does not tell.
-    """
+    """Memory of the machine."""
     return _field(Path("/proc/meminfo"), "MemTotal")
 
 

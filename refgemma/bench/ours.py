@@ -21,15 +21,7 @@ from refgemma.ops.threads import threads
 
 
 def main(folder: Path, weights: str) -> None:
-    """Time one format of weights.
-
-    Parameters
-    ----------
-    folder : Path
-        The model.
-    weights : {"float32", "bfloat16"}
-        How matrices stay in memory.
-    """
+    """Time one format of weights."""
     config = read_config(folder)
     loaded: list[Params] = []
 

@@ -21,15 +21,7 @@ ATTENTIONS = ("sdpa", "eager")  # the thriftier first: memory is counted up to i
 
 
 def main(folder: Path, dtype: str) -> None:
-    """Time one dtype.
-
-    Parameters
-    ----------
-    folder : Path
-        The model.
-    dtype : {"float32", "bfloat16"}
-        Of weights and activations.
-    """
+    """Time one dtype."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")

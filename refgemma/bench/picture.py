@@ -36,20 +36,7 @@ class Point(NamedTuple):
 
 
 def points(found: dict[str, Any], config: Config) -> list[Point]:
-    """Place every piece of work that was timed.
-
-    Parameters
-    ----------
-    found : dict
-        From `refgemma.bench.report.summary`.
-    config : Config
-        The model.
-
-    Returns
-    -------
-    list of Point
-        By engine and format.
-    """
+    """Place every piece of work that was timed."""
     placed = []
     for engine, forms in found["engines"].items():
         for form, measures in forms.items():
@@ -60,27 +47,7 @@ def points(found: dict[str, Any], config: Config) -> list[Point]:
 
 
 def picture(found: dict[str, Any], config: Config, *, format: str = "png") -> bytes:
-    """Draw the roofline.
-
-    Parameters
-    ----------
-    found : dict
-        From `refgemma.bench.report.summary`.
-    config : Config
-        The model.
-    format : {"png", "svg", "pdf"}
-        Of the picture.
-
-    Returns
-    -------
-    bytes
-        A whole file.
-
-    Raises
-    ------
-    ValueError
-        If matplotlib is not installed, the format is none of the three, or nothing was measured.
-    """
+    """Draw the roofline."""
     if format not in FORMATS:
         raise ValueError(f"the picture is to be {format!r}: expected {', '.join(FORMATS)}")
     placed = points(found, config)

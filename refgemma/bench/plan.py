@@ -30,18 +30,12 @@ _WARM = 0.05  # seconds for which each is done in vain first, but no more than t
 
 
 class Engine(NamedTuple):
-    """A loaded model.
+    """A loaded model."""
 
-    Attributes
-    ----------
-    prefill : callable
-        ``prefill(tokens)`` reads one prompt, (1, T), into a new cache, and computes the logits of its last position.
-    decoder : callable
-        ``decoder(context, rows)`` fills a new cache at random; its result feeds each row one more token when called,
-        and decides the next.
-    """
-
+    # ``prefill(tokens)`` reads one prompt, (1, T), into a new cache, and computes the logits of its last position
     prefill: Callable[[Any], object]
+    # ``decoder(context, rows)`` fills a new cache at random; its result feeds each row one more token when called, and
+    # decides the next
     decoder: Callable[[int, int], Callable[[], object]]
 
 
@@ -57,46 +51,18 @@ PREFILL = {"prefill_128": SHORT, "prefill_2048": LONG}
 
 
 def say(measure: str, **what: object) -> None:
-    """Print a line of JSON.
-
-    Parameters
-    ----------
-    measure : str
-        What was measured.
-    **what : object
-        The result.
-    """
+    """Print a line of JSON."""
     print(json.dumps({"measure": measure, **what}), flush=True)
 
 
 def prompt(config: Config, count: int) -> Any:
-    """Draw a prompt.
-
-    Parameters
-    ----------
-    config : Config
-        Gives V.
-    count : int
-        Tokens.
-
-    Returns
-    -------
-    ndarray of int64, shape (1, count)
-        The same ids each time.
-    """
+    """Draw a prompt."""
     return np.random.default_rng(1).integers(3, config.vocab_size, (1, count))
 
 
 def touch_memory(nbytes: int) -> None:
     """Let another process fill memory and give it back, so that loading does not wait for a virtual machine's host.
 
-    Parameters
-    ----------
-    nbytes : int
-        As much as will be filled.
-
-    Notes
-    -----
     A host takes back what its guest has not used for some seconds, and finds it anew page by page, several times slower
     than the guest fills it. On a machine of its own this changes nothing.
     """
@@ -104,20 +70,7 @@ def touch_memory(nbytes: int) -> None:
 
 
 def begin(load: Callable[[], Engine], config: Config) -> Engine:
-    """Time the loading, and from its start the first token of a short prompt.
-
-    Parameters
-    ----------
-    load : callable
-        Loads the model.
-    config : Config
-        Its shape.
-
-    Returns
-    -------
-    Engine
-        What was loaded.
-    """
+    """Time the loading, and from its start the first token of a short prompt."""
     tokens = prompt(config, FIRST)
     start = time.perf_counter()
     engine = load()
@@ -128,19 +81,7 @@ def begin(load: Callable[[], Engine], config: Config) -> Engine:
 
 
 def carry_out(engine: Engine, config: Config, peaks: Callable[[], dict[str, int | None]], variant: str = "") -> None:
-    """Time reading and writing, the dearest last: a process that takes too long is stopped, and what it told stands.
-
-    Parameters
-    ----------
-    engine : Engine
-        The model.
-    config : Config
-        Its shape.
-    peaks : callable
-        From `refgemma.bench.memory.watched`.
-    variant : str
-        Which way of the engine this is, if it has several.
-    """
+    """Time reading and writing, the dearest last: a process that takes too long is stopped, and what it told stands."""
 
     def read(name: str, *, least: int, most: int) -> None:
         tokens = prompt(config, PREFILL[name])
@@ -158,22 +99,7 @@ def carry_out(engine: Engine, config: Config, peaks: Callable[[], dict[str, int 
 
 
 def timings(work: Callable[[], object], *, least: int, most: int, enough: float = _ENOUGH) -> list[float]:
-    """Time some work again and again.
-
-    Parameters
-    ----------
-    work : callable
-        What is timed.
-    least, most : int
-        How often at least, and at most.
-    enough : float
-        Seconds after which it is not begun again.
-
-    Returns
-    -------
-    list of float
-        Seconds of each time.
-    """
+    """Time some work again and again."""
     seconds: list[float] = []
     while len(seconds) < least or (len(seconds) < most and sum(seconds) < enough):
         start = time.perf_counter()
@@ -183,18 +109,7 @@ def timings(work: Callable[[], object], *, least: int, most: int, enough: float 
 
 
 def in_turn(*works: Callable[[], object]) -> list[float]:
-    """Time several pieces of work in turn, so that a machine that is fast at one moment is so for all of them.
-
-    Parameters
-    ----------
-    *works : callable
-        What is timed.
-
-    Returns
-    -------
-    list of float
-        Median seconds of each.
-    """
+    """Time several pieces of work in turn, so that a machine that is fast at one moment is so for all of them."""
     turns: list[list[float]] = []
     start = time.perf_counter()
     while len(turns) < _TURNS[0] or (len(turns) < _TURNS[1] and time.perf_counter() - start < _ENOUGH_TURNS):

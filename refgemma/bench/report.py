@@ -26,48 +26,17 @@ _MEASURES: dict[str, tuple[str, int | str]] = {
 
 
 class Table(NamedTuple):
-    """A table of texts.
+    """A table of texts."""
 
-    Attributes
-    ----------
-    title : str
-        Line above it.
-    columns : tuple of str
-        Headings.
-    rows : sequence of tuple of str
-        One text a column; the first is words, the others are numbers.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
+    title: str  # line above it
+    columns: tuple[str, ...]  # headings
+    rows: Sequence[tuple[str, ...]]  # one text a column; the first is words, the others are numbers
 
 
 def summary(
     size: str, config: Config, weights: Sequence[str], machine: dict[str, Any], rounds: Sequence[Round]
 ) -> dict[str, Any]:
-    """Put everything into one record.
-
-    Parameters
-    ----------
-    size : str
-        Name of the size.
-    config : Config
-        Its shape.
-    weights : sequence of str
-        Formats that were measured.
-    machine : dict
-        From `refgemma.bench.machine.machine`.
-    rounds : sequence of list of Told
-        From `refgemma.bench.run.run`.
-
-    Returns
-    -------
-    dict
-        For JSON. Seconds, bytes and operations; ``engines`` by engine, weights and measure; ``ratios`` are seconds or
-        bytes of transformers over ours, by weights and measure; all of them medians over the rounds, ratios of what was
-        measured in the same round. ``values`` holds each round.
-    """
+    """Put everything into one record."""
     values = [values_of(told) for told in rounds]
 
     def middle(name: str) -> float | None:
@@ -112,18 +81,7 @@ def summary(
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """Lay a summary out for people.
-
-    Parameters
-    ----------
-    found : dict
-        From `summary`.
-
-    Returns
-    -------
-    list of Table
-        The machine, its limits, the measures, the bars, and what went wrong.
-    """
+    """Lay a summary out for people."""
     laid_out = [_machine(found), _limits(found), _measures(found), _bars(found)]
     if found["failures"]:
         rows = [

@@ -43,52 +43,23 @@ class Job(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What one process told.
+    """What one process told."""
 
-    Attributes
-    ----------
-    job : Job
-        The process.
-    lines : list of dict
-        As `refgemma.bench.plan.say` printed them.
-    failure : str
-        Why it ended before its time; empty if it did not.
-    """
-
-    job: Job
-    lines: list[dict[str, Any]]
-    failure: str = ""
+    job: Job  # the process
+    lines: list[dict[str, Any]]  # as `refgemma.bench.plan.say` printed them
+    failure: str = ""  # why it ended before its time; empty if it did not
 
 
 Round = list[Told]
 
 
 def peers_installed() -> bool:
-    """Whether transformers can be timed here.
-
-    Returns
-    -------
-    bool
-        True if it and torch are installed.
-    """
+    """Whether transformers can be timed here."""
     return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
 
 
 def check_memory(config: Config, weights: Sequence[str]) -> None:
-    """Make sure that the weights fit into memory, before they are made.
-
-    Parameters
-    ----------
-    config : Config
-        The model.
-    weights : sequence of str
-        Formats to be timed, one after another.
-
-    Raises
-    ------
-    ValueError
-        If one of them does not.
-    """
+    """Make sure that the weights fit into memory, before they are made."""
     free = memory.available()
     for form in weights:
         needed = config.num_parameters * BYTES[form] + _ROOM
@@ -108,28 +79,7 @@ def run(
     longest: float = LONGEST,
     progress: Progress | None = None,
 ) -> list[Round]:
-    """Time everything.
-
-    Parameters
-    ----------
-    folder : Path
-        From `refgemma.bench.weights.checkpoint`.
-    weights : sequence of {"float32", "bfloat16"}
-        Formats of the matrices.
-    peers : bool
-        Whether transformers is timed beside us.
-    rounds : int
-        How often each process is started.
-    longest : float
-        Seconds; a round that would end later is not begun.
-    progress : callable, optional
-        ``progress(done, total)``, in measures.
-
-    Returns
-    -------
-    list of list of Told
-        Each round, at least one.
-    """
+    """Time everything."""
     engines = ("refgemma", "transformers") if peers else ("refgemma",)
     jobs = [Job("imports"), *(Job(engine, form) for form in weights for engine in engines)]
     each = sum(job.measures for job in jobs)

@@ -42,30 +42,7 @@ _SHARD = 5 * 10**9  # bytes a file, as published checkpoints are cut
 
 @contextmanager
 def checkpoint(size: str, keep: str | Path | None = None, progress: Progress | None = None) -> Iterator[Path]:
-    """Provide a folder with random weights.
-
-    Parameters
-    ----------
-    size : str
-        A key of `SHAPES`.
-    keep : str or Path, optional
-        Folder in which it is found again next time, under the name of the size. By default it is a temporary one, gone
-        afterwards.
-    progress : callable, optional
-        ``progress(done, total)`` while it is made, in bytes.
-
-    Yields
-    ------
-    Path
-        The folder.
-
-    Raises
-    ------
-    ValueError
-        If the kept folder holds another model.
-    OSError
-        If there is no room for it, or no such place.
-    """
+    """Provide a folder with random weights."""
     config = SHAPES[size]
     if keep is None:
         with tempfile.TemporaryDirectory(prefix="refgemma-bench-") as temporary:
@@ -82,27 +59,6 @@ def checkpoint(size: str, keep: str | Path | None = None, progress: Progress | N
 def make(folder: Path, config: Config, progress: Progress | None = None) -> Path:
     """Write a checkpoint of random bfloat16 weights, piece by piece, whole or not at all.
 
-    Parameters
-    ----------
-    folder : Path
-        Where; nothing may be there yet.
-    config : Config
-        Its shape.
-    progress : callable, optional
-        ``progress(done, total)``, in bytes.
-
-    Returns
-    -------
-    Path
-        `folder`.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written.
-
-    Notes
-    -----
     Numbers are normal with the deviation that keeps activations near one, as in a trained model: products take as long
     with any numbers, save subnormal ones.
     """

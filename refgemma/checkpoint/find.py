@@ -15,30 +15,6 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 def find_model(name: str | Path, *, search: Sequence[str | Path] | None = None) -> Path:
     """Look up a model by name.
 
-    Parameters
-    ----------
-    name : str or Path
-        A folder that holds ``config.json``; or the name of a model. The owner ``google/`` may be left out.
-    search : sequence of str or Path, optional
-        Folders of models, in order of preference, each plain (``OWNER/NAME`` or ``NAME`` in it) or a Hugging Face hub
-        cache. By default those of `default_places`.
-
-    Returns
-    -------
-    Path
-        The folder.
-
-    Raises
-    ------
-    TypeError
-        If the name is neither text nor a path.
-    ValueError
-        If the name is empty or is a file.
-    FileNotFoundError
-        If there is no such model; says where it was looked for.
-
-    Notes
-    -----
     The hub cache is where huggingface_hub keeps it: ``HF_HUB_CACHE``, else ``HF_HOME/hub``, else
     ``~/.cache/huggingface/hub``. Of a cached model the snapshot that ``refs/main`` names is taken.
     """
@@ -66,26 +42,13 @@ def find_model(name: str | Path, *, search: Sequence[str | Path] | None = None) 
 
 
 def default_places() -> list[Path]:
-    """Folders of models that are searched when no others are given.
-
-    Returns
-    -------
-    list of Path
-        ``weights`` in the current folder, ``weights`` in the repository, the models shipped in the package, and the hub
-        cache; not all of them need exist.
-    """
+    """Folders of models that are searched when no others are given."""
     repository = [_PACKAGE.parent / "weights"] if (_PACKAGE.parent / "pyproject.toml").is_file() else []
     return [Path("weights"), *repository, _PACKAGE / "_weights", hub_cache()]
 
 
 def hub_cache() -> Path:
-    """Folder in which huggingface_hub keeps downloads; the rules are its own.
-
-    Returns
-    -------
-    Path
-        It need not exist.
-    """
+    """Folder in which huggingface_hub keeps downloads; the rules are its own."""
     if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(cache).expanduser()
     if home := os.environ.get("HF_HOME"):

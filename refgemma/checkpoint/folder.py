@@ -16,48 +16,12 @@ INDEX = "model.safetensors.index.json"
 
 
 def describe(folder: str | Path) -> list[StoredTensor]:
-    """List the tensors of a model folder without reading a number of them.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Holds ``model.safetensors``, or ``model.safetensors.index.json`` and the shards it names.
-
-    Returns
-    -------
-    list of StoredTensor
-        Name, stored dtype, shape, bytes, file and mapped data of each, by name with layers in order.
-
-    Raises
-    ------
-    ValueError
-        If a file is damaged, or the index and its shards disagree.
-    FileNotFoundError
-        If the folder holds no safetensors weights, or lacks a shard.
-    """
+    """List the tensors of a model folder without reading a number of them."""
     return list(read_folder(folder).values())
 
 
 def read_folder(folder: str | Path) -> dict[str, StoredTensor]:
-    """Map all tensors of a model folder.
-
-    Parameters
-    ----------
-    folder : str or Path
-        As for `describe`.
-
-    Returns
-    -------
-    dict of str to StoredTensor
-        The same tensors by name.
-
-    Raises
-    ------
-    ValueError
-        If a file is damaged, or the index and its shards disagree.
-    FileNotFoundError
-        If the folder holds no safetensors weights, or lacks a shard.
-    """
+    """Map all tensors of a model folder."""
     folder = Path(folder)
     if (folder / INDEX).is_file():
         tensors = _read_shards(folder)
@@ -95,25 +59,7 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
 
 
 def parse_index(data: bytes, path: str | Path) -> dict[str, str]:
-    """Parse ``model.safetensors.index.json``.
-
-    Parameters
-    ----------
-    data : bytes
-        The file.
-    path : str or Path
-        What errors call it.
-
-    Returns
-    -------
-    dict of str to str
-        Tensor name to shard name.
-
-    Raises
-    ------
-    ValueError
-        If it is no index, or names a shard that is no safetensors file of the same folder.
-    """
+    """Parse ``model.safetensors.index.json``."""
     try:
         weight_map = json.loads(data.decode("utf-8"))["weight_map"]
         shards = list(weight_map.values())

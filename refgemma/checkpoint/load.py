@@ -43,43 +43,7 @@ def load_params(
     xp: Any = np,
     progress: Progress | None = None,
 ) -> Params:
-    """Load the parameters of a model.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Holds the weights in Hugging Face layout: ``model.safetensors``, or an index and shards.
-    config : Config
-        The model that the folder must hold.
-    weights : {"bfloat16", "float32", "float64", "stored"}
-        Format of matrices in memory. Those stored in this very format are views of the mapped files; "stored" leaves
-        all of them there, each in its own.
-    norm_dtype : dtype, default float32
-        Format of norm weights, float32 or float64.
-    xp : module, default numpy
-        Array library to hold the parameters. Matrices go to a GPU one by one, as they are stored, and are widened
-        there: the host never has a copy of its own.
-    progress : callable, optional
-        Called as ``progress(done, total)``, in bytes of the file, while matrices are widened.
-
-    Returns
-    -------
-    Params
-        Nested parameters, every NumPy array read-only. With tied embeddings, ``head`` is the very object ``embed``.
-
-    Raises
-    ------
-    ValueError
-        If a tensor is missing, unexpected, of another shape or dtype, if a norm weight is not finite, if numbers would
-        have to be rounded to `weights`, or if a file is damaged.
-    FileNotFoundError
-        If the folder or one of its files is not there.
-
-    Warns
-    -----
-    UserWarning
-        If the norm weights look like 1 + w, as GGUF files store them.
-    """
+    """Load the parameters of a model."""
     dtype_of_norms = np.dtype(norm_dtype)
     if weights not in ("bfloat16", "float32", "float64", "stored"):
         raise ValueError(f"weights is {weights!r}: expected 'bfloat16', 'float32', 'float64' or 'stored'")
@@ -115,22 +79,7 @@ def load_params(
 
 
 def check_tensors(stored: dict[str, StoredTensor], config: Config, folder: str | Path) -> None:
-    """Refuse a folder whose tensors are not those of the model, naming all that differ.
-
-    Parameters
-    ----------
-    stored : dict of str to StoredTensor
-        What the folder holds.
-    config : Config
-        What it must hold.
-    folder : str or Path
-        Its name, for the message.
-
-    Raises
-    ------
-    ValueError
-        If a tensor is missing, unexpected, or of another shape or dtype.
-    """
+    """Refuse a folder whose tensors are not those of the model, naming all that differ."""
     wanted = tensors_of(config)
     known = {tensor.theirs: tensor for tensor in tensors_of(replace(config, tie_word_embeddings=False))}
     ignored = {name.format(i=i) for name in IGNORED for i in range(config.num_layers)}

@@ -52,18 +52,7 @@ class Tensor(NamedTuple):
 
 
 def tensors_of(config: Config) -> list[Tensor]:
-    """Every tensor that a model must hold; the head only where it is not the embedding.
-
-    Parameters
-    ----------
-    config : Config
-        The model.
-
-    Returns
-    -------
-    list of Tensor
-        In the order of the table, each line of it for all layers.
-    """
+    """Every tensor that a model must hold; the head only where it is not the embedding."""
     return [
         Tensor(row.theirs.format(i=i), row.ours.format(i=i), row.axes, shape_of(row.axes, config))
         for row in TABLE
@@ -73,26 +62,7 @@ def tensors_of(config: Config) -> list[Tensor]:
 
 
 def shape_of(axes: str, config: Config) -> tuple[int, ...]:
-    """Sizes that a string of axis letters stands for.
-
-    Parameters
-    ----------
-    axes : str
-        Letters V, D, F, N, K, H; those in parentheses are joined into one axis.
-    config : Config
-        The model.
-
-    Returns
-    -------
-    tuple of int
-        One size an axis.
-
-    Examples
-    --------
-    >>> from refgemma.config import SIZES
-    >>> shape_of("D (N H)", SIZES["gemma-7b"])
-    (3072, 4096)
-    """
+    """Sizes that a string of axis letters stands for."""
     sizes = {
         "V": config.vocab_size,
         "D": config.hidden_size,
@@ -106,20 +76,7 @@ def shape_of(axes: str, config: Config) -> tuple[int, ...]:
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
-    """Most similar of the known names, in the same layer if that has any.
-
-    Parameters
-    ----------
-    name : str
-        What was found, or missed.
-    known : iterable of str
-        What it may have been meant to be.
-
-    Returns
-    -------
-    str or None
-        None where nothing is similar.
-    """
+    """Most similar of the known names, in the same layer if that has any."""
     import difflib  # for mistakes only, and takes long to import
 
     known = list(known)

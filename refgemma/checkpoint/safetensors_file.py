@@ -52,24 +52,13 @@ _IMPOSTORS = {
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """One tensor in its file.
+    """One tensor in its file."""
 
-    Attributes
-    ----------
-    name : str
-        What the file calls it.
-    dtype : str
-        Stored format, in the words of the file: "BF16", "F16", "F32", ...
-    data : ndarray
-        The numbers, a read-only view of the mapped file; BF16 and float8 numbers as their bits, in unsigned integers.
-    file : Path
-        Where it is stored.
-    """
-
-    name: str
-    dtype: str
+    name: str  # what the file calls it
+    dtype: str  # stored format, in the words of the file: "BF16", "F16", "F32",
+    # the numbers, a read-only view of the mapped file; BF16 and float8 numbers as their bits, in unsigned integers
     data: Array
-    file: Path
+    file: Path  # where it is stored
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -85,25 +74,6 @@ class StoredTensor:
 def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
     """Map a safetensors file.
 
-    Parameters
-    ----------
-    path : str or Path
-        The file.
-
-    Returns
-    -------
-    dict of str to StoredTensor
-        All tensors, in the order of the file. No number has been read.
-
-    Raises
-    ------
-    ValueError
-        If the file is cut off, is something else, or has a header that contradicts itself or the file.
-    FileNotFoundError
-        If there is no such file.
-
-    Notes
-    -----
     The arrays keep the mapping alive and see what happens to the file: replace a file that may be in use by renaming a
     new one over it, and never write into it.
     """
@@ -135,13 +105,6 @@ def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
 def let_go(numbers: Array) -> None:
     """Give the memory of mapped numbers back to the system, once they were read.
 
-    Parameters
-    ----------
-    numbers : ndarray, C-contiguous
-        Rows of a tensor that is mapped read-only. Of an array that is not mapped, nothing is given back.
-
-    Notes
-    -----
     They can be read again as before, from the system's cache or from the file. What was given back by several threads
     no longer has to be taken down by one, when the mapping ends.
     """

@@ -16,21 +16,7 @@ from refgemma.lora.hosted import LIMITS
 
 
 def describe_adapter(name: str, config: Config) -> dict[str, Any]:
-    """Read an adapter and hold it against a model.
-
-    Parameters
-    ----------
-    name : str
-        Its folder, or the name of a shipped one, with ``:SCALE`` behind it if not whole.
-    config : Config
-        The model.
-
-    Returns
-    -------
-    dict
-        Where it is, its settings, what it changes (by kind of weight), what its shapes could not show, why it does not
-        fit the model (None if it does), and whether the hosted models would take it.
-    """
+    """Read an adapter and hold it against a model."""
     name, scale = lora.split_scale(name)
     lora.checked_scale(scale)
     folder = lora.find_adapter(name)
@@ -45,13 +31,7 @@ def describe_adapter(name: str, config: Config) -> dict[str, Any]:
 
 
 def print_adapter(about: Mapping[str, Any]) -> None:
-    """Print what `describe_adapter` found.
-
-    Parameters
-    ----------
-    about : mapping
-        Its result.
-    """
+    """Print what `describe_adapter` found."""
     defaults = {f.name: f.default for f in fields(AdapterConfig)}
     shown = [(n, v) for n, v in about["config"].items() if (v != defaults[n] and v != {}) or n in ("r", "lora_alpha")]
     title = f"adapter {Path(about['folder']).name}: {about['folder']}, {size(about['nbytes'])}"

@@ -26,32 +26,7 @@ def answer(
     verbose: bool = False,
     record: bool = False,
 ) -> Generation:
-    """Answer a prompt.
-
-    Parameters
-    ----------
-    gemma : Gemma
-        The model.
-    prompt : str or list of messages
-        As `Gemma.stream` takes it.
-    settings : dict
-        Fields of `SamplingParams`.
-    aloud : bool
-        Print the text as it becomes certain, and end it with a newline; else show a progress bar.
-    raw : bool
-        Continue a text as it stands.
-    prefix : PrefixCache, optional
-        What earlier turns have read.
-    verbose : bool
-        Print counts, times and the seed afterwards, on standard error.
-    record : bool
-        Keep every decision.
-
-    Returns
-    -------
-    Generation
-        The whole answer.
-    """
+    """Answer a prompt."""
     started = time.perf_counter()
     with progress_bar("reading the prompt", "tokens") as progress:
         events = gemma.stream(prompt, raw=raw, prefix=prefix, progress=progress, record=record, **settings)
@@ -74,20 +49,7 @@ def answer(
 
 
 def report(result: Generation, model: str) -> dict[str, Any]:
-    """What ``--json`` prints of an answer.
-
-    Parameters
-    ----------
-    result : Generation
-        The answer.
-    model : str
-        Its model, as the user called it.
-
-    Returns
-    -------
-    dict
-        For JSON.
-    """
+    """What ``--json`` prints of an answer."""
     usage = result.usage
     return {
         "text": result.text,

@@ -31,13 +31,7 @@ _WEIGHTS = ("float32", "bfloat16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this subcommand.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Its parser.
-    """
+    """Add the arguments of this subcommand."""
     parser.add_argument("--size", choices=tuple(SHAPES), default="gemma-2b", help="whose shape (default: gemma-2b)")
     parser.add_argument(
         "--weights",
@@ -58,18 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand.
-
-    Parameters
-    ----------
-    args : Namespace
-        Its arguments.
-
-    Returns
-    -------
-    int
-        Exit code.
-    """
+    """Run the subcommand."""
     if args.rounds < 1:
         raise ValueError(f"--rounds is {args.rounds}: expected at least 1")
     if args.peers and not peers_installed():

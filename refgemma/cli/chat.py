@@ -22,13 +22,7 @@ _HELP = "/reset begins a new conversation, /exit or Ctrl-D ends, Ctrl-C ends eve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this subcommand.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Its parser.
-    """
+    """Add the arguments of this subcommand."""
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before the first turn")
     parser.add_argument("--verbose", action="store_true", help="tell counts, times and the seed of each answer")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each answer, for programs")
@@ -37,18 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand.
-
-    Parameters
-    ----------
-    args : Namespace
-        Its arguments.
-
-    Returns
-    -------
-    int
-        Exit code.
-    """
+    """Run the subcommand."""
     settings = sampling_settings(args)
     beginning = [] if args.system is None else [{"role": "system", "content": text_argument(args.system)}]
     gemma = load_model(args)

@@ -26,13 +26,7 @@ from refgemma.oracle.picture import draw, format_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this subcommand.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Its parser.
-    """
+    """Add the arguments of this subcommand."""
     parser.add_argument("ours", nargs="?", metavar="OURS", help="a trace that `refgemma trace` made")
     parser.add_argument("theirs", metavar="THEIRS", help="what the other engine computed")
     parser.add_argument(
@@ -56,18 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand.
-
-    Parameters
-    ----------
-    args : Namespace
-        Its arguments.
-
-    Returns
-    -------
-    int
-        Exit code.
-    """
+    """Run the subcommand."""
     read = {"OURS": args.ours, "THEIRS": args.theirs, "--map": args.map}
     check_apart(read, {"--picture": args.picture})
     form = format_of(args.picture) if args.picture else None
@@ -94,23 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_mapping(path: str) -> dict[str, str]:
-    """Read the names of another engine.
-
-    Parameters
-    ----------
-    path : str
-        JSON file, ``{"their name": "our name", ...}``.
-
-    Returns
-    -------
-    dict of str to str
-        Its names to ours.
-
-    Raises
-    ------
-    ValueError
-        If it is something else.
-    """
+    """Read the names of another engine."""
     wanted = 'expected an object of names, {"their name": "our name", ...}'
     try:
         mapping = json.loads(read_text(path))

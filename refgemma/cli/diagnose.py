@@ -22,13 +22,7 @@ from refgemma.cli.terminal import print_json, progress_bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this subcommand.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Its parser.
-    """
+    """Add the arguments of this subcommand."""
     parser.add_argument("theirs", metavar="THEIRS", help="what the other engine computed")
     parser.add_argument(
         "--model",
@@ -56,18 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand.
-
-    Parameters
-    ----------
-    args : Namespace
-        Its arguments.
-
-    Returns
-    -------
-    int
-        Exit code.
-    """
+    """Run the subcommand."""
     mapping = None if args.map is None else read_mapping(args.map)
     with progress_bar(f"trying known bugs on {args.theirs}") as progress:
         found = oracle.diagnose(

@@ -14,20 +14,7 @@ _SIGNS = {"wrong": "WRONG", "look": "look", "fine": "fine"}
 
 
 def run_doctor(name: str, *, as_json: bool) -> int:
-    """Examine a model folder, and print what was found.
-
-    Parameters
-    ----------
-    name : str
-        The folder, in any state; or the name of a model that is found as every command finds it.
-    as_json : bool
-        Print JSON.
-
-    Returns
-    -------
-    int
-        Exit code: 1 if something is wrong.
-    """
+    """Examine a model folder, and print what was found."""
     folder = Path(name).expanduser()
     folder = folder if folder.is_dir() else find_model(name)
     with progress_bar(f"reading {folder.name}") as progress:

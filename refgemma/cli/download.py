@@ -20,13 +20,7 @@ from refgemma.hub import Place, choose_place, fetch, look_up
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this subcommand.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Its parser.
-    """
+    """Add the arguments of this subcommand."""
     parser.add_argument("model", metavar="OWNER/NAME", help="a model of the hub, such as google/gemma-2b-it")
     parser.add_argument("--to", metavar="FOLDER", help="folder to make (default: one in the hub's cache)")
     parser.add_argument("--yes", action="store_true", help="do not ask")
@@ -34,18 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand.
-
-    Parameters
-    ----------
-    args : Namespace
-        Its arguments.
-
-    Returns
-    -------
-    int
-        Exit code.
-    """
+    """Run the subcommand."""
     with progress_bar(f"looking up {args.model}"):
         offer = look_up(args.model)
     place = choose_place(offer, args.to)

@@ -12,25 +12,7 @@ from typing import IO
 
 
 def read_text(path: str) -> str:
-    """Read a text exactly, its last newline included.
-
-    Parameters
-    ----------
-    path : str
-        File in UTF-8; ``-`` for standard input.
-
-    Returns
-    -------
-    str
-        The text.
-
-    Raises
-    ------
-    OSError
-        If it cannot be read.
-    ValueError
-        If it is not UTF-8.
-    """
+    """Read a text exactly, its last newline included."""
     if path == "-":
         return decode(sys.stdin.buffer.read(), "standard input")
     try:
@@ -40,46 +22,12 @@ def read_text(path: str) -> str:
 
 
 def text_argument(text: str) -> str:
-    """Text of an argument, whatever the locale.
-
-    Parameters
-    ----------
-    text : str
-        As Python decoded it; bytes that the locale does not know are half surrogate pairs in it.
-
-    Returns
-    -------
-    str
-        The text.
-
-    Raises
-    ------
-    ValueError
-        If it is not UTF-8.
-    """
+    """Text of an argument, whatever the locale."""
     return decode(os.fsencode(text), "the argument")
 
 
 def decode(data: bytes, source: str) -> str:
-    """Decode UTF-8.
-
-    Parameters
-    ----------
-    data : bytes
-        The text.
-    source : str
-        Where it is from.
-
-    Returns
-    -------
-    str
-        The text.
-
-    Raises
-    ------
-    ValueError
-        If it is not UTF-8.
-    """
+    """Decode UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -90,23 +38,7 @@ def decode(data: bytes, source: str) -> str:
 
 @contextmanager
 def output_file(path: str) -> Iterator[IO[bytes]]:
-    """Open a file that appears at its place whole, at the end, or not at all.
-
-    Parameters
-    ----------
-    path : str
-        Where; a file that is there is replaced. A device or a pipe is written to directly.
-
-    Yields
-    ------
-    binary file
-        To write to; opened at once, so that a place that cannot be written to is known before the work is done.
-
-    Raises
-    ------
-    OSError
-        If the place cannot be written to.
-    """
+    """Open a file that appears at its place whole, at the end, or not at all."""
     target = Path(path).resolve()  # a link stays, what it points to is replaced
     in_place = path.startswith("/dev/") or (target.exists() and not target.is_file())
     temporary = target if in_place else target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -128,18 +60,7 @@ def output_file(path: str) -> Iterator[IO[bytes]]:
 
 
 def check_place(path: str) -> None:
-    """Make sure that a file can be written, before the work is done that gives its content.
-
-    Parameters
-    ----------
-    path : str
-        Where; no device and no pipe.
-
-    Raises
-    ------
-    OSError
-        If it cannot.
-    """
+    """Make sure that a file can be written, before the work is done that gives its content."""
     target = Path(path).resolve()
     if target.is_dir():
         reason = "is a directory"
@@ -155,18 +76,7 @@ def check_place(path: str) -> None:
 
 
 def check_apart(read: Mapping[str, str | Path | None], written: Mapping[str, str | Path | None]) -> None:
-    """Make sure that no file is written twice, and none that was read.
-
-    Parameters
-    ----------
-    read, written : mapping of str to path or None
-        Files by what the user calls them; None for what was not given.
-
-    Raises
-    ------
-    ValueError
-        If two of them are the same file, of which one is written. Devices and pipes may be shared.
-    """
+    """Make sure that no file is written twice, and none that was read."""
     files = [(what, Path(path)) for what, path in (*written.items(), *read.items()) if path is not None]
     for (what, path), (other, elsewhere) in combinations(files, 2):
         if what in written and _same_file(path, elsewhere):

@@ -29,13 +29,7 @@ from refgemma.cli.terminal import print_json, to_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this subcommand.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Its parser.
-    """
+    """Add the arguments of this subcommand."""
     add_prompt(parser)
     add_json(parser)
     parser.add_argument("--output", metavar="FILE", help="write the answer there and not to standard output")
@@ -46,18 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand.
-
-    Parameters
-    ----------
-    args : Namespace
-        Its arguments.
-
-    Returns
-    -------
-    int
-        Exit code.
-    """
+    """Run the subcommand."""
     settings = sampling_settings(args)
     prompt = read_prompt(args)
     with outputs(args) as save, output_file(args.output) if args.output else nullcontext() as file:

@@ -60,13 +60,7 @@ class Entry(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this subcommand.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Its parser.
-    """
+    """Add the arguments of this subcommand."""
     parser.add_argument("--all", action="store_true", help="list the tensors of every layer")
     parser.add_argument("--doctor", metavar="DIR", help="examine this folder instead, even if it cannot be loaded")
     parser.add_argument(
@@ -81,18 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand.
-
-    Parameters
-    ----------
-    args : Namespace
-        Its arguments.
-
-    Returns
-    -------
-    int
-        Exit code.
-    """
+    """Run the subcommand."""
     if args.doctor is not None:
         return run_doctor(args.doctor, as_json=args.json)
     try:
@@ -138,22 +121,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def weight_bytes(config: Config, weights: str, numerics: str) -> int:
-    """Memory of the weights.
-
-    Parameters
-    ----------
-    config : Config
-        The model.
-    weights : str
-        Format of matrices.
-    numerics : str
-        Arithmetic of activations, which is the format of norm weights.
-
-    Returns
-    -------
-    int
-        Bytes.
-    """
+    """Memory of the weights."""
     matrix = 2 if weights == "bfloat16" else np.dtype(weights).itemsize
     norm = np.dtype(numerics).itemsize
     shapes = [tensor.shape for tensor in tensors_of(config)]
@@ -161,22 +129,7 @@ def weight_bytes(config: Config, weights: str, numerics: str) -> int:
 
 
 def cache_bytes(config: Config, length: int, numerics: str) -> int:
-    """Memory of the keys and values of one conversation.
-
-    Parameters
-    ----------
-    config : Config
-        The model.
-    length : int
-        Tokens.
-    numerics : str
-        Arithmetic of activations.
-
-    Returns
-    -------
-    int
-        Bytes.
-    """
+    """Memory of the keys and values of one conversation."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * length * np.dtype(numerics).itemsize
 
 

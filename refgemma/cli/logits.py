@@ -37,13 +37,7 @@ _FORMATS: dict[str, Save] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this subcommand.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Its parser.
-    """
+    """Add the arguments of this subcommand."""
     add_prompt(parser)
     parser.add_argument(
         "--tokens", type=token_ids, metavar="IDS", help="token ids, such as 2,106,1645, in place of a prompt"
@@ -59,18 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand.
-
-    Parameters
-    ----------
-    args : Namespace
-        Its arguments.
-
-    Returns
-    -------
-    int
-        Exit code.
-    """
+    """Run the subcommand."""
     if args.top < 1:
         raise ValueError(f"--top is {args.top}: expected a whole number of at least 1")
     save = _format_of(args.output) if args.output else None

@@ -18,13 +18,7 @@ Save: TypeAlias = Callable[[Record, str, int | None], None]
 
 
 def add_outputs(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where a record goes.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Of the subcommand.
-    """
+    """Add the options that say where a record goes."""
     group = parser.add_argument_group("the record of every decision")
     group.add_argument(
         "--record", metavar="FILE.jsonl", help="save it, to be replayed by `refgemma sample`; logits go beside it"
@@ -34,42 +28,13 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
 
 
 def wanted(args: argparse.Namespace) -> bool:
-    """Whether a record is to go anywhere.
-
-    Parameters
-    ----------
-    args : Namespace
-        With the options of `add_outputs`.
-
-    Returns
-    -------
-    bool
-        True if one of them was given.
-    """
+    """Whether a record is to go anywhere."""
     return bool(args.record or args.page or args.picture)
 
 
 @contextmanager
 def outputs(args: argparse.Namespace) -> Iterator[Save]:
-    """Open the files, so that a place that cannot be written to is known before the work is done.
-
-    Parameters
-    ----------
-    args : Namespace
-        With the options of `add_outputs`.
-
-    Yields
-    ------
-    callable
-        ``save(record, title, t)``; `t` is the token to draw in the picture.
-
-    Raises
-    ------
-    OSError
-        If a place cannot be written to.
-    ValueError
-        If a file ends in what it cannot be, or is written twice, or read and written.
-    """
+    """Open the files, so that a place that cannot be written to is known before the work is done."""
     _check_files(args)
     form = None
     if args.picture:

@@ -41,13 +41,7 @@ _ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this subcommand.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Its parser.
-    """
+    """Add the arguments of this subcommand."""
     parser.usage = "%(prog)s [options] BASE ADAPTER[:SCALE] [ADAPTER[:SCALE] ...] [OUT]"
     parser.add_argument("base", metavar="BASE", help="the model: folder, shipped name, or hub id fetched before")
     parser.add_argument(
@@ -71,18 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand.
-
-    Parameters
-    ----------
-    args : Namespace
-        Its arguments.
-
-    Returns
-    -------
-    int
-        Exit code.
-    """
+    """Run the subcommand."""
     adapters, out = _adapters_and_out(args)
     for name, _ in map(lora.split_scale, adapters):
         lora.find_adapter(name)  # before the model is read

@@ -18,23 +18,7 @@ from refgemma.text import chat
 
 
 def token_ids(text: str) -> tuple[int, ...]:
-    """Parse the argument of an option that takes token ids.
-
-    Parameters
-    ----------
-    text : str
-        Such as ``2,106,1645``; brackets around it do not matter.
-
-    Returns
-    -------
-    tuple of int
-        The ids.
-
-    Raises
-    ------
-    ArgumentTypeError
-        If it is something else.
-    """
+    """Parse the argument of an option that takes token ids."""
     try:
         return tuple(int(word) for word in text.strip("[] ").split(","))
     except ValueError:
@@ -42,23 +26,7 @@ def token_ids(text: str) -> tuple[int, ...]:
 
 
 def named_folder(text: str) -> tuple[str, str]:
-    """Parse the argument of an option that gives something a name.
-
-    Parameters
-    ----------
-    text : str
-        ``NAME=DIR``.
-
-    Returns
-    -------
-    tuple of str
-        The two.
-
-    Raises
-    ------
-    ArgumentTypeError
-        If one is missing.
-    """
+    """Parse the argument of an option that gives something a name."""
     name, _, folder = text.partition("=")
     if not name or not folder:
         raise argparse.ArgumentTypeError(f"expected NAME=DIR, not {text!r}")
@@ -97,15 +65,7 @@ _SAMPLING = (
 
 
 def add_model(parser: argparse.ArgumentParser, *, runs: bool = True) -> None:
-    """Add the options that choose a model.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Of the subcommand.
-    runs : bool
-        Whether the subcommand computes with the model.
-    """
+    """Add the options that choose a model."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", default="tiny-it", help="folder, shipped name, or hub id fetched before (default: tiny-it)"
@@ -135,18 +95,7 @@ def add_model(parser: argparse.ArgumentParser, *, runs: bool = True) -> None:
 
 
 def load_model(args: argparse.Namespace) -> Gemma:
-    """Load the chosen model, under a progress bar.
-
-    Parameters
-    ----------
-    args : Namespace
-        With the options of `add_model`.
-
-    Returns
-    -------
-    Gemma
-        Ready to use.
-    """
+    """Load the chosen model, under a progress bar."""
     with progress_bar(f"loading {args.model}") as progress:
         return load(
             args.model,
@@ -159,24 +108,12 @@ def load_model(args: argparse.Namespace) -> Gemma:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add the option for programs.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Of the subcommand.
-    """
+    """Add the option for programs."""
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def add_prompt(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that give a prompt.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Of the subcommand.
-    """
+    """Add the arguments that give a prompt."""
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="one user turn; - reads standard input")
     parser.add_argument(
         "--messages", metavar="FILE", help='a conversation, JSON: [{"role": "user", "content": "Hi"}, ...]'
@@ -189,23 +126,7 @@ def add_prompt(parser: argparse.ArgumentParser) -> None:
 
 
 def read_prompt(args: argparse.Namespace) -> Prompt:
-    """Read the prompt, and check it before a model is loaded for it.
-
-    Parameters
-    ----------
-    args : Namespace
-        With the arguments of `add_prompt`.
-
-    Returns
-    -------
-    str or list of messages
-        What `Gemma.generate` takes.
-
-    Raises
-    ------
-    ValueError
-        If there is no prompt, or two, or a conversation that cannot be read.
-    """
+    """Read the prompt, and check it before a model is loaded for it."""
     if (args.prompt is None) == (args.messages is None):
         given = "no prompt was given" if args.prompt is None else "PROMPT and --messages were both given"
         raise ValueError(f"{given}: expected PROMPT, - for standard input, or --messages FILE")
@@ -237,16 +158,7 @@ def _parse_messages(text: str, path: str) -> list[Any]:
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, generates: bool = True) -> None:
-    """Add an option for every field of `SamplingParams`.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Of the subcommand.
-    generates : bool
-        Whether the subcommand writes a text, whose end needs settings of its own. If not, settings that are not given
-        are absent from the parsed arguments.
-    """
+    """Add an option for every field of `SamplingParams`."""
     group = parser.add_argument_group("sampling, in the order of the steps")
     for name, kind, metavar, what in _SAMPLING:
         default = getattr(SamplingParams, name)
@@ -273,23 +185,7 @@ def add_sampling(parser: argparse.ArgumentParser, *, generates: bool = True) -> 
 
 
 def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Collect the settings, and check them before a model is loaded for them.
-
-    Parameters
-    ----------
-    args : Namespace
-        With the options of `add_sampling`.
-
-    Returns
-    -------
-    dict
-        Fields of `SamplingParams`.
-
-    Raises
-    ------
-    ValueError
-        If one is out of range.
-    """
+    """Collect the settings, and check them before a model is loaded for them."""
     settings = {field.name: getattr(args, field.name) for field in fields(SamplingParams) if hasattr(args, field.name)}
     if "stop" in settings:
         settings["stop"] = tuple(text_argument(text) for text in args.stop)

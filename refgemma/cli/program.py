@@ -64,34 +64,12 @@ class Parser(argparse.ArgumentParser):
     """Parser whose errors are errors like any other."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print below its usage.
-
-        Parameters
-        ----------
-        message : str
-            What is wrong.
-
-        Raises
-        ------
-        ValueError
-            Always.
-        """
+        """Raise what argparse would print below its usage."""
         raise ValueError(f"{message}; see `{self.prog} --help`")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        Arguments, by default those of the process.
-
-    Returns
-    -------
-    int
-        Exit code.
-    """
+    """Run the command line."""
     _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal cannot show must not end the program
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -115,13 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> Parser:
-    """Build the parser of all subcommands.
-
-    Returns
-    -------
-    Parser
-        Its results hold `run`, the function of the subcommand.
-    """
+    """Build the parser of all subcommands."""
     parser = Parser("refgemma", description=refgemma.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"refgemma {refgemma.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND")
@@ -140,18 +112,7 @@ def build_parser() -> Parser:
 
 
 def sentence(error: BaseException) -> str:
-    """Say an error in one sentence.
-
-    Parameters
-    ----------
-    error : exception
-        Ours, which are sentences already, or the system's.
-
-    Returns
-    -------
-    str
-        For people.
-    """
+    """Say an error in one sentence."""
     if isinstance(error, MemoryError):
         return f"out of memory ({error}): --weights bfloat16 takes the least, `refgemma inspect` tells how much"
     if isinstance(error, OSError) and error.strerror:

@@ -36,13 +36,7 @@ _LISTED = 100  # kept tokens of each engine in JSON
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this subcommand.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Its parser.
-    """
+    """Add the arguments of this subcommand."""
     parser.add_argument("logits", nargs="?", metavar="LOGITS", help="file of logits, (V,) or (T, V)")
     parser.add_argument("--replay", metavar="FILE.jsonl", help="a record, in place of LOGITS")
     parser.add_argument("--tensor", metavar="NAME", help="which array of LOGITS (default: the only one, or logits)")
@@ -80,18 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand.
-
-    Parameters
-    ----------
-    args : Namespace
-        Its arguments.
-
-    Returns
-    -------
-    int
-        Exit code; 1 if a record does not give its own tokens again.
-    """
+    """Run the subcommand."""
     changes = sampling_settings(args)
     _check(args)
     with outputs(args) as save:

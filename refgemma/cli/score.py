@@ -21,13 +21,7 @@ from refgemma.text.tokenizer import Control
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this subcommand.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Its parser.
-    """
+    """Add the arguments of this subcommand."""
     parser.add_argument("text", nargs="?", metavar="TEXT", help="what to score; - reads standard input")
     parser.add_argument("--file", metavar="FILE", help="score the text in this file")
     parser.add_argument(
@@ -41,18 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand.
-
-    Parameters
-    ----------
-    args : Namespace
-        Its arguments.
-
-    Returns
-    -------
-    int
-        Exit code.
-    """
+    """Run the subcommand."""
     if (args.text is None) == (args.file is None):
         given = "no text was given" if args.text is None else "TEXT and --file were both given"
         raise ValueError(f"{given}: expected TEXT, - for standard input, or --file FILE")

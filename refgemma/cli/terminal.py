@@ -20,21 +20,7 @@ _ENDLESS = 10_000
 
 @contextmanager
 def progress_bar(what: str, unit: str = "") -> Iterator[Progress | None]:
-    """Show how far some work is, if it takes more than a moment.
-
-    Parameters
-    ----------
-    what : str
-        The work.
-    unit : str
-        What is counted, such as ``tokens``, to be told by the second; by default no rate is shown.
-
-    Yields
-    ------
-    callable or None
-        To be called as ``progress(done, total)``; None where standard error is no terminal. Until it is called the bar
-        moves without telling how far.
-    """
+    """Show how far some work is, if it takes more than a moment."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -69,19 +55,7 @@ def progress_bar(what: str, unit: str = "") -> Iterator[Progress | None]:
 def print_table(
     columns: Sequence[str], rows: Iterable[Iterable[str]], *, title: str = "", text: Collection[int] = ()
 ) -> None:
-    """Print a table, and an empty line before it if it has a title.
-
-    Parameters
-    ----------
-    columns : sequence of str
-        Headings; all empty for none.
-    rows : iterable of iterables of str
-        One text a column.
-    title : str
-        Line above it.
-    text : collection of int
-        Which columns are words, set flush left; the others are numbers.
-    """
+    """Print a table, and an empty line before it if it has a title."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=any(columns))
@@ -95,15 +69,7 @@ def print_table(
 
 
 def show(what: Any, style: str = "") -> None:
-    """Print something that rich draws, or a text as it stands.
-
-    Parameters
-    ----------
-    what : str or renderable
-        A text, a table.
-    style : str
-        Such as ``bold``.
-    """
+    """Print something that rich draws, or a text as it stands."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else _ENDLESS
@@ -115,50 +81,17 @@ def show(what: Any, style: str = "") -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print one line of JSON.
-
-    Parameters
-    ----------
-    value : dict
-        Numbers, texts, lists and dicts. What is not finite becomes null, since JSON has no word for it.
-    """
+    """Print one line of JSON."""
     print(to_json(value), flush=True)
 
 
 def to_json(value: Any) -> str:
-    """Write JSON in ASCII, which every terminal and pipe carries.
-
-    Parameters
-    ----------
-    value : dict
-        As for `print_json`.
-
-    Returns
-    -------
-    str
-        One line.
-    """
+    """Write JSON in ASCII, which every terminal and pipe carries."""
     return json.dumps(_finite(value), allow_nan=False)
 
 
 def size(nbytes: int) -> str:
-    """Bytes to three digits, in the largest binary unit of which there is one.
-
-    Parameters
-    ----------
-    nbytes : int
-        How many.
-
-    Returns
-    -------
-    str
-        Such as ``4.67 GiB``.
-
-    Examples
-    --------
-    >>> size(5_012_344_832)
-    '4.67 GiB'
-    """
+    """Bytes to three digits, in the largest binary unit of which there is one."""
     for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if nbytes >= 2**power:
             value = nbytes / 2**power
@@ -167,18 +100,7 @@ def size(nbytes: int) -> str:
 
 
 def visible(piece: str) -> str:
-    """Name of a token with nothing in it that moves the cursor.
-
-    Parameters
-    ----------
-    piece : str
-        As the vocabulary writes it.
-
-    Returns
-    -------
-    str
-        With newlines and the like as escapes.
-    """
+    """Name of a token with nothing in it that moves the cursor."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in piece)
 
 

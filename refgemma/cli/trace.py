@@ -21,13 +21,7 @@ from refgemma.cli.terminal import print_json, print_table, progress_bar, size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this subcommand.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Its parser.
-    """
+    """Add the arguments of this subcommand."""
     add_prompt(parser)
     parser.add_argument(
         "--tokens", type=token_ids, metavar="IDS", help="token ids, such as 2,106,645, in place of a prompt"
@@ -45,18 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand.
-
-    Parameters
-    ----------
-    args : Namespace
-        Its arguments.
-
-    Returns
-    -------
-    int
-        Exit code.
-    """
+    """Run the subcommand."""
     if not args.output.endswith(".safetensors"):
         raise ValueError(f"{args.output} does not end in .safetensors: that is the format of a trace")
     check_apart({"--messages": args.messages}, {"--output": args.output})

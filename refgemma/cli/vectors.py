@@ -22,13 +22,7 @@ from refgemma.text.tokenizer import Tokenizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this subcommand.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Its parser.
-    """
+    """Add the arguments of this subcommand."""
     parser.add_argument("out", metavar="OUT", help="the folder to make")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", help="its widths and its tokenizer: folder, name or hub id (default: tiny-it)")
@@ -39,18 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand.
-
-    Parameters
-    ----------
-    args : Namespace
-        Its arguments.
-
-    Returns
-    -------
-    int
-        Exit code.
-    """
+    """Run the subcommand."""
     name, config, tokenizer = _chosen(args)
     with progress_bar(f"writing {args.out}") as progress:
         files = write_vectors(args.out, config, tokenizer, name=name, progress=progress)

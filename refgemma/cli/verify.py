@@ -46,13 +46,7 @@ class _Checked:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this subcommand.
-
-    Parameters
-    ----------
-    parser : ArgumentParser
-        Its parser.
-    """
+    """Add the arguments of this subcommand."""
     parser.add_argument("name", nargs="?", metavar="MODEL", help="folder, shipped name, or hub id fetched before")
     parser.add_argument("--model", default="tiny-it", help="the same (default: tiny-it)")
     parser.add_argument("--as", dest="taken_for", metavar="NAME", help="take it for this model, such as gemma-2b")
@@ -72,18 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the subcommand.
-
-    Parameters
-    ----------
-    args : Namespace
-        Its arguments.
-
-    Returns
-    -------
-    int
-        Exit code.
-    """
+    """Run the subcommand."""
     if args.list:
         return _print_list(args.json)
     if args.taken_for is not None and args.taken_for not in _computed():

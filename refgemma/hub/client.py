@@ -27,23 +27,7 @@ class RemoteFile(NamedTuple):
 
 
 def client(module: str) -> Any:
-    """Import a part of huggingface_hub, which is optional, large, and different from version to version.
-
-    Parameters
-    ----------
-    module : str
-        Its name below huggingface_hub.
-
-    Returns
-    -------
-    module
-        Typed as anything.
-
-    Raises
-    ------
-    ValueError
-        If it is not installed.
-    """
+    """Import a part of huggingface_hub, which is optional, large, and different from version to version."""
     if importlib.util.find_spec("huggingface_hub") is None:
         raise ValueError('downloading takes huggingface_hub, which is not installed: pip install "refgemma[hub]"')
     return importlib.import_module(f"huggingface_hub.{module}")
@@ -52,23 +36,6 @@ def client(module: str) -> Any:
 def transfer(file: RemoteFile, out: IO[bytes]) -> None:
     """Fetch what is still missing of a file.
 
-    Parameters
-    ----------
-    file : RemoteFile
-        What to fetch.
-    out : binary file
-        Holds the beginning and stands at its end; what follows is appended. A server that can send only the whole file
-        makes it empty first.
-
-    Raises
-    ------
-    PermissionError
-        If the model is gated, or the token refused.
-    ConnectionError
-        If the connection breaks and stays broken; `out` keeps what had arrived.
-
-    Notes
-    -----
     Not ``hf_hub_download``, which begins anew after an interruption
     (https://github.com/huggingface/huggingface_hub/issues/4196), but the function below it, which need not.
     """
@@ -81,18 +48,7 @@ def transfer(file: RemoteFile, out: IO[bytes]) -> None:
 
 
 def read(file: RemoteFile) -> bytes:
-    """Fetch a small file.
-
-    Parameters
-    ----------
-    file : RemoteFile
-        What to fetch.
-
-    Returns
-    -------
-    bytes
-        All of it, unverified.
-    """
+    """Fetch a small file."""
     buffer = io.BytesIO()
     transfer(file, buffer)
     return buffer.getvalue()
@@ -100,29 +56,7 @@ def read(file: RemoteFile) -> bytes:
 
 @contextmanager
 def plain_errors(page: str) -> Iterator[None]:
-    """Say in one sentence what goes wrong between here and the page of a model.
-
-    Parameters
-    ----------
-    page : str
-        ``https://HOST/OWNER/NAME``.
-
-    Yields
-    ------
-    None
-        To the block that asks the hub.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such model.
-    PermissionError
-        If it is gated, or the token refused.
-    ConnectionError
-        If the hub does not answer, or answers that it cannot.
-    ValueError
-        If the name is none.
-    """
+    """Say in one sentence what goes wrong between here and the page of a model."""
     endpoint, owner, name = page.rsplit("/", 2)
     errors = client("errors")
     try:

@@ -27,28 +27,7 @@ _BLOCK = 2**20  # bytes
 
 
 def fetch(place: Place, bar: Bar = lambda what: nullcontext()) -> Path:
-    """Fetch what is missing, verify everything, and put the model into its place.
-
-    Parameters
-    ----------
-    place : Place
-        From `choose_place`.
-    bar : callable, optional
-        ``bar(what)`` is a context manager that yields ``progress(done, total)``, in bytes, or None.
-
-    Returns
-    -------
-    Path
-        The folder.
-
-    Raises
-    ------
-    ValueError
-        If the files are no model that can be loaded.
-    OSError
-        If a file is damaged, cannot be written, or is being fetched by another process; ConnectionError and
-        PermissionError as `transfer` raises them. What has arrived is kept, and the next call goes on from there.
-    """
+    """Fetch what is missing, verify everything, and put the model into its place."""
     if place.missing:
         place.store.mkdir(parents=True, exist_ok=True)
     with _alone(place):

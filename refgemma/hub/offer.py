@@ -23,32 +23,15 @@ _TIMEOUT = 30  # seconds for a hub to say what it has
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """A model that a hub has and this project can run.
+    """A model that a hub has and this project can run."""
 
-    Attributes
-    ----------
-    name : str
-        ``OWNER/NAME``, as the hub writes it.
-    commit : str
-        The newest revision of the main branch.
-    licence : str
-        What the model card says.
-    terms : str
-        Where to read it.
-    gated : bool
-        Whether the hub wants it accepted first.
-    config : Config
-        What ``config.json`` says.
-    files : tuple of RemoteFile
-        What a model folder needs: configuration, tokenizer, weights in safetensors. Nothing pickled.
-    """
-
-    name: str
-    commit: str
-    licence: str
-    terms: str
-    gated: bool
-    config: Config
+    name: str  # ``OWNER/NAME``, as the hub writes it
+    commit: str  # the newest revision of the main branch
+    licence: str  # what the model card says
+    terms: str  # where to read it
+    gated: bool  # whether the hub wants it accepted first
+    config: Config  # what ``config.json`` says
+    # what a model folder needs: configuration, tokenizer, weights in safetensors. Nothing pickled
     files: tuple[RemoteFile, ...]
 
     @property
@@ -60,29 +43,6 @@ class Offer:
 def look_up(name: str) -> Offer:
     """Ask a hub for a model.
 
-    Parameters
-    ----------
-    name : str
-        ``OWNER/NAME``; the owner ``google/`` may be left out.
-
-    Returns
-    -------
-    Offer
-        For which only its two small JSON files have been read; nothing is kept on disk.
-
-    Raises
-    ------
-    ValueError
-        If it is no name, if the model is of another kind or lacks a file, or if huggingface_hub is not installed.
-    FileNotFoundError
-        If the hub has no such model.
-    PermissionError
-        If the model is gated, or the token refused.
-    ConnectionError
-        If the hub cannot be reached, or must not be (``HF_HUB_OFFLINE``).
-
-    Notes
-    -----
     The hub is https://huggingface.co, or what ``HF_ENDPOINT`` says.
     """
     full = name if "/" in name else f"google/{name}"

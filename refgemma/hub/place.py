@@ -29,54 +29,20 @@ from refgemma.hub.offer import Offer
 
 @dataclass(frozen=True)
 class Place:
-    """Place of a model.
+    """Place of a model."""
 
-    Attributes
-    ----------
-    offer : Offer
-        The model.
-    folder : Path
-        Where it will be.
-    store : Path
-        Where its files come together.
-    in_cache : bool
-        Whether both belong to the hub's cache.
-    """
-
-    offer: Offer
-    folder: Path
-    store: Path
-    in_cache: bool
+    offer: Offer  # the model
+    folder: Path  # where it will be
+    store: Path  # where its files come together
+    in_cache: bool  # whether both belong to the hub's cache
 
     def path(self, file: RemoteFile) -> Path:
-        """Find a file: in the folder, or else where it is, or will be, in the store.
-
-        Parameters
-        ----------
-        file : RemoteFile
-            One of the offer.
-
-        Returns
-        -------
-        Path
-            There is such a file only once it is complete and verified.
-        """
+        """Find a file: in the folder, or else where it is, or will be, in the store."""
         placed = self.folder / file.name
         return placed if placed.is_file() else self.store / (file.digest if self.in_cache else file.name)
 
     def part(self, file: RemoteFile) -> Path:
-        """Find what has arrived of a file that is not complete.
-
-        Parameters
-        ----------
-        file : RemoteFile
-            One of the offer.
-
-        Returns
-        -------
-        Path
-            Under a name that no client of the hub uses.
-        """
+        """Find what has arrived of a file that is not complete."""
         path = self.path(file)
         return path.with_name(f"{path.name}.refgemma-part")
 
@@ -86,18 +52,7 @@ class Place:
         return sum(file.size - self._arrived(file) for file in self.offer.files)
 
     def culprit(self, path: Path) -> Path:
-        """What the user has to remove to have a damaged file fetched again.
-
-        Parameters
-        ----------
-        path : Path
-            The damaged file.
-
-        Returns
-        -------
-        Path
-            The file itself, no link to it; or the whole folder, because one that holds something is not touched.
-        """
+        """What the user has to remove to have a damaged file fetched again."""
         return path.resolve() if self.in_cache else self.folder
 
     def _arrived(self, file: RemoteFile) -> int:
@@ -106,27 +61,7 @@ class Place:
 
 
 def choose_place(offer: Offer, to: str | Path | None = None) -> Place:
-    """Find a place for a model; nothing is written.
-
-    Parameters
-    ----------
-    offer : Offer
-        The model.
-    to : str or Path, optional
-        The folder to make; by default one in the hub's cache, where `find_model` looks.
-
-    Returns
-    -------
-    Place
-        For `fetch`.
-
-    Raises
-    ------
-    ValueError
-        If the folder is a file or holds something else, or if a file is there with another size.
-    OSError
-        If the disk has no room for what is missing.
-    """
+    """Find a place for a model; nothing is written."""
     if to is None:
         repository = hub_cache() / f"models--{offer.name.replace('/', '--')}"
         place = Place(offer, repository / "snapshots" / offer.commit, repository / "blobs", in_cache=True)
@@ -151,18 +86,7 @@ def choose_place(offer: Offer, to: str | Path | None = None) -> Place:
 
 
 def size_of(path: Path) -> int:
-    """Size of a file.
-
-    Parameters
-    ----------
-    path : Path
-        It need not exist.
-
-    Returns
-    -------
-    int
-        Bytes, 0 if there is no file.
-    """
+    """Size of a file."""
     return path.stat().st_size if path.is_file() else 0
 
 

@@ -134,26 +134,7 @@ _SHAPE_OF = {
 
 
 def read_adapter_config(folder: str | Path) -> AdapterConfig:
-    """Read the ``adapter_config.json`` of a folder.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Holds the file.
-
-    Returns
-    -------
-    AdapterConfig
-        Checked fields.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is not JSON, is no LoRA adapter of a causal model, holds a value of the wrong kind, or uses an option that
-        is not supported here.
-    """
+    """Read the ``adapter_config.json`` of a folder."""
     path = Path(folder) / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -172,23 +153,7 @@ def read_adapter_config(folder: str | Path) -> AdapterConfig:
 
 
 def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
-    """Check the fields of an adapter configuration.
-
-    Parameters
-    ----------
-    values : mapping
-        The JSON object.
-
-    Returns
-    -------
-    AdapterConfig
-        Those that matter.
-
-    Raises
-    ------
-    ValueError
-        As `read_adapter_config` does.
-    """
+    """Check the fields of an adapter configuration."""
     if (kind := values.get("peft_type")) != "LORA":
         raise ValueError(f"peft_type is {kind!r}: expected 'LORA'")
     if (task := values.get("task_type")) not in (None, "CAUSAL_LM"):

@@ -27,24 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What merging an adapter costs.
+    """What merging an adapter costs."""
 
-    Attributes
-    ----------
-    dtype : str
-        Format that merged weights are rounded to.
-    weights : tuple of WeightAudit
-        One for each weight that the adapter changes.
-    total : WeightAudit
-        All of them as one; without ranks.
-    logits : tuple of LogitChange
-        Empty if no tokens were given: the base, merged in float32, merged in `dtype`.
-    """
-
-    dtype: str
-    weights: tuple[WeightAudit, ...]
-    total: WeightAudit
-    logits: tuple[LogitChange, ...]
+    dtype: str  # format that merged weights are rounded to
+    weights: tuple[WeightAudit, ...]  # one for each weight that the adapter changes
+    total: WeightAudit  # all of them as one; without ranks
+    logits: tuple[LogitChange, ...]  # empty if no tokens were given: the base, merged in float32, merged in `dtype`
 
 
 def audit(
@@ -98,31 +86,7 @@ def audit_attached(
     *,
     progress: Progress | None = None,
 ) -> Audit:
-    """Measure what merging all attached adapters would lose.
-
-    Parameters
-    ----------
-    gemma : Gemma
-        The base, nothing attached.
-    attached : Gemma
-        The same with adapters on it.
-    dtype : {"bfloat16", "float16", "float32"}
-        As for `audit`.
-    tokens : array_like of int, shape (T,), optional
-        As for `audit`.
-    progress : callable, optional
-        As for `audit`.
-
-    Returns
-    -------
-    Audit
-        As from `audit`.
-
-    Raises
-    ------
-    ValueError
-        As from `audit`.
-    """
+    """Measure what merging all attached adapters would lose."""
     if dtype not in FORMATS[:-1]:
         raise ValueError(f"dtype is {dtype!r}: expected {', '.join(FORMATS[:-1])}")
     prompt = None if tokens is None else np.asarray(tokens)

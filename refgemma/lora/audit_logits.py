@@ -24,50 +24,17 @@ Changed: TypeAlias = list[tuple[str, Operand, Operand]]  # path, new, old
 
 @dataclass(frozen=True, kw_only=True)
 class LogitChange:
-    """How far logits are from those with the adapter attached, over all positions of a prompt.
+    """How far logits are from those with the adapter attached, over all positions of a prompt."""
 
-    Attributes
-    ----------
-    model : str
-        Whose logits: "base", or "merged in" a format.
-    max_abs : float
-        Largest difference.
-    mean_kl : float
-        Kullback-Leibler divergence from the attached model's probabilities, in nats; mean over positions.
-    flips : int
-        Positions at which another token is the most likely.
-    positions : int
-        How many there are.
-    """
-
-    model: str
-    max_abs: float
-    mean_kl: float
-    flips: int
-    positions: int
+    model: str  # whose logits: "base", or "merged in" a format
+    max_abs: float  # largest difference
+    mean_kl: float  # kullback-Leibler divergence from the attached model's probabilities, in nats; mean over positions
+    flips: int  # positions at which another token is the most likely
+    positions: int  # how many there are
 
 
 def logit_changes(gemma: Gemma, attached: Gemma, changed: Changed, dtype: str, tokens: Array) -> Iterator[LogitChange]:
-    """Compare the logits of a prompt.
-
-    Parameters
-    ----------
-    gemma : Gemma
-        The base.
-    attached : Gemma
-        The same with adapters on it.
-    changed : list of (path, new, old)
-        The weights in which they differ.
-    dtype : str
-        Format to merge in, beside float32.
-    tokens : ndarray of int, shape (T,)
-        The prompt.
-
-    Yields
-    ------
-    LogitChange
-        Of the base, of merging in float32, of merging in `dtype`.
-    """
+    """Compare the logits of a prompt. tokens (T,)."""
     want = attached.logits(tokens)
     yield _logit_change("base", gemma.logits(tokens), want)
     for form in dict.fromkeys(("float32", dtype)):

@@ -30,27 +30,7 @@ class _Measure(NamedTuple):
 
 
 def picture(audit: Audit, *, title: str = "", format: str = "png") -> bytes:
-    """Draw an audit.
-
-    Parameters
-    ----------
-    audit : Audit
-        From `refgemma.lora.audit`, with at least one weight.
-    title : str
-        Whose it is.
-    format : {"png", "svg", "pdf"}
-        Of the picture.
-
-    Returns
-    -------
-    bytes
-        A whole file.
-
-    Raises
-    ------
-    ValueError
-        If matplotlib is not installed, the format is none of the three, or there is nothing to draw.
-    """
+    """Draw an audit."""
     if format not in FORMATS:
         raise ValueError(f"the picture is to be {format!r}: expected {', '.join(FORMATS)}")
     if not audit.weights:

@@ -28,37 +28,19 @@ from refgemma.ops.linear import Operand
 
 @dataclass(frozen=True, kw_only=True)
 class WeightAudit:
-    """What rounding does to one merged weight W + d.
+    """What rounding does to one merged weight W + d."""
 
-    Attributes
-    ----------
-    path : str
-        The weight, such as ``layers.0.attn.q``; ``all`` for all that are changed together.
-    shape : tuple of int
-        Its axes.
-    rank : int or None
-        Rank that the factors have room for; None for a weight that was trained whole. The three ranks are those of the
-        low-rank part, which DoRA's gain turns into a change of full rank.
-    effective_rank : float or None
-        ``exp(-sum p ln p)`` with p the squared singular values over their sum: how many directions share the update.
-    numerical_rank : int or None
-        Singular values above ``max(O, I) * 2**-52`` times the largest.
-    relative_norm : float
-        Frobenius norm of d over that of W.
-    unmoved : float
-        Share of weights with ``round(W + d) == round(W)`` among those where d is not 0; NaN if d is 0.
-    update_error : float
-        ``||round(W + d) - W - d|| / ||d||``: 0 is a faithful merge, 1 as bad as none; NaN if d is 0.
-    """
-
-    path: str
-    shape: tuple[int, ...]
+    path: str  # the weight, such as ``layers.0.attn.q``; ``all`` for all that are changed together
+    shape: tuple[int, ...]  # its axes
+    # rank that the factors have room for; None for a weight that was trained whole. The three ranks are those of the
+    # low-rank part, which DoRA's gain turns into a change of full rank
     rank: int | None
+    # ``exp(-sum p ln p)`` with p the squared singular values over their sum: how many directions share the update
     effective_rank: float | None
-    numerical_rank: int | None
-    relative_norm: float
-    unmoved: float
-    update_error: float
+    numerical_rank: int | None  # singular values above ``max(O, I) * 2**-52`` times the largest
+    relative_norm: float  # frobenius norm of d over that of W
+    unmoved: float  # share of weights with ``round(W + d) == round(W)`` among those where d is not 0; NaN if d is 0
+    update_error: float  # ``||round(W + d) - W - d|| / ||d||``: 0 is a faithful merge, 1 as bad as none; NaN if d is 0
 
 
 class Sums(NamedTuple):
@@ -72,51 +54,14 @@ class Sums(NamedTuple):
 
 
 def added(parts: Iterable[Sums]) -> Sums:
-    """Sums of parts, taken together.
-
-    Parameters
-    ----------
-    parts : iterable of Sums
-        Any number.
-
-    Returns
-    -------
-    Sums
-        Zeros if there are none.
-    """
+    """Sums of parts, taken together."""
     return Sums(*(math.fsum(column) for column in zip(Sums(0, 0, 0, 0, 0), *parts, strict=True)))
 
 
 def audit_weight(
     path: str, new: Operand, old: Operand, form: str, report: Callable[[int], None]
 ) -> tuple[WeightAudit, Sums]:
-    """Measure what rounding does to one merged weight.
-
-    Parameters
-    ----------
-    path : str
-        The weight.
-    new : Operand, shape (O, I)
-        With adapters on it, or trained whole.
-    old : ndarray or Bfloat16Matrix, shape (O, I)
-        Without.
-    form : str
-        Format that the merged weight is rounded to.
-    report : callable
-        Called as ``report(done)``, in numbers of this weight.
-
-    Returns
-    -------
-    row : WeightAudit
-        For people.
-    sums : Sums
-        To be added to those of other weights.
-
-    Raises
-    ------
-    ValueError
-        If a delta cannot be part of a weight, or a number is too large for the format.
-    """
+    """Measure what rounding does to one merged weight. old (O, I)."""
     plain, terms = taken_apart(new, table=path == "embed")
 
     def one(rows: slice) -> Sums:
@@ -145,24 +90,7 @@ def audit_weight(
 
 
 def row_of(path: str, shape: tuple[int, ...], sums: Sums, singular: Array | None = None) -> WeightAudit:
-    """Shares and ratios from sums.
-
-    Parameters
-    ----------
-    path : str
-        Name of the weight, or of several.
-    shape : tuple of int
-        Its axes.
-    sums : Sums
-        Over all of it.
-    singular : ndarray of float64, shape (R,), optional
-        Singular values of its low-rank change.
-
-    Returns
-    -------
-    WeightAudit
-        The row.
-    """
+    """Shares and ratios from sums. singular (R,)."""
     rank = effective = numerical = None
     if singular is not None:
         rank, effective = len(singular), effective_rank(singular)
@@ -182,18 +110,6 @@ def row_of(path: str, shape: tuple[int, ...], sums: Sums, singular: Array | None
 def singular_values(terms: tuple[Term, ...]) -> Array:
     """Singular values of a sum of low-rank products, from its factors alone.
 
-    Parameters
-    ----------
-    terms : tuple of Term
-        At least one; their factors are put side by side.
-
-    Returns
-    -------
-    ndarray of float64, shape (R,)
-        Largest first.
-
-    Notes
-    -----
     With ``B = Q S`` and ``A^T = P T`` (Q and P with orthonormal columns), ``B A = Q (S T^T) P^T`` has the singular
     values of the small matrix in the middle. Nothing of the size of the weight is ever made.
     """
@@ -214,20 +130,7 @@ def singular_values(terms: tuple[Term, ...]) -> Array:
 def effective_rank(singular: Array) -> float:
     """Number of directions that share a matrix: the exponential of the entropy of its squared singular values.
 
-    Parameters
-    ----------
-    singular : ndarray of float64, shape (R,)
-        Singular values.
-
-    Returns
-    -------
-    float
-        From 1, all in one direction, to R, the same in each; 0 for a matrix of zeros.
-
-    Examples
-    --------
-    >>> round(effective_rank(np.array([3.0, 3.0, 0.0])), 12)
-    2.0
+    singular (R,).
     """
     if not singular.any():
         return 0.0

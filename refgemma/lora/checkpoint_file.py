@@ -31,23 +31,12 @@ _STORED = {"bfloat16": ("BF16", 2), "float16": ("F16", 2), "float32": ("F32", 4)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outgoing:
-    """A tensor to be written.
+    """A tensor to be written."""
 
-    Attributes
-    ----------
-    name : str
-        What the file is to call it.
-    form : str
-        Format: "bfloat16", "float16", "float32" or "float64".
-    shape : tuple of int
-        Sizes of its axes.
-    blocks : callable
-        ``blocks()`` gives its numbers as they are stored, some rows at a time; bfloat16 as bits.
-    """
-
-    name: str
-    form: str
-    shape: tuple[int, ...]
+    name: str  # what the file is to call it
+    form: str  # format: "bfloat16", "float16", "float32" or "float64"
+    shape: tuple[int, ...]  # sizes of its axes
+    # ``blocks()`` gives its numbers as they are stored, some rows at a time; bfloat16 as bits
     blocks: Callable[[], Iterator[Array]]
 
     @property
@@ -57,20 +46,7 @@ class Outgoing:
 
 
 def dealt_out(tensors: Iterable[Outgoing], shard_bytes: int) -> dict[str, list[Outgoing]]:
-    """Say which tensor goes into which file.
-
-    Parameters
-    ----------
-    tensors : iterable of Outgoing
-        All of the model.
-    shard_bytes : int
-        Most that a file is to hold, unless a single tensor is larger.
-
-    Returns
-    -------
-    dict of str to list of Outgoing
-        By file name: ``model.safetensors`` alone, or shards; filled one after another, in the order of the tensors.
-    """
+    """Say which tensor goes into which file."""
     files: list[list[Outgoing]] = [[]]
     room = shard_bytes
     for tensor in tensors:
@@ -85,22 +61,7 @@ def dealt_out(tensors: Iterable[Outgoing], shard_bytes: int) -> dict[str, list[O
 
 
 def write_files(folder: Path, files: dict[str, list[Outgoing]], progress: Progress | None = None) -> None:
-    """Write the weights of a model, and the index if there are several files.
-
-    Parameters
-    ----------
-    folder : Path
-        Where to.
-    files : dict of str to list of Outgoing
-        From `dealt_out`.
-    progress : callable, optional
-        Called as ``progress(done, total)``, in bytes.
-
-    Raises
-    ------
-    OSError
-        If they cannot be written; what is there then is of no use.
-    """
+    """Write the weights of a model, and the index if there are several files."""
     done, total = 0, total_bytes(files)
     for name, held in files.items():
         # The widest numbers first, so that each tensor begins where a processor reads such numbers at once.
@@ -123,34 +84,12 @@ def write_files(folder: Path, files: dict[str, list[Outgoing]], progress: Progre
 
 
 def total_bytes(files: dict[str, list[Outgoing]]) -> int:
-    """Size of all tensors.
-
-    Parameters
-    ----------
-    files : dict of str to list of Outgoing
-        From `dealt_out`.
-
-    Returns
-    -------
-    int
-        Bytes.
-    """
+    """Size of all tensors."""
     return sum(tensor.nbytes for held in files.values() for tensor in held)
 
 
 def header(tensors: Iterable[Outgoing]) -> bytes:
-    """Beginning of a safetensors file, up to its first number.
-
-    Parameters
-    ----------
-    tensors : iterable of Outgoing
-        All that the file is to hold, in this order.
-
-    Returns
-    -------
-    bytes
-        Length and JSON, padded with spaces to a multiple of eight.
-    """
+    """Beginning of a safetensors file, up to its first number."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file that lacks it
     position = 0
     for tensor in tensors:

@@ -26,66 +26,33 @@ from refgemma.numerics import Array
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """``scale * up @ down`` added to one weight, and DoRA's magnitude if it has one.
+    """``scale * up @ down`` added to one weight, and DoRA's magnitude if it has one."""
 
-    Attributes
-    ----------
-    path : str
-        The weight, such as ``layers.3.attn.q``.
-    down : ndarray, shape (R, I)
-        From what the weight reads to the rank.
-    up : ndarray, shape (O, R)
-        From the rank to what the weight gives.
-    scale : float
-        ``alpha / R`` or ``alpha / sqrt(R)``.
-    magnitude : ndarray or None
-        Norm that each row of the changed weight is brought to, shape (O,); for the embedding, which PEFT treats
-        transposed, each column, shape (I,).
-    bias : ndarray, shape (O,), or None
-        Of the second factor; scaled like the product.
-    """
-
-    path: str
-    down: Array
-    up: Array
-    scale: float
+    path: str  # the weight, such as ``layers.3.attn.q``
+    down: Array  # (R, I): From what the weight reads to the rank
+    up: Array  # (O, R): From the rank to what the weight gives
+    scale: float  # ``alpha / R`` or ``alpha / sqrt(R)``
+    # norm that each row of the changed weight is brought to, shape (O,); for the embedding, which PEFT treats
+    # transposed, each column, shape (I,)
     magnitude: Array | None = None
-    bias: Array | None = None
+    bias: Array | None = None  # (O,): Of the second factor; scaled like the product
 
 
 @dataclass(frozen=True, eq=False)
 class Replaced:
-    """A weight that was trained whole: the new one, of the shape of the old.
+    """A weight that was trained whole: the new one, of the shape of the old."""
 
-    Attributes
-    ----------
-    path : str
-        The weight.
-    weight : ndarray or Bfloat16Matrix
-        As stored.
-    """
-
-    path: str
-    weight: Any
+    path: str  # the weight
+    weight: Any  # as stored
 
 
 @dataclass(frozen=True, eq=False)
 class ReplacedRows:
-    """Rows of a table that were trained whole.
+    """Rows of a table that were trained whole."""
 
-    Attributes
-    ----------
-    path : str
-        The table, ``embed`` or ``head``.
-    ids : tuple of int
-        Which rows.
-    rows : ndarray, shape (len(ids), D)
-        The new ones.
-    """
-
-    path: str
-    ids: tuple[int, ...]
-    rows: Array
+    path: str  # the table, ``embed`` or ``head``
+    ids: tuple[int, ...]  # which rows
+    rows: Array  # (len(ids): The new ones
 
 
 Change: TypeAlias = LowRank | Replaced | ReplacedRows

@@ -47,24 +47,12 @@ LIMITS = {"page": (8, 100), "later": (32, 300)}
 
 @dataclass(frozen=True, kw_only=True)
 class HostedReport:
-    """What the hosted models would say to an adapter.
+    """What the hosted models would say to an adapter."""
 
-    Attributes
-    ----------
-    folder : Path
-        The adapter.
-    rule : str
-        Which version of the guide was applied.
-    findings : tuple of Finding
-        One a rule, in the order of checking.
-    models : tuple of str
-        The hosted model that its shapes fit; empty where they fit neither.
-    """
-
-    folder: Path
-    rule: str
-    findings: tuple[Finding, ...]
-    models: tuple[str, ...]
+    folder: Path  # the adapter
+    rule: str  # which version of the guide was applied
+    findings: tuple[Finding, ...]  # one a rule, in the order of checking
+    models: tuple[str, ...]  # the hosted model that its shapes fit; empty where they fit neither
 
     @property
     def verdict(self) -> Verdict:

@@ -49,56 +49,19 @@ _FACTOR = re.compile(
 
 
 def brief(value: Any) -> str:
-    """A value of a stranger's file, short and on one line.
-
-    Parameters
-    ----------
-    value : Any
-        What was found.
-
-    Returns
-    -------
-    str
-        Its repr, cut.
-    """
+    """A value of a stranger's file, short and on one line."""
     return _brief.repr(value)
 
 
 def listing(values: Iterable[str], most: int = 8) -> str:
-    """Some names, and how many more there are.
-
-    Parameters
-    ----------
-    values : iterable of str
-        The names.
-    most : int
-        How many are written.
-
-    Returns
-    -------
-    str
-        Separated by commas.
-    """
+    """Some names, and how many more there are."""
     names = list(values)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(name[:80] if name.isprintable() else brief(name) for name in names[:most]) + more
 
 
 def read_json_object(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """Read a file that should hold a JSON object.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    dict or None
-        The object.
-    str
-        Why there is none, in one sentence; else empty.
-    """
+    """Read a file that should hold a JSON object."""
     try:
         if error := _not_a_file(path, _LONGEST_CONFIG):
             return None, error
@@ -111,20 +74,7 @@ def read_json_object(path: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def read_adapter_header(path: Path) -> tuple[dict[str, StoredTensor] | None, str]:
-    """Read which tensors a safetensors file holds, and no number of them.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    dict of str to StoredTensor or None
-        The tensors.
-    str
-        Why there are none, in one sentence; else empty.
-    """
+    """Read which tensors a safetensors file holds, and no number of them."""
     try:
         if error := _not_a_file(path):
             return None, error
@@ -151,18 +101,7 @@ def _not_a_file(path: Path, longest: int | None = None) -> str:
 
 
 def factors_of(tensors: Mapping[str, StoredTensor]) -> list[Factor]:
-    """The tensors that are part of a low-rank change.
-
-    Parameters
-    ----------
-    tensors : mapping of str to StoredTensor
-        All of the file.
-
-    Returns
-    -------
-    list of Factor
-        In the order of the file; tensors of other names are left out.
-    """
+    """The tensors that are part of a low-rank change."""
     found = [(_FACTOR.fullmatch(name), tensor) for name, tensor in tensors.items()]
     return [
         Factor(tensor.name, match["module"], match["kind"].removesuffix("_vector"), tensor.shape)
@@ -172,20 +111,7 @@ def factors_of(tensors: Mapping[str, StoredTensor]) -> list[Factor]:
 
 
 def expected_shape(factor: Factor, config: Config) -> tuple[int | None, ...] | None:
-    """Shape that a factor must have, None for its rank.
-
-    Parameters
-    ----------
-    factor : Factor
-        Which one.
-    config : Config
-        Shape of the model.
-
-    Returns
-    -------
-    tuple or None
-        None where the model has no such matrix.
-    """
+    """Shape that a factor must have, None for its rank."""
     if (sizes := _widths(factor.module, config)) is None:
         return None
     shape_of: dict[str, tuple[int | None, ...]] = {"A": (None, sizes[0]), "B": (sizes[1], None), "magnitude": sizes[1:]}
@@ -193,20 +119,7 @@ def expected_shape(factor: Factor, config: Config) -> tuple[int | None, ...] | N
 
 
 def is_fitting(factor: Factor, config: Config) -> bool:
-    """Whether a factor can change a matrix of a model.
-
-    Parameters
-    ----------
-    factor : Factor
-        Which one.
-    config : Config
-        Shape of the model.
-
-    Returns
-    -------
-    bool
-        True where its shape is as expected; the rank is left to others.
-    """
+    """Whether a factor can change a matrix of a model."""
     wanted = expected_shape(factor, config)
     return (
         wanted is not None
@@ -216,20 +129,7 @@ def is_fitting(factor: Factor, config: Config) -> bool:
 
 
 def fits(factors: list[Factor], model: str) -> bool:
-    """Whether an adapter can change a hosted model.
-
-    Parameters
-    ----------
-    factors : list of Factor
-        All of the adapter.
-    model : str
-        A key of `HOSTED`.
-
-    Returns
-    -------
-    bool
-        False also where there are no factors.
-    """
+    """Whether an adapter can change a hosted model."""
     return bool(factors) and all(is_fitting(factor, HOSTED[model]) for factor in factors)
 
 

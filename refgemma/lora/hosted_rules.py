@@ -42,27 +42,14 @@ _MOST_OPTIONS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One rule, and what was found.
+    """One rule, and what was found."""
 
-    Attributes
-    ----------
-    rule : str
-        What it is about.
-    found : str
-        What the adapter has there.
-    wanted : str
-        What is asked for.
-    verdict : {"accepted", "refused", "unknown"}
-        "unknown" where the documentation does not say.
-    source : str
-        Where the rule stands: the guide (`refgemma.lora.hosted` says which), its tutorial, the format of the file
-        itself, or nowhere: "undocumented".
-    """
-
-    rule: str
-    found: str
-    wanted: str
-    verdict: Verdict
+    rule: str  # what it is about
+    found: str  # what the adapter has there
+    wanted: str  # what is asked for
+    verdict: Verdict  # "unknown" where the documentation does not say
+    # where the rule stands: the guide (`refgemma.lora.hosted` says which), its tutorial, the format of the file itself,
+    # or nowhere: "undocumented"
     source: str
 
 

@@ -25,27 +25,7 @@ Plain: TypeAlias = Array | Bfloat16Matrix
 
 
 def materialise(operand: Operand, dtype: str | None = None, *, table: bool = False) -> Plain:
-    """Plain matrix of a weight, its low-rank deltas written into it.
-
-    Parameters
-    ----------
-    operand : Operand, shape (O, I)
-        The weight. A vector, shape (I,), is only rounded.
-    dtype : {"bfloat16", "float16", "float32", "float64"}, optional
-        Format of the result; by default that of the base.
-    table : bool
-        True for the embedding, whose deltas hold `a` as (R, V) and `b` as (D, R).
-
-    Returns
-    -------
-    ndarray or Bfloat16Matrix, shape (O, I)
-        Read-only; `operand` itself where it is such a matrix already.
-
-    Raises
-    ------
-    ValueError
-        If a delta cannot be part of a weight, the format is unknown, or a number is too large for it.
-    """
+    """Plain matrix of a weight, its low-rank deltas written into it."""
     form = dtype or format_of(operand)
     if form not in FORMATS:
         raise ValueError(f"dtype is {form!r}: expected {', '.join(FORMATS)}")
@@ -66,29 +46,7 @@ class Term(NamedTuple):
 
 
 def stored_rows(operand: Operand, rows: slice, form: str, *, table: bool = False) -> Array:
-    """Some rows of that matrix, as a file stores them.
-
-    Parameters
-    ----------
-    operand : Operand, shape (O, I)
-        The weight; a vector, shape (I,), has one number a row.
-    rows : slice
-        Which, with a start and a stop.
-    form : {"bfloat16", "float16", "float32", "float64"}
-        Format; bfloat16 numbers come as their bits, in uint16.
-    table : bool
-        As for `materialise`.
-
-    Returns
-    -------
-    ndarray, shape (rows, I)
-        New. The same bits, however a matrix is cut into rows.
-
-    Raises
-    ------
-    ValueError
-        As for `materialise`.
-    """
+    """Some rows of that matrix, as a file stores them."""
     weight, terms = taken_apart(operand, table=table)
     out = np.empty((rows.stop - rows.start, *operand.shape[1:]), "uint16" if form == "bfloat16" else form)
 
@@ -105,27 +63,7 @@ def stored_rows(operand: Operand, rows: slice, form: str, *, table: bool = False
 
 
 def taken_apart(operand: Operand, *, table: bool = False) -> tuple[Plain, tuple[Term, ...]]:
-    """Weight and deltas of an operand.
-
-    Parameters
-    ----------
-    operand : Operand, shape (O, I)
-        The weight.
-    table : bool
-        As for `materialise`.
-
-    Returns
-    -------
-    weight : ndarray or Bfloat16Matrix
-        Without deltas.
-    terms : tuple of Term
-        The deltas; none for a plain weight.
-
-    Raises
-    ------
-    ValueError
-        If a delta cannot be part of a weight.
-    """
+    """Weight and deltas of an operand."""
     if not isinstance(operand, Adapted):
         return operand, ()
     return operand.base, tuple(_term(delta, table) for delta in operand.deltas)
@@ -149,22 +87,7 @@ def _term(delta: Delta, table: bool) -> Term:
 
 
 def change(terms: Iterable[Term], base: Array, rows: slice) -> Array:
-    """What deltas add to some rows of a weight.
-
-    Parameters
-    ----------
-    terms : iterable of Term
-        The deltas.
-    base : ndarray of float64, shape (rows, I)
-        The rows without them.
-    rows : slice
-        Which rows these are.
-
-    Returns
-    -------
-    ndarray of float64, shape (rows, I)
-        To be added.
-    """
+    """What deltas add to some rows of a weight. base (rows, I)."""
     total = np.zeros_like(base)
     with np.errstate(over="ignore", invalid="ignore"):  # who writes the sum down sees what is not finite
         for term in terms:
@@ -191,20 +114,7 @@ def _product(up: Array, down: Array) -> Array:
 
 
 def wide_rows(weight: Plain, rows: slice) -> Array:
-    """Some rows of a plain weight in float64.
-
-    Parameters
-    ----------
-    weight : ndarray or Bfloat16Matrix, shape (O, I)
-        The weight; a vector, shape (I,), too.
-    rows : slice
-        Which.
-
-    Returns
-    -------
-    ndarray of float64, shape (rows, I)
-        The same numbers, on the host.
-    """
+    """Some rows of a plain weight in float64. weight (O, I)."""
     with np.errstate(invalid="ignore"):  # a NaN stays one, signalling or not
         if isinstance(weight, Bfloat16Matrix):
             return to_host(weight.rows(rows, np.dtype(np.float64)))
@@ -214,23 +124,7 @@ def wide_rows(weight: Plain, rows: slice) -> Array:
 def check_finite(narrow: Array, wide: Array, base: Array, form: str, rows: slice) -> None:
     """Refuse numbers that were finite in the base and are not any more.
 
-    Parameters
-    ----------
-    narrow : ndarray, shape (rows, I)
-        Some rows as they would be stored.
-    wide : ndarray of float64, shape (rows, I)
-        The same before rounding.
-    base : ndarray of float64, shape (rows, I)
-        The same without deltas.
-    form : str
-        Format of `narrow`.
-    rows : slice
-        Which rows these are.
-
-    Raises
-    ------
-    ValueError
-        If there is such a number; says where.
+    narrow (rows, I), wide (rows, I), base (rows, I).
     """
     exponent = np.uint16(0x7F80)
     lost = (narrow & exponent) == exponent if form == "bfloat16" else ~np.isfinite(narrow)

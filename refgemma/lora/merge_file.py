@@ -47,30 +47,14 @@ _BLOCK = 2**24  # numbers that are computed before they are written: 64 MB as fl
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What was written.
+    """What was written."""
 
-    Attributes
-    ----------
-    folder : Path
-        The new checkpoint.
-    dtype : str
-        Its format, the widest if the base has several.
-    changed : tuple of str
-        Weights that the adapters changed, such as ``layers.0.attn.q``.
-    untied : bool
-        Whether the head was the embedding, came out different, and is stored by itself now.
-    files : int
-        How many hold weights.
-    nbytes : int
-        Size of all weights.
-    """
-
-    folder: Path
-    dtype: str
-    changed: tuple[str, ...]
-    untied: bool
-    files: int
-    nbytes: int
+    folder: Path  # the new checkpoint
+    dtype: str  # its format, the widest if the base has several
+    changed: tuple[str, ...]  # weights that the adapters changed, such as ``layers.0.attn.q``
+    untied: bool  # whether the head was the embedding, came out different, and is stored by itself now
+    files: int  # how many hold weights
+    nbytes: int  # size of all weights
 
 
 def merge_checkpoint(

@@ -10,20 +10,7 @@ from pathlib import Path
 
 
 def check_place(place: Path) -> None:
-    """Make sure that a folder can be made, before the work is done that fills it.
-
-    Parameters
-    ----------
-    place : Path
-        The folder.
-
-    Raises
-    ------
-    FileExistsError
-        If there is something of that name.
-    FileNotFoundError
-        If there is no folder to make it in.
-    """
+    """Make sure that a folder can be made, before the work is done that fills it."""
     place = place.expanduser()
     if os.path.lexists(place):
         raise FileExistsError(f"{place} exists: expected the name of a folder to make")
@@ -32,20 +19,7 @@ def check_place(place: Path) -> None:
 
 
 def check_room(place: Path, needed: int) -> None:
-    """Make sure that the disk has room for a folder.
-
-    Parameters
-    ----------
-    place : Path
-        The folder.
-    needed : int
-        Bytes.
-
-    Raises
-    ------
-    OSError
-        If it has not.
-    """
+    """Make sure that the disk has room for a folder."""
     free = shutil.disk_usage(place.parent).free
     if needed > free:
         raise OSError(
@@ -56,23 +30,7 @@ def check_room(place: Path, needed: int) -> None:
 
 @contextmanager
 def made_beside(place: Path) -> Iterator[Path]:
-    """Make a folder that gets its name when it is complete, and is gone after an error or an interruption.
-
-    Parameters
-    ----------
-    place : Path
-        Where it is to be; nothing may be there.
-
-    Yields
-    ------
-    Path
-        The folder to fill, hidden beside its place.
-
-    Raises
-    ------
-    OSError
-        If it cannot be made or written to.
-    """
+    """Make a folder that gets its name when it is complete, and is gone after an error or an interruption."""
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir()

@@ -8,20 +8,7 @@ from refgemma.model import Params
 
 
 def at(params: Params, path: str) -> Any:
-    """Operand at a path.
-
-    Parameters
-    ----------
-    params : Params
-        The model.
-    path : str
-        Such as ``embed`` or ``layers.3.attn.q``.
-
-    Returns
-    -------
-    Operand or ndarray
-        The very object.
-    """
+    """Operand at a path."""
     node: Any = params
     for part in path.split("."):
         node = node[int(part) if part.isdigit() else part]
@@ -29,34 +16,13 @@ def at(params: Params, path: str) -> Any:
 
 
 def branched(params: Params) -> Params:
-    """Tree of its own for the same objects: what is put there is not in the old one.
-
-    Parameters
-    ----------
-    params : Params
-        The model.
-
-    Returns
-    -------
-    Params
-        New dicts and list, old arrays.
-    """
+    """Tree of its own for the same objects: what is put there is not in the old one."""
     layers = [{"attn": {**layer["attn"]}, "mlp": {**layer["mlp"]}} for layer in params["layers"]]
     return cast(Params, {**params, "layers": layers})
 
 
 def put(tree: Params, path: str, operand: Any) -> None:
-    """Set what stands at a path.
-
-    Parameters
-    ----------
-    tree : Params
-        From `branched`.
-    path : str
-        Of something that is there.
-    operand : Operand or ndarray
-        The new one.
-    """
+    """Set what stands at a path."""
     parent, _, last = path.rpartition(".")
     node: Any = at(tree, parent) if parent else tree
     node[last] = operand

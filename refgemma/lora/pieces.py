@@ -12,41 +12,13 @@ TILE = 2**18  # numbers; the half dozen float64 arrays of one piece are 2 MB eac
 
 
 def pieces(shape: tuple[int, ...], rows: slice, numbers: int | None = None) -> Iterator[slice]:
-    """Rows in pieces.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Of the weight, (O, I) or (I,).
-    rows : slice
-        Which rows, with a start and a stop.
-    numbers : int, optional
-        About how many numbers to a piece; by default what one thread computes at once.
-
-    Returns
-    -------
-    iterator of slice
-        In order, without gaps.
-    """
+    """Rows in pieces."""
     step = max(1, (numbers or TILE) // (shape[1] if len(shape) > 1 else 1))
     return (slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step))
 
 
 def side_by_side(work: Callable[[slice], T], parts: Iterable[slice]) -> Iterator[T]:
-    """Do some work for each piece, one thread a core.
-
-    Parameters
-    ----------
-    work : callable
-        What is done; NumPy lets go of the interpreter lock in it.
-    parts : iterable of slice
-        The pieces.
-
-    Yields
-    ------
-    object
-        What `work` returned, in the order of the parts.
-    """
+    """Do some work for each piece, one thread a core."""
     from concurrent.futures import ThreadPoolExecutor  # takes long to import, and few need it
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -141,18 +141,7 @@ def _by_module(stored: dict[str, StoredTensor], path: Path) -> dict[str, dict[st
 
 
 def told(problems: list[str]) -> str:
-    """One problem as it is, several as a list, those that every layer has as one line.
-
-    Parameters
-    ----------
-    problems : list of str
-        At least one.
-
-    Returns
-    -------
-    str
-        To follow a colon.
-    """
+    """One problem as it is, several as a list, those that every layer has as one line."""
     alike: dict[str, list[str]] = {}  # but for the layer
     for problem in problems:
         alike.setdefault(_LAYER.sub("layers.*.", problem), []).append(problem)

@@ -20,20 +20,7 @@ FORMATS = ("bfloat16", "float16", "float32", "float64")
 
 
 def rounded(wide: Array, form: str) -> Array:
-    """Nearest numbers of a format, ties to even, rounded once.
-
-    Parameters
-    ----------
-    wide : ndarray of float64, any shape
-        Numbers to round. What is too large becomes infinite.
-    form : {"bfloat16", "float16", "float32", "float64"}
-        The format.
-
-    Returns
-    -------
-    ndarray, same shape
-        Of that dtype; bfloat16 numbers as their bits, in uint16.
-    """
+    """Nearest numbers of a format, ties to even, rounded once."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return to_bfloat16(_rounded_to_odd(wide)) if form == "bfloat16" else wide.astype(form)
 
@@ -51,20 +38,7 @@ def _rounded_to_odd(wide: Array) -> Array:
 
 
 def widened(stored: Array, form: str) -> Array:
-    """Exact values of stored numbers.
-
-    Parameters
-    ----------
-    stored : ndarray, any shape
-        As from `rounded`.
-    form : str
-        Their format.
-
-    Returns
-    -------
-    ndarray of float64, same shape
-        The same numbers.
-    """
+    """Exact values of stored numbers."""
     values = from_bfloat16(stored) if form == "bfloat16" else stored
     with np.errstate(invalid="ignore"):  # a NaN stays one, signalling or not
         wide: Array = values.astype(np.float64)
@@ -72,34 +46,12 @@ def widened(stored: Array, form: str) -> Array:
 
 
 def format_of(operand: Operand) -> str:
-    """Name of the format that a weight is kept in.
-
-    Parameters
-    ----------
-    operand : Operand
-        Perhaps with adapters on it.
-
-    Returns
-    -------
-    str
-        "bfloat16", or the name of the dtype.
-    """
+    """Name of the format that a weight is kept in."""
     if isinstance(operand, Adapted):
         return format_of(operand.base)
     return "bfloat16" if isinstance(operand, Bfloat16Matrix) else str(operand.dtype)
 
 
 def largest(form: str) -> float:
-    """Largest finite number of a format.
-
-    Parameters
-    ----------
-    form : str
-        The format.
-
-    Returns
-    -------
-    float
-        The number.
-    """
+    """Largest finite number of a format."""
     return float(from_bfloat16(np.array(0x7F7F, np.uint16)) if form == "bfloat16" else np.finfo(form).max)

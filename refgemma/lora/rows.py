@@ -12,25 +12,7 @@ from refgemma.ops.linear import Adapted, Delta
 
 
 def for_rows(base: Params, own: Sequence[Params]) -> Params:
-    """Parameters for a batch in which every row has its own adapter, or none.
-
-    Parameters
-    ----------
-    base : Params
-        What all have in common.
-    own : sequence of Params
-        For each row of the batch the base itself, or what `refgemma.lora.attach` made of it for all rows.
-
-    Returns
-    -------
-    Params
-        New tree, old arrays; the tree that all rows have, where it is but one.
-
-    Raises
-    ------
-    ValueError
-        If an adapter holds a weight that was trained whole, which cannot be there for some rows only.
-    """
+    """Parameters for a batch in which every row has its own adapter, or none."""
     trees = list({id(tree): tree for tree in own}.values())
     if len(trees) == 1:
         return trees[0]

@@ -18,22 +18,7 @@ EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
 
 def low_rank_modules(config: AdapterConfig, modules: Iterable[str], problems: list[str]) -> list[str]:
-    """Modules that get low-rank factors.
-
-    Parameters
-    ----------
-    config : AdapterConfig
-        What the adapter says.
-    modules : iterable of str
-        All matrices of the model, by module name.
-    problems : list of str
-        Extended by a sentence for each name and pattern that matches nothing.
-
-    Returns
-    -------
-    list of str
-        In the order of `modules`.
-    """
+    """Modules that get low-rank factors."""
     modules = list(modules)
     targets = config.target_modules
     if isinstance(targets, str) and targets.lower() == "all-linear":  # in whatever case, as PEFT has it
@@ -67,22 +52,6 @@ def low_rank_modules(config: AdapterConfig, modules: Iterable[str], problems: li
 def saved_modules(config: AdapterConfig, modules: Iterable[str], problems: list[str]) -> list[str]:
     """Modules that were trained whole, as they stand in the file.
 
-    Parameters
-    ----------
-    config : AdapterConfig
-        What the adapter says.
-    modules : iterable of str
-        All modules of the model that hold a weight, norms included.
-    problems : list of str
-        Extended by a sentence for each name that matches nothing.
-
-    Returns
-    -------
-    list of str
-        In the order of `modules`.
-
-    Notes
-    -----
     PEFT compares the plain end of the name, without a dot before it: "norm" is also every ``input_layernorm``. A name
     may be that of a block ("mlp"), whose parts are then meant.
     """
@@ -97,20 +66,7 @@ def saved_modules(config: AdapterConfig, modules: Iterable[str], problems: list[
 
 
 def rank_and_alpha(config: AdapterConfig, module: str) -> tuple[int, float]:
-    """Rank and alpha of one module.
-
-    Parameters
-    ----------
-    config : AdapterConfig
-        What the adapter says.
-    module : str
-        One of those with low-rank factors.
-
-    Returns
-    -------
-    tuple of int and float
-        From the first pattern that matches, else the adapter's own.
-    """
+    """Rank and alpha of one module."""
     rank_key = _pattern_key(config.rank_pattern, module)
     alpha_key = _pattern_key(config.alpha_pattern, module)
     rank = config.r if rank_key is None else config.rank_pattern[rank_key]
@@ -118,20 +74,7 @@ def rank_and_alpha(config: AdapterConfig, module: str) -> tuple[int, float]:
 
 
 def unused_patterns(config: AdapterConfig, modules: Iterable[str]) -> list[str]:
-    """Sentences on patterns for rank and alpha that match none of the modules with factors.
-
-    Parameters
-    ----------
-    config : AdapterConfig
-        What the adapter says.
-    modules : iterable of str
-        From `low_rank_modules`.
-
-    Returns
-    -------
-    list of str
-        One for each.
-    """
+    """Sentences on patterns for rank and alpha that match none of the modules with factors."""
     modules = list(modules)
     return [
         f"{field} has {pattern!r:.80}, which matches none of the modules with factors"
@@ -142,22 +85,7 @@ def unused_patterns(config: AdapterConfig, modules: Iterable[str]) -> list[str]:
 
 
 def trained_tokens(config: AdapterConfig, modules: Iterable[str], problems: list[str]) -> dict[str, list[int]]:
-    """Rows that were trained whole, by module.
-
-    Parameters
-    ----------
-    config : AdapterConfig
-        What the adapter says.
-    modules : iterable of str
-        All matrices of the model, by module name.
-    problems : list of str
-        Extended by a sentence for each name that is not the embedding or the head.
-
-    Returns
-    -------
-    dict of str to list of int
-        Token ids; a bare list in the configuration means those of the embedding.
-    """
+    """Rows that were trained whole, by module."""
     given = config.trainable_token_indices or {}
     by_name = given if isinstance(given, dict) else {"embed_tokens": given}
     found: dict[str, list[int]] = {}

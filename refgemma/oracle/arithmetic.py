@@ -38,74 +38,24 @@ ALIASES = {"bfloat16": "bf16-transformers", "float16": "bf16-transformers"}
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Sizes of an engine's roundings.
+    """Sizes of an engine's roundings."""
 
-    Attributes
-    ----------
-    name : str
-        As the user gave it.
-    storage : str
-        Format of its tensors: "float64", "float32", "float16" or "bfloat16".
-    unit : float
-        Unit roundoff of the arithmetic inside operations, and of sums.
-    narrow : float
-        Relative error of one rounding to `storage`, at most.
-    points : frozenset of str
-        Rounding points of `refgemma.profiles` at which a value that depends on the input is rounded to `storage`.
-    reference : Numerics
-        What the reference runs in: float64, constants rounded as this arithmetic rounds them.
-    tiny : float
-        What a result may be off by although no rounding is that large: underflow.
-    """
-
-    name: str
-    storage: str
-    unit: float
-    narrow: float
+    name: str  # as the user gave it
+    storage: str  # format of its tensors: "float64", "float32", "float16" or "bfloat16"
+    unit: float  # unit roundoff of the arithmetic inside operations, and of sums
+    narrow: float  # relative error of one rounding to `storage`, at most
+    # rounding points of `refgemma.profiles` at which a value that depends on the input is rounded to `storage`
     points: frozenset[str]
-    reference: Numerics
-    tiny: float
+    reference: Numerics  # what the reference runs in: float64, constants rounded as this arithmetic rounds them
+    tiny: float  # what a result may be off by although no rounding is that large: underflow
 
     def at(self, point: str) -> float:
-        """Unit roundoff at a rounding point.
-
-        Parameters
-        ----------
-        point : str
-            As in `refgemma.profiles`.
-
-        Returns
-        -------
-        float
-            `narrow`, or 0 where nothing is rounded further.
-        """
+        """Unit roundoff at a rounding point."""
         return self.narrow if point in self.points else 0.0
 
 
 def arithmetic_of(name: str | Numerics | Arithmetic) -> Arithmetic:
-    """Arithmetic of a name.
-
-    Parameters
-    ----------
-    name : str, Numerics or Arithmetic
-        "float32", "float64", a profile such as "bf16-deepmind", or one with points switched on or off; "bfloat16" and
-        "float16" round where transformers rounds.
-
-    Returns
-    -------
-    Arithmetic
-        Sizes of its roundings.
-
-    Raises
-    ------
-    ValueError
-        If there is no such arithmetic.
-
-    Examples
-    --------
-    >>> arithmetic_of("bfloat16").at("norm.out"), arithmetic_of("float32").at("norm.out")
-    (0.0038910505836575876, 0.0)
-    """
+    """Arithmetic of a name."""
     if isinstance(name, Arithmetic):
         return name
     if isinstance(name, Numerics):
@@ -136,18 +86,6 @@ def arithmetic_of(name: str | Numerics | Arithmetic) -> Arithmetic:
 def confidence(size: int) -> float:
     """Standard deviations that no one of many random sums exceeds, but once in a million tensors.
 
-    Parameters
-    ----------
-    size : int
-        How many sums.
-
-    Returns
-    -------
-    float
-        ``sqrt(2 ln(2 size / 1e-6))``: about 7 for a small tensor, 8 for the logits of a long text.
-
-    References
-    ----------
     Hoeffding, "Probability Inequalities for Sums of Bounded Random Variables", 1963; as used for rounding errors by
     Higham and Mary, "A New Approach to Probabilistic Rounding Error Analysis", 2019, section 2.
     """
@@ -157,20 +95,6 @@ def confidence(size: int) -> float:
 def params_in(params: Params, arithmetic: Arithmetic) -> Params:
     """Weights as an engine of that arithmetic holds them.
 
-    Parameters
-    ----------
-    params : Params
-        As loaded.
-    arithmetic : Arithmetic
-        An engine that computes in bfloat16 or float16 loads its weights in that format.
-
-    Returns
-    -------
-    Params
-        `params` itself in float32 and float64.
-
-    Notes
-    -----
     Low-rank deltas stay as they are: PEFT keeps them in float32.
     """
     change = {"bfloat16": _nearest_bfloat16, "float16": _nearest_float16}.get(arithmetic.storage)

@@ -28,34 +28,16 @@ _WRITERS = {".npy": "numpy.save", ".npz": "numpy.savez"}
 
 @dataclass(frozen=True, eq=False)
 class StoredArray:
-    """One array of a file.
+    """One array of a file."""
 
-    Attributes
-    ----------
-    name : str
-        What the file calls it.
-    dtype : str
-        Format of its numbers: "float32", "bfloat16", "int64", ...
-    shape : tuple of int
-        Sizes of its axes.
-    read : callable
-        ``read()`` gives the numbers; bfloat16 widened to float32.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    read: Callable[[], Array]
+    name: str  # what the file calls it
+    dtype: str  # format of its numbers: "float32", "bfloat16", "int64",
+    shape: tuple[int, ...]  # sizes of its axes
+    read: Callable[[], Array]  # ``read()`` gives the numbers; bfloat16 widened to float32
 
 
 class LazyArrays(Mapping[str, Array]):
-    """Arrays by name, each made anew whenever it is asked for, so that none stays in memory.
-
-    Parameters
-    ----------
-    makers : mapping of str to callable
-        What makes each.
-    """
+    """Arrays by name, each made anew whenever it is asked for, so that none stays in memory."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Array]]) -> None:
         self._makers = dict(makers)
@@ -74,25 +56,7 @@ class LazyArrays(Mapping[str, Array]):
 
 
 def read_arrays(path: str | Path) -> dict[str, StoredArray]:
-    """Open a file of arrays.
-
-    Parameters
-    ----------
-    path : str or Path
-        ``.safetensors``, ``.npz``, or ``.npy``: one array, which gets the name "logits".
-
-    Returns
-    -------
-    dict of str to StoredArray
-        In the order of the file. Numbers are read later.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is damaged or of another kind. Pickled objects are never opened.
-    """
+    """Open a file of arrays."""
     path = Path(path)
     if path.suffix not in ENDINGS:
         ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"

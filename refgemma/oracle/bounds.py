@@ -24,25 +24,7 @@ from refgemma.oracle.known import Bound, Known, Size, bound
 
 
 def embedding(y: Array, tokens: Array, table: Operand, a: Arithmetic) -> Bound:
-    """Bound of the scaled embedding: sqrt(D) is rounded, then the product.
-
-    Parameters
-    ----------
-    y : ndarray, shape (B, T, D)
-        Exact result, sqrt(D) rounded already where this arithmetic does so.
-    tokens : ndarray of int, shape (B, T)
-        Whose rows they are.
-    table : Operand, shape (V, D)
-        The embedding table.
-    a : Arithmetic
-        The engine's.
-
-    Returns
-    -------
-    Bound
-        Two roundings of the arithmetic, one of the storage format. Low-rank deltas add sums of R products, and for each
-        delta three roundings of the storage format.
-    """
+    """Bound of the scaled embedding: sqrt(D) is rounded, then the product. y (B, T, D), tokens (B, T)."""
     firm = (gamma(2, a.unit) + a.at("embed.scale") + a.at("embed")) * np.abs(y)
     if isinstance(table, Adapted):
         for delta in table.deltas:
@@ -56,29 +38,9 @@ def embedding(y: Array, tokens: Array, table: Operand, a: Arithmetic) -> Bound:
 def norm(y: Array, x: Known, weight: Array, eps: float, a: Arithmetic) -> Bound:
     """Bound of an RMS norm.
 
-    Parameters
-    ----------
-    y : ndarray, shape (B, T, D)
-        Exact result.
-    x : Known, shape (B, T, D)
-        Input.
-    weight : ndarray, shape (D,)
-        Gain minus one.
-    eps : float
-        As in the formula.
-    a : Arithmetic
-        The engine's.
-
-    Returns
-    -------
-    Bound
-        Under the root, where an error counts half: D squares, D - 1 additions, the division by D, eps and its addition,
-        D + 3. Then 7: root and inverse (4: two units in the last place, twice the unit roundoff each, are what CUDA
-        states for ``rsqrtf``; a root and a division make 2), product, 1 + weight, product.
-
-    References
-    ----------
     NVIDIA, "CUDA C++ Programming Guide", appendix Mathematical Functions, table of maximum errors.
+
+    y (B, T, D), weight (D,).
     """
     D = x.value.shape[-1]
     square = np.square(x.value)
@@ -116,24 +78,7 @@ def norm(y: Array, x: Known, weight: Array, eps: float, a: Arithmetic) -> Bound:
 
 
 def added(y: Array, x: Known, change: Known, point: str, a: Arithmetic) -> Bound:
-    """Bound of a residual add: one rounding.
-
-    Parameters
-    ----------
-    y : ndarray, shape (B, T, D)
-        Exact result.
-    x, change : Known, shape (B, T, D)
-        The stream, and what is added to it.
-    point : str
-        Its rounding point, "attn.residual" or "out".
-    a : Arithmetic
-        The engine's.
-
-    Returns
-    -------
-    Bound
-        One rounding of the arithmetic, one of the storage format.
-    """
+    """Bound of a residual add: one rounding. y (B, T, D)."""
     return bound(
         a,
         f"one sum in {formats(a, point)}",
@@ -146,36 +91,12 @@ def added(y: Array, x: Known, change: Known, point: str, a: Arithmetic) -> Bound
 
 
 def compound(total: Size) -> Size:
-    """Most that several relative errors reach together.
-
-    Parameters
-    ----------
-    total : ndarray or float
-        Their sum.
-
-    Returns
-    -------
-    ndarray or float
-        Each is a factor 1 + d or its inverse with ``abs(d) <= 2**-8``, and ``abs(log(1 + d)) <= abs(d) / (1 - 2**-8)``.
-    """
+    """Most that several relative errors reach together."""
     return np.expm1(total / (1 - 2.0**-8))
 
 
 def formats(a: Arithmetic, *points: str) -> str:
-    """Words for what is rounded to what.
-
-    Parameters
-    ----------
-    a : Arithmetic
-        The engine's.
-    *points : str
-        Rounding points, or what they begin with.
-
-    Returns
-    -------
-    str
-        Such as "float32 (6.0e-08 each), rounded to bfloat16 (3.9e-03)".
-    """
+    """Words for what is rounded to what."""
     wide = "float32" if a.unit == 2.0**-24 else "float64"
     rounded = any(p == point or p.startswith(point + ".") for p in a.points for point in points)
     return f"{wide} ({a.unit:.1e} each)" + (f", rounded to {a.storage} ({a.narrow:.1e})" if rounded else "")

@@ -29,30 +29,7 @@ _CURVE = 2 * LIBRARY
 
 
 def rotation(y: Array, x: Known, positions: Array, theta: float, a: Arithmetic) -> Bound:
-    """Bound of the rotary embedding.
-
-    Parameters
-    ----------
-    y : ndarray, shape (B, T, heads, H)
-        Exact result.
-    x : Known, shape (B, T, heads, H)
-        Queries or keys before.
-    positions : ndarray of int, shape (B, T)
-        Absolute positions.
-    theta : float
-        Base of the frequencies.
-    a : Arithmetic
-        The engine's.
-
-    Returns
-    -------
-    Bound
-        The angle ``p theta**-e``, e = 2 i / H, is formed in the arithmetic: e (or e log theta, for engines that take an
-        exponential) is off by two roundings, which the power turns into ``2 e log(theta)``; the power by `LIBRARY`
-        units; an inverse and the product with p are one each. So the error of the angle grows with position, whether p
-        is multiplied by a frequency or divided by a timescale. Lane 0, whose frequency is one, has none. Cosine and
-        sine pass the angle's error on and are off by `LIBRARY` units themselves. Two products and their sum follow.
-    """
+    """Bound of the rotary embedding. y (B, T, heads, H), positions (B, T)."""
     H = x.value.shape[-1]
     exponent = np.arange(0, H, 2) / H
     steps = 2 * exponent * math.log(theta) + _CURVE + 2
@@ -101,28 +78,10 @@ def rotation(y: Array, x: Known, positions: Array, theta: float, a: Arithmetic) 
 def softmax(y: Array, scores: Known, allowed: Array, a: Arithmetic) -> Bound:
     """Bound of the attention probabilities.
 
-    Parameters
-    ----------
-    y : ndarray, shape (B, N, T, S)
-        Exact result.
-    scores : Known, shape (B, N, T, S)
-        Scores before the mask.
-    allowed : ndarray of bool, shape (B, T, S)
-        Which keys each query sees.
-    a : Arithmetic
-        The engine's.
-
-    Returns
-    -------
-    Bound
-        An exponential's relative error: its argument ``s - max`` is rounded once, and twice more by engines that take a
-        power of two; the library adds `LIBRARY` units. Every other exponential does the same to the sum. That is summed
-        (n - 1 roundings) and divided by (2, for engines that multiply by the inverse).
-
-    Notes
-    -----
     Scores off by d_i at most change ``p_i`` by a factor between ``exp(-d_i) / E exp(d)`` and ``exp(d_i) E exp(d)``, E
     the mean under p: by Jensen's inequality ``1 / E exp(-d) <= E exp(d)``.
+
+    y (B, N, T, S), allowed (B, T, S).
     """
     mask = allowed[:, None]
     masked = np.where(mask, scores.value, -np.inf)
@@ -162,24 +121,7 @@ def softmax(y: Array, scores: Known, allowed: Array, a: Arithmetic) -> Bound:
 
 
 def gelu(y: Array, x: Known, a: Arithmetic) -> Bound:
-    """Bound of the activation.
-
-    Parameters
-    ----------
-    y : ndarray, shape (B, T, F)
-        Exact result.
-    x : Known, shape (B, T, F)
-        The gate.
-    a : Arithmetic
-        The engine's.
-
-    Returns
-    -------
-    Bound
-        Seven roundings up to the tangent: two for the cube, the constant 0.044715, its product, the sum, sqrt(2 / pi)
-        and its product. The tangent passes them on by its slope ``1 - t**2`` and is off by `LIBRARY` units itself: on
-        the far negative side that is all of ``1 + t``. Then one for that sum, two for the products.
-    """
+    """Bound of the activation. y (B, T, F)."""
     size = np.abs(x.value)
     cubic = 0.044715 * np.square(x.value)
     inner = math.sqrt(2 / math.pi) * size * (1 + cubic)
@@ -214,22 +156,7 @@ def gelu(y: Array, x: Known, a: Arithmetic) -> Bound:
 
 
 def gated(y: Array, act: Known, up: Known, a: Arithmetic) -> Bound:
-    """Bound of the gated product: one rounding.
-
-    Parameters
-    ----------
-    y : ndarray, shape (B, T, F)
-        Exact result.
-    act, up : Known, shape (B, T, F)
-        Its factors.
-    a : Arithmetic
-        The engine's.
-
-    Returns
-    -------
-    Bound
-        One rounding of the arithmetic, one of the storage format.
-    """
+    """Bound of the gated product: one rounding. y (B, T, F)."""
     carried: tuple[Size, Size] = (0.0, 0.0)
     if not (act.exact and up.exact):
         left, right = np.abs(act.value), np.abs(up.value)

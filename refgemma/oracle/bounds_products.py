@@ -22,25 +22,7 @@ _TILE = 2**22  # numbers of a weight that are widened at a time
 
 
 def product(y: Array, x: Known, w: Operand, a: Arithmetic) -> Bound:
-    """Bound of a matrix product with a weight.
-
-    Parameters
-    ----------
-    y : ndarray, shape (B, T, O)
-        Exact result.
-    x : Known, shape (B, T, I)
-        Input.
-    w : Operand, shape (O, I)
-        Weight, exact: both sides read the same file.
-    a : Arithmetic
-        The engine's.
-
-    Returns
-    -------
-    Bound
-        Of a sum of I products in any order, then one rounding to the storage format. A low-rank delta makes it longer
-        by R + 4, and adds three roundings to the storage format.
-    """
+    """Bound of a matrix product with a weight. y (B, T, O)."""
     size = np.abs(x.value)
     ranks = [len(delta.a) + 4 for delta in w.deltas] if isinstance(w, Adapted) else []
     slacks = [] if x.exact else [np.broadcast_to(x.worst, size.shape)]
@@ -60,26 +42,7 @@ def product(y: Array, x: Known, w: Operand, a: Arithmetic) -> Bound:
 
 
 def scores(y: Array, q: Known, k: Known, scale: float, a: Arithmetic) -> Bound:
-    """Bound of the attention scores.
-
-    Parameters
-    ----------
-    y : ndarray, shape (B, N, T, S)
-        Exact result.
-    q : Known, shape (B, T, N, H)
-        Queries after RoPE.
-    k : Known, shape (B, S, K, H)
-        Keys after RoPE.
-    scale : float
-        The query scale.
-    a : Arithmetic
-        The engine's.
-
-    Returns
-    -------
-    Bound
-        Of a sum of H products; the scale and its product, before or after, are two roundings more.
-    """
+    """Bound of the attention scores. y (B, N, T, S)."""
     keys = k.map(lambda t: t.swapaxes(1, 2))
 
     def against_keys(left: Size, right: Size, factor: float) -> Array:
@@ -112,26 +75,7 @@ def scores(y: Array, q: Known, k: Known, scale: float, a: Arithmetic) -> Bound:
 
 
 def mix(y: Array, probs: Known, v: Known, seen: Array, a: Arithmetic) -> Bound:
-    """Bound of the values mixed by attention.
-
-    Parameters
-    ----------
-    y : ndarray, shape (B, T, N, H)
-        Exact result.
-    probs : Known, shape (B, N, T, S)
-        Probabilities.
-    v : Known, shape (B, S, K, H)
-        Values.
-    seen : ndarray of int, shape (B, T)
-        How many keys each query may see; the others are multiplied by an exact zero.
-    a : Arithmetic
-        The engine's.
-
-    Returns
-    -------
-    Bound
-        Of a sum of so many products, then one rounding to the storage format.
-    """
+    """Bound of the values mixed by attention. y (B, T, N, H), seen (B, T)."""
     values = v.map(lambda t: t.swapaxes(1, 2))
 
     def mixed(left: Size, right: Size) -> Array:
@@ -162,17 +106,7 @@ def mix(y: Array, probs: Known, v: Known, seen: Array, a: Arithmetic) -> Bound:
 def against(w: Operand, linear: Sequence[Array], square: Sequence[Array]) -> tuple[list[Array], list[Array]]:
     """Products of arrays that are not negative with a weight's magnitudes, and with its squares, tile by tile.
 
-    Parameters
-    ----------
-    w : Operand, shape (O, I)
-        The weight.
-    linear, square : sequence of ndarray, shape (..., I)
-        What meets the magnitudes, and what the squares.
-
-    Returns
-    -------
-    linear, square : list of ndarray, shape (..., O)
-        One for each.
+    linear, square : sequence of (..., I) -> linear, square : list of (..., O).
     """
     O, I = w.shape
     outs: tuple[list[Array], list[Array]] = ([], [])

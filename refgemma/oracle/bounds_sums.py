@@ -31,20 +31,6 @@ from refgemma.oracle.known import Size
 def gamma(n: Size, unit: float) -> Size:
     """Worst relative error of n roundings in a row.
 
-    Parameters
-    ----------
-    n : ndarray or float
-        How many.
-    unit : float
-        Unit roundoff.
-
-    Returns
-    -------
-    ndarray or float
-        ``n u / (1 - n u)``; infinite from ``n u = 1`` on, where nothing is promised.
-
-    References
-    ----------
     Higham, 2002, lemma 3.1.
     """
     reach = np.asarray(n * unit)
@@ -52,24 +38,7 @@ def gamma(n: Size, unit: float) -> Size:
 
 
 def chance_of_sum(exact: Array, squares: Array, n: Size, unit: float) -> Array:
-    """Variance of the error of a sum of n products, see the head of this file.
-
-    Parameters
-    ----------
-    exact : ndarray
-        The sum, s.
-    squares : ndarray
-        Sum of the squares of the addends, q**2.
-    n : ndarray or float
-        How many addends.
-    unit : float
-        Unit roundoff.
-
-    Returns
-    -------
-    ndarray
-        ``u**2 (n (s**2 / 3 + q**2 / 2) + q**2)``.
-    """
+    """Variance of the error of a sum of n products, see the head of this file."""
     variance: Array = unit**2 * (n * (np.square(exact) / 3 + squares / 2) + squares)
     return variance
 
@@ -77,18 +46,7 @@ def chance_of_sum(exact: Array, squares: Array, n: Size, unit: float) -> Array:
 def swallowed(addends: Array, unit: float) -> Array:
     """Most that vanishes of a sum of positive addends, one large and added first, as the others are below its unit.
 
-    Parameters
-    ----------
-    addends : ndarray, shape (..., n)
-        None negative.
-    unit : float
-        Unit roundoff u.
-
-    Returns
-    -------
-    ndarray, shape (..., 1)
-        With s the sum, ``min(addend, u s)`` of those up to ``2 u s``, the spacing of numbers near s. Larger ones are
-        rounded up as often as down.
+    addends (..., n).
     """
     ulp = 2 * unit * addends.sum(axis=-1, keepdims=True)
     lost: Array = np.where(addends <= ulp, np.minimum(addends, ulp / 2), 0).sum(axis=-1, keepdims=True)
@@ -96,25 +54,7 @@ def swallowed(addends: Array, unit: float) -> Array:
 
 
 def swallowed_by_one(magnitude: Array, squares: Array, n: Size, unit: float) -> Array:
-    """Same of addends that are known by their sums alone.
-
-    Parameters
-    ----------
-    magnitude : ndarray
-        Sum of their magnitudes.
-    squares : ndarray
-        Sum of their squares.
-    n : ndarray or float
-        How many.
-    unit : float
-        Unit roundoff u.
-
-    Returns
-    -------
-    ndarray
-        ``magnitude - sqrt(squares)`` is all but the largest addend where that is nearly all, else far more; zero where
-        the others would be above ``2 u magnitude`` each if they were alike.
-    """
+    """Same of addends that are known by their sums alone."""
     others = np.maximum(magnitude - np.sqrt(squares), 0)
     lost: Array = np.where(others <= 2 * n * unit * magnitude, others, 0)
     return lost

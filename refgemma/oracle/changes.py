@@ -17,18 +17,7 @@ Change: TypeAlias = Callable[[Setup], Setup | None]
 
 
 def field(**fields: Any) -> Change:
-    """Other values for fields of the setup.
-
-    Parameters
-    ----------
-    **fields
-        Fields and their values.
-
-    Returns
-    -------
-    callable
-        The change.
-    """
+    """Other values for fields of the setup."""
     return lambda setup: setup.but(**fields)
 
 
@@ -36,18 +25,7 @@ def field(**fields: Any) -> Change:
 
 
 def rounded(*points: str) -> Change:
-    """Rounding points, rounded to bfloat16; shows where they are not anyway.
-
-    Parameters
-    ----------
-    *points : str
-        Names from `refgemma.profiles`.
-
-    Returns
-    -------
-    callable
-        The change.
-    """
+    """Rounding points, rounded to bfloat16; shows where they are not anyway."""
 
     def change(setup: Setup) -> Setup | None:
         numerics = setup.numerics
@@ -59,18 +37,7 @@ def rounded(*points: str) -> Change:
 
 
 def narrow_squares(setup: Setup) -> Setup | None:
-    """Input of norms, its squares and their mean, rounded to bfloat16; shows where the input is not rounded anyway.
-
-    Parameters
-    ----------
-    setup : Setup
-        Before.
-
-    Returns
-    -------
-    Setup or None
-        After.
-    """
+    """Input of norms, its squares and their mean, rounded to bfloat16; shows where the input is not rounded anyway."""
     if "norm.out" in setup.numerics.rounding:
         return None
     # The rounding points count for the bounds: a sum in another order may fall to the other side of a midpoint.
@@ -80,36 +47,14 @@ def narrow_squares(setup: Setup) -> Setup | None:
 
 
 def other_scale_precision(setup: Setup) -> Setup:
-    """Round the scale of the embedding where it was not rounded, and not where it was.
-
-    Parameters
-    ----------
-    setup : Setup
-        Before.
-
-    Returns
-    -------
-    Setup
-        After.
-    """
+    """Round the scale of the embedding where it was not rounded, and not where it was."""
     if "embed.scale" in setup.numerics.rounding:
         return setup.but(numerics=setup.numerics.without("embed.scale"))
     return setup.but(numerics=setup.numerics.with_("embed.scale", "bfloat16"))
 
 
 def wide_keys(setup: Setup) -> Setup | None:
-    """Fresh keys before they are rounded; shows where they are rounded at all.
-
-    Parameters
-    ----------
-    setup : Setup
-        Before.
-
-    Returns
-    -------
-    Setup or None
-        After.
-    """
+    """Fresh keys before they are rounded; shows where they are rounded at all."""
     return setup.but(fresh_keys="wide") if "rope.out" in setup.numerics.rounding else None
 
 
@@ -117,18 +62,7 @@ def wide_keys(setup: Setup) -> Setup | None:
 
 
 def float32_angles(*, divided: bool) -> Change:
-    """Angles formed in float32; shows from position 8192 on.
-
-    Parameters
-    ----------
-    divided : bool
-        As position over timescale, rather than position times 1 / timescale.
-
-    Returns
-    -------
-    callable
-        The change.
-    """
+    """Angles formed in float32; shows from position 8192 on."""
 
     def change(setup: Setup) -> Setup | None:
         if setup.positions.max() < 8192:
@@ -142,36 +76,14 @@ def float32_angles(*, divided: bool) -> Change:
 
 
 def positions_in_bfloat16(setup: Setup) -> Setup | None:
-    """Positions rounded before they are multiplied by a frequency; shows beyond 256.
-
-    Parameters
-    ----------
-    setup : Setup
-        Before.
-
-    Returns
-    -------
-    Setup or None
-        After.
-    """
+    """Positions rounded before they are multiplied by a frequency; shows beyond 256."""
     exact = setup.positions if setup.turned_by is None else setup.turned_by
     narrow = from_bfloat16(to_bfloat16(exact.astype(np.float32))).astype(np.float64)
     return None if np.array_equal(narrow, exact) else setup.but(turned_by=narrow)
 
 
 def last_position(of: Callable[[Array, int], int]) -> Change:
-    """Another position for the last token of each row.
-
-    Parameters
-    ----------
-    of : callable
-        ``of(positions of the row, column of its last token)``.
-
-    Returns
-    -------
-    callable
-        The change.
-    """
+    """Another position for the last token of each row."""
 
     def change(setup: Setup) -> Setup | None:
         exact = setup.positions if setup.turned_by is None else setup.turned_by
@@ -189,18 +101,7 @@ def last_position(of: Callable[[Array, int], int]) -> Change:
 
 
 def first_token(times: int) -> Change:
-    """First real token of each row fed not at all, or twice; those after it count on from it.
-
-    Parameters
-    ----------
-    times : int
-        0 or 2.
-
-    Returns
-    -------
-    callable
-        The change.
-    """
+    """First real token of each row fed not at all, or twice; those after it count on from it."""
 
     def change(setup: Setup) -> Setup | None:
         B, T = setup.tokens.shape

@@ -17,18 +17,7 @@ from refgemma.oracle.setups import Setup
 
 
 def bare_delta(setup: Setup) -> Setup | None:
-    """Deltas of the embedding without the factor sqrt(D); shows where an adapter has any.
-
-    Parameters
-    ----------
-    setup : Setup
-        Before.
-
-    Returns
-    -------
-    Setup or None
-        After.
-    """
+    """Deltas of the embedding without the factor sqrt(D); shows where an adapter has any."""
     embed = setup.params["embed"]
     if not isinstance(embed, Adapted):
         return None
@@ -38,18 +27,7 @@ def bare_delta(setup: Setup) -> Setup | None:
 
 
 def gain_plus(step: float) -> Change:
-    """Every norm weight plus a number.
-
-    Parameters
-    ----------
-    step : float
-        With the one that is added later, -1 makes the gain w and 1 makes it 2 + w.
-
-    Returns
-    -------
-    callable
-        The change.
-    """
+    """Every norm weight plus a number."""
 
     def shifted(weight: Array) -> Array:
         return weight.astype(np.float64) + step
@@ -62,86 +40,31 @@ def gain_plus(step: float) -> Change:
 
 
 def mlp_weights(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Change:
-    """Other matrices in every MLP.
-
-    Parameters
-    ----------
-    change : callable
-        From the weights of an MLP to those that are to be replaced.
-
-    Returns
-    -------
-    callable
-        The change.
-    """
+    """Other matrices in every MLP."""
     return lambda setup: _each_layer(setup, lambda layer: {**layer, "mlp": {**layer["mlp"], **change(layer["mlp"])}})
 
 
 def reshaped(w: Array | Bfloat16Matrix) -> Array | Bfloat16Matrix:
-    """Numbers of a (F, D) matrix read as (D, F), then transposed: the right shape, and wrong.
-
-    Parameters
-    ----------
-    w : ndarray or Bfloat16Matrix, shape (F, D)
-        The matrix.
-
-    Returns
-    -------
-    ndarray or Bfloat16Matrix, shape (F, D)
-        Of the same kind.
-    """
+    """Numbers of a (F, D) matrix read as (D, F), then transposed: the right shape, and wrong. w (F, D)."""
     if isinstance(w, Bfloat16Matrix):
         return Bfloat16Matrix(np.ascontiguousarray(w.bits.reshape(w.shape[::-1]).T))
     return np.ascontiguousarray(w.reshape(w.shape[::-1]).T)
 
 
 def larger_eps(setup: Setup) -> Setup:
-    """Ten times the eps of every norm.
-
-    Parameters
-    ----------
-    setup : Setup
-        Before.
-
-    Returns
-    -------
-    Setup
-        After.
-    """
+    """Ten times the eps of every norm."""
     return setup.but(config=replace(setup.config, rms_norm_eps=10 * setup.config.rms_norm_eps))
 
 
 def scale_of_assumed_width(setup: Setup) -> Setup | None:
-    """Query scale (D / N)**-0.5; shows where that is not H**-0.5.
-
-    Parameters
-    ----------
-    setup : Setup
-        Before.
-
-    Returns
-    -------
-    Setup or None
-        After.
-    """
+    """Query scale (D / N)**-0.5; shows where that is not H**-0.5."""
     c = setup.config
     scale = (c.hidden_size / c.num_heads) ** -0.5
     return None if scale == c.query_scale else setup.but(config=replace(c, query_scale=scale))
 
 
 def heads_in_turn(setup: Setup) -> Setup | None:
-    """Key head n % K for query head n; shows where 1 < K < N.
-
-    Parameters
-    ----------
-    setup : Setup
-        Before.
-
-    Returns
-    -------
-    Setup or None
-        After.
-    """
+    """Key head n % K for query head n; shows where 1 < K < N."""
     c = setup.config
     return setup.but(heads="in turn") if 1 < c.num_kv_heads < c.num_heads else None
 

@@ -33,51 +33,19 @@ _CACHED = ("attn.k_rope", "attn.v")  # what later chunks read, too
 
 @dataclass
 class Chunks:
-    """Which positions a run in chunks is at, told by the names that go by.
+    """Which positions a run in chunks is at, told by the names that go by."""
 
-    Attributes
-    ----------
-    now : slice
-        Of the T positions.
-    """
-
-    now: slice = field(default_factory=lambda: slice(0, 0))
+    now: slice = field(default_factory=lambda: slice(0, 0))  # of the T positions
 
     def at(self, name: str, value: Array) -> slice:
-        """Positions of a tensor.
-
-        Parameters
-        ----------
-        name : str
-            As the tap is called; every one must be shown.
-        value : ndarray
-            The tensor.
-
-        Returns
-        -------
-        slice
-            Of the T positions.
-        """
+        """Positions of a tensor."""
         if name == "embed":
             self.now = slice(self.now.stop, self.now.stop + value.shape[1])
         return self.now
 
 
 def run(setup: Setup, tap: Tap = identity) -> Array:
-    """Run the reference with the departures of a setup.
-
-    Parameters
-    ----------
-    setup : Setup
-        What to run.
-    tap : callable
-        As for `refgemma.model.forward`; called after the departures, and what it returns is what goes on.
-
-    Returns
-    -------
-    ndarray, shape (B, T, V)
-        Logits; of fewer positions where the tap keeps only some of those of ``final_norm``.
-    """
+    """Run the reference with the departures of a setup."""
     B, T = setup.tokens.shape
     cache = KVCache(setup.config, batch=B, capacity=T, dtype=setup.numerics.dtype)
     departs = departing(setup, tap)
@@ -99,23 +67,7 @@ def run(setup: Setup, tap: Tap = identity) -> Array:
 
 
 def departing(setup: Setup, tap: Tap = identity, *, instead: GoesOn | None = None) -> Tap:
-    """Tap that turns the reference into a port with the habits of a setup.
-
-    Parameters
-    ----------
-    setup : Setup
-        The habits. Its params, config and numerics are for `forward`, which must get them, too.
-    tap : callable
-        Called after the departures; what it returns is what the tap returns.
-    instead : callable, optional
-        ``instead(name, value, chunk)`` gives what the run goes on with, and later departures are made from, where that
-        is not what the tap returns; the chunk is a slice of positions.
-
-    Returns
-    -------
-    callable
-        For one run, in chunks or not, from the first token on.
-    """
+    """Tap that turns the reference into a port with the habits of a setup."""
     seen: dict[str, Array] = {}  # by step, of this layer and chunk; "stream" is what enters it
     keys: dict[tuple[int, str], list[Array]] = {}  # of all chunks
     chunks = Chunks()

@@ -26,30 +26,15 @@ _FINE = (
 
 @dataclass(frozen=True)
 class Cause:
-    """One explanation of another engine's numbers, and how well it does.
+    """One explanation of another engine's numbers, and how well it does."""
 
-    Attributes
-    ----------
-    variants : tuple of Variant
-        The known bugs it consists of: one or two; none for the honest reference.
-    ratio : float
-        Largest error over its bound that is left; at most 1 if it explains everything.
-    misfit : float
-        Mean difference over mean magnitude that is left, of the tensor where that is largest.
-    left : tuple of str
-        Tensors that are still wrong.
-    only : tuple of tuple of str
-        For each variant the tensors that it moves, if it is in some places only: empty for one that is everywhere.
-    undecided : tuple of tuple of str
-        For each variant those of other places where it would not show.
-    """
-
-    variants: tuple[Variant, ...]
-    ratio: float
-    misfit: float
-    left: tuple[str, ...]
+    variants: tuple[Variant, ...]  # the known bugs it consists of: one or two; none for the honest reference
+    ratio: float  # largest error over its bound that is left; at most 1 if it explains everything
+    misfit: float  # mean difference over mean magnitude that is left, of the tensor where that is largest
+    left: tuple[str, ...]  # tensors that are still wrong
+    # for each variant the tensors that it moves, if it is in some places only: empty for one that is everywhere
     only: tuple[tuple[str, ...], ...] = ()
-    undecided: tuple[tuple[str, ...], ...] = ()
+    undecided: tuple[tuple[str, ...], ...] = ()  # for each variant those of other places where it would not show
 
     @property
     def explains(self) -> bool:
@@ -74,13 +59,7 @@ class Cause:
         return " and ".join(f"{one.title} ({one.key})" + (f", {place}" if place else "") for one, place in both)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for programs.
-
-        Returns
-        -------
-        dict
-            Numbers, texts, lists.
-        """
+        """All of it, for programs."""
         told = ("key", "title", "sentence", "thread", "kind")
         return {
             "name": self.name,

@@ -18,31 +18,7 @@ _ORDER = ("wrong", "look", "fine")
 
 
 def examine(folder: str | Path, *, progress: Progress | None = None) -> list[Remark]:
-    """Examine a model folder.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Whatever state it is in.
-    progress : callable, optional
-        ``progress(done, total)`` while its numbers are read, in bytes.
-
-    Returns
-    -------
-    list of Remark
-        What is wrong first.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such folder.
-
-    Examples
-    --------
-    >>> from refgemma.checkpoint import find_model
-    >>> {remark.grade for remark in examine(find_model("tiny-it"))}
-    {'fine'}
-    """
+    """Examine a model folder."""
     patient = admit(folder)
     numbers = look_at(patient, progress)
     remarks = [*patient.remarks, *about_shapes(patient), *about_numbers(patient, numbers)]

@@ -23,27 +23,15 @@ _SUBTRACT = "subtract 1 from every norm weight: Gemma adds it itself"
 
 @dataclass(frozen=True)
 class Numbers:
-    """Statistics of one tensor.
+    """Statistics of one tensor."""
 
-    Attributes
-    ----------
-    not_numbers, infinite : int
-        How many numbers are NaN, and infinite.
-    lowest, highest, mean : float
-        Of the others.
-    negative : int
-        How many are below zero.
-    zero_rows : int
-        Rows at the end that hold nothing but zeros.
-    """
-
-    not_numbers: int
-    infinite: int
-    lowest: float
-    highest: float
-    mean: float
-    negative: int
-    zero_rows: int
+    not_numbers: int  # how many numbers are NaN, and infinite
+    infinite: int  # how many numbers are NaN, and infinite
+    lowest: float  # of the others
+    highest: float  # of the others
+    mean: float  # of the others
+    negative: int  # how many are below zero
+    zero_rows: int  # rows at the end that hold nothing but zeros
 
     @property
     def all_zero(self) -> bool:
@@ -52,20 +40,7 @@ class Numbers:
 
 
 def look_at(patient: Patient, progress: Callable[[int, int], None] | None = None) -> dict[str, Numbers]:
-    """Statistics of every tensor of floats.
-
-    Parameters
-    ----------
-    patient : Patient
-        The folder.
-    progress : callable, optional
-        ``progress(done, total)``, in bytes.
-
-    Returns
-    -------
-    dict of str to Numbers
-        By name.
-    """
+    """Statistics of every tensor of floats."""
     found, done = {}, 0
     total = sum(tensor.nbytes for tensor in patient.tensors.values())
     for name, tensor in patient.tensors.items():
@@ -78,20 +53,7 @@ def look_at(patient: Patient, progress: Callable[[int, int], None] | None = None
 
 
 def about_numbers(patient: Patient, numbers: Mapping[str, Numbers]) -> Iterator[Remark]:
-    """Remarks on formats and damage.
-
-    Parameters
-    ----------
-    patient : Patient
-        The folder.
-    numbers : mapping of str to Numbers
-        From `look_at`.
-
-    Yields
-    ------
-    Remark
-        Each on one thing.
-    """
+    """Remarks on formats and damage."""
     dtypes: dict[str, list[str]] = {}
     for name, tensor in patient.tensors.items():
         dtypes.setdefault(tensor.dtype, []).append(name)
@@ -130,19 +92,6 @@ def about_numbers(patient: Patient, numbers: Mapping[str, Numbers]) -> Iterator[
 def about_norms(numbers: Mapping[str, Numbers]) -> Iterator[Remark]:
     """Remarks on the convention of norm weights: w, or 1 + w as GGUF converters store.
 
-    Parameters
-    ----------
-    numbers : mapping of str to Numbers
-        From `look_at`.
-
-    Yields
-    ------
-    Remark
-        One if there are norms and all kinds of them (before attention, before the MLP, the final one) are alike; else
-        one for each kind, since a converter that knows a name adds the one to all norms of it.
-
-    Notes
-    -----
     Training starts at w = 0 and leaves channels on both sides of it, some near -1; with the one folded in, nothing is
     below zero and all centres near 1. https://github.com/ggml-org/llama.cpp/pull/5631 is where this went wrong first.
     """
@@ -188,18 +137,7 @@ def _about_some_norms(norms: Mapping[str, Numbers]) -> Remark:
 
 
 def numbers_of(tensor: StoredTensor) -> Numbers:
-    """Statistics of one tensor.
-
-    Parameters
-    ----------
-    tensor : StoredTensor
-        Of floats.
-
-    Returns
-    -------
-    Numbers
-        From one pass over it.
-    """
+    """Statistics of one tensor."""
     nans = infinite = negative = count = 0
     lowest, highest, total = np.inf, -np.inf, 0.0
     for tile in tiles_of(tensor):
@@ -222,18 +160,7 @@ def numbers_of(tensor: StoredTensor) -> Numbers:
 
 
 def tiles_of(tensor: StoredTensor) -> Iterator[Array]:
-    """Rows of a tensor, as stored, some at a time.
-
-    Parameters
-    ----------
-    tensor : StoredTensor
-        Any.
-
-    Yields
-    ------
-    ndarray
-        Some of its first axis.
-    """
+    """Rows of a tensor, as stored, some at a time."""
     flat = tensor.data.reshape(-1) if tensor.data.ndim < 2 else tensor.data
     step = max(1, _TILE // max(1, flat.size // max(1, len(flat))))
     for start in range(0, len(flat), step):

@@ -25,18 +25,7 @@ _SIZES = (
 
 
 def family_of(patient: Patient) -> str | None:
-    """Family that the names of the tensors belong to.
-
-    Parameters
-    ----------
-    patient : Patient
-        The folder.
-
-    Returns
-    -------
-    str or None
-        Key of `refgemma.oracle.figures.FAMILIES`; None for no Gemma of those.
-    """
+    """Family that the names of the tensors belong to."""
     names = patient.tensors
     if any("per_layer" in name or name.endswith((".layer_scalar", ".altup.router_norm.weight")) for name in names):
         return None
@@ -48,18 +37,7 @@ def family_of(patient: Patient) -> str | None:
 
 
 def sizes_of(patient: Patient) -> dict[str, int]:
-    """Sizes that the shapes show, under their names in config.json.
-
-    Parameters
-    ----------
-    patient : Patient
-        The folder.
-
-    Returns
-    -------
-    dict of str to int
-        As many as there are; "query_width" and "kv_width" are N H and K H, whose factors no shape shows.
-    """
+    """Sizes that the shapes show, under their names in config.json."""
     sizes = {}
     for field, name, axis in _SIZES:
         shape = patient.shape(name)
@@ -76,18 +54,7 @@ def sizes_of(patient: Patient) -> dict[str, int]:
 
 
 def published_size(sizes: Mapping[str, int]) -> str | None:
-    """Published model of these sizes; the rows of its table may be padded.
-
-    Parameters
-    ----------
-    sizes : mapping of str to int
-        From `sizes_of`.
-
-    Returns
-    -------
-    str or None
-        Such as ``gemma-7b``.
-    """
+    """Published model of these sizes; the rows of its table may be padded."""
     fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "query_width", "kv_width")
     ours = [sizes.get(field) for field in fields]
     for name, s in read_json("models.json")["shapes"].items():
@@ -97,18 +64,7 @@ def published_size(sizes: Mapping[str, int]) -> str | None:
 
 
 def about_shapes(patient: Patient) -> Iterator[Remark]:
-    """Remarks on family, size and configuration.
-
-    Parameters
-    ----------
-    patient : Patient
-        The folder.
-
-    Yields
-    ------
-    Remark
-        Each on one thing.
-    """
+    """Remarks on family, size and configuration."""
     if not patient.tensors:
         return
     family, sizes = family_of(patient), sizes_of(patient)

@@ -11,18 +11,7 @@ _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def about_head(patient: Patient) -> Iterator[Remark]:
-    """Remark on the output head: tied to the embedding or not, and whether config.json knows.
-
-    Parameters
-    ----------
-    patient : Patient
-        The folder.
-
-    Yields
-    ------
-    Remark
-        One, if there is an embedding.
-    """
+    """Remark on the output head: tied to the embedding or not, and whether config.json knows."""
     if _EMBED not in patient.tensors:
         return
     tied = patient.fields.get("tie_word_embeddings", True)
@@ -50,20 +39,7 @@ def about_head(patient: Patient) -> Iterator[Remark]:
 
 
 def about_vocabulary(patient: Patient, numbers: Mapping[str, Numbers]) -> Iterator[Remark]:
-    """Remark on rows of the table that stand for no piece.
-
-    Parameters
-    ----------
-    patient : Patient
-        The folder.
-    numbers : mapping of str to Numbers
-        From `look_at`.
-
-    Yields
-    ------
-    Remark
-        One, if there are an embedding and a tokenizer.
-    """
+    """Remark on rows of the table that stand for no piece."""
     if _EMBED not in patient.tensors or patient.tensors[_EMBED].data.ndim != 2 or patient.num_pieces is None:
         return  # another shape is not said here
     rows, pieces = patient.tensors[_EMBED].shape[0], patient.num_pieces

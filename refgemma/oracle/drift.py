@@ -49,35 +49,7 @@ def judge_free(
     tap: Tap = identity,
     seeds: Sequence[int] = SEEDS,
 ) -> Finding:
-    """Judge final logits alone.
-
-    Parameters
-    ----------
-    params : Params
-        The weights that the engine read.
-    config : Config
-        The model.
-    theirs_logits : ndarray, shape (B, T, V), (B, 1, V) or (B, V)
-        Of every position, or of the last real one of each row.
-    tokens, positions : ndarray of int, shape (B, T)
-        What the engine was fed.
-    arithmetic : str, Numerics or Arithmetic
-        What the engine computes in.
-    tap : callable
-        ``tap(name, value) -> value``: what changes the reference.
-    seeds : sequence of int
-        One perturbed run each.
-
-    Returns
-    -------
-    Finding
-        For ``logits``.
-
-    Raises
-    ------
-    ValueError
-        If the logits have another shape, or the arithmetic is unknown.
-    """
+    """Judge final logits alone. theirs_logits (B, T, V), tokens, positions (B, T)."""
     B, T = tokens.shape
     last = theirs_logits.shape in ((B, config.vocab_size), (B, 1, config.vocab_size)) and theirs_logits.ndim + T > 3
     if theirs_logits.shape != (B, T, config.vocab_size) and not last:
@@ -99,35 +71,7 @@ def drift(
     tap: Tap = identity,
     seeds: Sequence[int] = SEEDS,
 ) -> list[Finding]:
-    """Judge how far their tensors have drifted from the truth, each with all errors before it.
-
-    Parameters
-    ----------
-    params : Params
-        The weights that the engine read.
-    config : Config
-        The model.
-    theirs : Trace
-        What the engine computed.
-    arithmetic : str, Numerics or Arithmetic
-        What the engine computes in.
-    names : sequence of str
-        Patterns of the tensors to judge; by default the residual stream. Scores and probabilities cannot be.
-    tap : callable
-        ``tap(name, value) -> value``: what changes the reference.
-    seeds : sequence of int
-        One perturbed run each.
-
-    Returns
-    -------
-    list of Finding
-        For those of the tensors that they gave, in the order of the computation.
-
-    Raises
-    ------
-    ValueError
-        If the arithmetic is unknown.
-    """
+    """Judge how far their tensors have drifted from the truth, each with all errors before it."""
     a = arithmetic_of(arithmetic)
     wanted = [
         name

@@ -22,64 +22,22 @@ _NUMBERS = ("atol", "rtol", "less_than", "final_cap", "temperature")
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """One published figure.
+    """One published figure."""
 
-    Attributes
-    ----------
-    id : str
-        Its name in the file.
-    family : str
-        Key of `FAMILIES`.
-    models : tuple of str
-        Whose it is.
-    kind : str
-        What was computed: "logit_mean", "greedy_text", ...
-    url : str
-        Where it is published.
-    note : str
-        What its source leaves open; mostly empty.
-    trust : str
-        "high" or "medium".
-    computed_in : str
-        Format that the engine behind it computed in.
-    reason : str
-        Why its tolerance is what it is.
-    fields : mapping
-        Everything else: the input, what is expected, the tolerance.
-    """
-
-    id: str
-    family: str
-    models: tuple[str, ...]
-    kind: str
-    url: str
-    note: str
-    trust: str
-    computed_in: str
-    reason: str
-    fields: Mapping[str, Any]
+    id: str  # its name in the file
+    family: str  # key of `FAMILIES`
+    models: tuple[str, ...]  # whose it is
+    kind: str  # what was computed: "logit_mean", "greedy_text",
+    url: str  # where it is published
+    note: str  # what its source leaves open; mostly empty
+    trust: str  # "high" or "medium"
+    computed_in: str  # format that the engine behind it computed in
+    reason: str  # why its tolerance is what it is
+    fields: Mapping[str, Any]  # everything else: the input, what is expected, the tolerance
 
 
 def read_figures(path: str | Path) -> list[Figure]:
-    """Read a file of figures.
-
-    Parameters
-    ----------
-    path : str or Path
-        JSON, in the form of those in ``data``.
-
-    Returns
-    -------
-    list of Figure
-        In the order of the file.
-
-    Raises
-    ------
-    ValueError
-        If it is not such a file.
-    FileNotFoundError
-        If there is none.
-    """
+    """Read a file of figures."""
     path = Path(path)
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
@@ -120,48 +78,18 @@ def _figure(entry: dict[str, Any], family: str, sources: Mapping[str, Any], reas
 
 @functools.cache
 def published() -> tuple[Figure, ...]:
-    """All figures that come with this package.
-
-    Returns
-    -------
-    tuple of Figure
-        Of all families.
-    """
+    """All figures that come with this package."""
     return tuple(figure for path in sorted(DATA.glob(_FILES)) for figure in read_figures(path))
 
 
 def figures_of(model: str, figures: Iterable[Figure] | None = None) -> list[Figure]:
-    """Figures of one model.
-
-    Parameters
-    ----------
-    model : str
-        Such as ``gemma-2b``.
-    figures : iterable of Figure, optional
-        Out of these; by default out of all that come with the package.
-
-    Returns
-    -------
-    list of Figure
-        Empty where there are none.
-
-    Examples
-    --------
-    >>> {figure.kind for figure in figures_of("gemma-7b")}
-    {'greedy_text'}
-    """
+    """Figures of one model."""
     return [figure for figure in (published() if figures is None else figures) if model in figure.models]
 
 
 @functools.cache
 def models() -> Mapping[str, Mapping[str, Any]]:
-    """Every model that figures exist for.
-
-    Returns
-    -------
-    mapping of str to mapping
-        By name, in order of family: its family, its shape, checksums of some tensors, what was looked for in vain.
-    """
+    """Every model that figures exist for."""
     known: dict[str, dict[str, Any]] = {name: dict(entry) for name, entry in read_json("models.json")["models"].items()}
     for figure in published():
         for name in figure.models:
@@ -174,13 +102,7 @@ def models() -> Mapping[str, Mapping[str, Any]]:
 
 @functools.cache
 def parameter_counts() -> Mapping[str, tuple[int, str]]:
-    """Published numbers of parameters, and where they are published.
-
-    Returns
-    -------
-    mapping of str to (int, str)
-        By size, such as ``gemma-7b``.
-    """
+    """Published numbers of parameters, and where they are published."""
     counts: dict[str, tuple[int, str]] = {}
     for family in FAMILIES:
         held = read_json(f"{family}_figures.json")
@@ -190,23 +112,7 @@ def parameter_counts() -> Mapping[str, tuple[int, str]]:
 
 
 def kinds_of(model: str) -> dict[str, int]:
-    """How many figures of each kind a model has.
-
-    Parameters
-    ----------
-    model : str
-        Such as ``gemma-2b``.
-
-    Returns
-    -------
-    dict of str to int
-        Kind to number.
-
-    Examples
-    --------
-    >>> kinds_of("gemma-1.1-2b-it")
-    {'cross_entropy': 3, 'reply_contains': 6}
-    """
+    """How many figures of each kind a model has."""
     kinds: dict[str, int] = {}
     for figure in figures_of(model):
         kinds[figure.kind] = kinds.get(figure.kind, 0) + 1
@@ -215,16 +121,5 @@ def kinds_of(model: str) -> dict[str, int]:
 
 @functools.cache
 def read_json(name: str) -> Any:
-    """Read a data file of the package.
-
-    Parameters
-    ----------
-    name : str
-        Such as ``texts.json``.
-
-    Returns
-    -------
-    dict
-        Its content; not to be changed.
-    """
+    """Read a data file of the package."""
     return json.loads((DATA / name).read_text(encoding="utf-8"))

@@ -19,18 +19,7 @@ _DIGITS = 16
 
 
 def fingerprint(params: Params) -> str:
-    """Tell weights apart, however they are held in memory.
-
-    Parameters
-    ----------
-    params : Params
-        Without adapters.
-
-    Returns
-    -------
-    str
-        Sixteen hexadecimal digits; empty if an adapter is attached.
-    """
+    """Tell weights apart, however they are held in memory."""
     digest = hashlib.sha256()
     for weight in _weights(params):
         if isinstance(weight, Bfloat16Matrix):

@@ -40,33 +40,6 @@ def judge_forced(
 ) -> list[Finding]:
     """Judge every named tensor of a trace, each on the engine's own inputs.
 
-    Parameters
-    ----------
-    params : Params
-        The weights that the engine read.
-    config : Config
-        The model.
-    theirs : Trace
-        What the engine computed, under our names and in our axes.
-    arithmetic : str, Numerics or Arithmetic
-        What the engine computes in: "float32", "bfloat16", "float16", "float64", or a profile.
-    tap : callable
-        ``tap(name, value) -> value``, called on ours before it is compared: what changes the reference.
-    progress : callable, optional
-        ``progress(done, total)``, in layers.
-
-    Returns
-    -------
-    list of Finding
-        One for each tensor of the model, in the order of the computation.
-
-    Raises
-    ------
-    ValueError
-        If the arithmetic is unknown, or a tensor has another shape than the model gives it.
-
-    Notes
-    -----
     Padding is not compared, nor are scores of keys that a query does not see. A number of theirs that is not finite
     is wrong, and ours stands in for it.
     """

@@ -20,31 +20,7 @@ _MASKS = ("attention_mask", "padding_mask", "input_mask")
 def foreign_tokens(
     path: Path, arrays: Mapping[str, StoredArray], config: Config, tokens: Array | None, positions: Array | None
 ) -> tuple[Array, Array, list[str]]:
-    """Tokens and positions of a foreign trace.
-
-    Parameters
-    ----------
-    path : Path
-        The file, for messages.
-    arrays : mapping of str to StoredArray
-        What it holds.
-    config : Config
-        The model.
-    tokens, positions : ndarray of int, shape (B, T), or None
-        What is known from elsewhere.
-
-    Returns
-    -------
-    tokens, positions : ndarray of int64, shape (B, T)
-        -1 in positions is padding.
-    notes : list of str
-        What was taken for granted.
-
-    Raises
-    ------
-    ValueError
-        If there are no tokens, or others than those known, or they do not fit the model or the positions.
-    """
+    """Tokens and positions of a foreign trace. tokens, positions (B, T) -> tokens, positions (B, T)."""
     notes: list[str] = []
     name, own = _find(path, arrays, _TOKENS)
     if own is None and tokens is None:
@@ -84,18 +60,7 @@ def foreign_tokens(
 
 
 def is_tokens(name: str) -> bool:
-    """Whether an array is about tokens, and no activation.
-
-    Parameters
-    ----------
-    name : str
-        As the file has it.
-
-    Returns
-    -------
-    bool
-        True for token ids, positions and masks.
-    """
+    """Whether an array is about tokens, and no activation."""
     return _word(name) in (*_TOKENS, *_POSITIONS, *_MASKS)
 
 

@@ -30,48 +30,14 @@ _REASON = "divergence as upstream, which compares with it in bfloat16; logits wi
 
 
 def known_file(path: Path) -> dict[str, Any] | None:
-    """What is known of a golden file, by its hash.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    dict or None
-        Its entry in ``data/golden_files.json``; None if it is none of those.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    """
+    """What is known of a golden file, by its hash."""
     sha1 = _blob_sha1(path)
     entry: dict[str, Any] | None = next((e for e in read_json("golden_files.json")["files"] if e["sha1"] == sha1), None)
     return entry
 
 
 def golden_figures(path: Path) -> Iterator[Figure]:
-    """Lines of a golden file as figures.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Yields
-    ------
-    Figure
-        Of the kind "golden", one a line; a line is read when its turn comes.
-
-    Raises
-    ------
-    ValueError
-        If a line is not what it should be.
-    FileNotFoundError
-        If there is no such file.
-    """
+    """Lines of a golden file as figures."""
     entry = known_file(path)
     with path.open(encoding="utf-8") as file:
         number = 0
@@ -86,25 +52,7 @@ def golden_figures(path: Path) -> Iterator[Figure]:
 
 
 def measure_golden(gemma: Gemma, figure: Figure) -> Measured:
-    """Compare one line with the model.
-
-    Parameters
-    ----------
-    gemma : Gemma
-        The model.
-    figure : Figure
-        From `golden_figures`.
-
-    Returns
-    -------
-    Measured
-        With the largest divergence of all positions.
-
-    Raises
-    ------
-    ValueError
-        If the model has no such token.
-    """
+    """Compare one line with the model."""
     theirs: Array = figure.fields["logits"]
     ours = np.concatenate(list(rows(gemma, figure.fields["ids"])))
     width = min(ours.shape[1], theirs.shape[1])

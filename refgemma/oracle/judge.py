@@ -20,31 +20,7 @@ from refgemma.oracle.verdict import Finding
 def judged_operations(
     params: Params, config: Config, theirs: Trace, arithmetic: str, progress: Progress | None = None
 ) -> list[Finding]:
-    """Judge every tensor on their own inputs.
-
-    Parameters
-    ----------
-    params : Params
-        The weights that the engine read.
-    config : Config
-        The model.
-    theirs : Trace
-        What it computed.
-    arithmetic : str
-        What it computed in.
-    progress : callable, optional
-        ``progress(done, total)``, in layers.
-
-    Returns
-    -------
-    list of Finding
-        In the order of the computation; empty for logits alone.
-
-    Raises
-    ------
-    ValueError
-        If the arithmetic is unknown, or a tensor is not of this model.
-    """
+    """Judge every tensor on their own inputs."""
     if set(theirs.tensors) == {"logits"}:
         return []
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is squared on the way may well overflow
@@ -52,29 +28,7 @@ def judged_operations(
 
 
 def judged_run(params: Params, config: Config, theirs: Trace, arithmetic: str) -> list[Finding]:
-    """Judge the stream from end to end, and the logits.
-
-    Parameters
-    ----------
-    params : Params
-        The weights that the engine read.
-    config : Config
-        The model.
-    theirs : Trace
-        What it computed.
-    arithmetic : str
-        What it computed in.
-
-    Returns
-    -------
-    list of Finding
-        In the order of the computation.
-
-    Raises
-    ------
-    ValueError
-        If the arithmetic is unknown.
-    """
+    """Judge the stream from end to end, and the logits."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is squared on the way may well overflow
         return drift(params, config, theirs, arithmetic)
 
@@ -82,28 +36,7 @@ def judged_run(params: Params, config: Config, theirs: Trace, arithmetic: str) -
 def as_told(
     params: Params, config: Config, theirs: Trace, progress: Progress | None = None
 ) -> tuple[str, str, Trace, list[Finding]]:
-    """Judge operations as what the numbers tell; where that cannot be, as of float32 and stored more narrowly.
-
-    Parameters
-    ----------
-    params : Params
-        The weights that the engine read.
-    config : Config
-        The model.
-    theirs : Trace
-        What it computed.
-    progress : callable, optional
-        ``progress(done, total)``, in layers.
-
-    Returns
-    -------
-    arithmetic, why : str
-        What it was computed in, and what that is known by.
-    theirs : Trace
-        Same numbers, with the formats that they have to be judged by.
-    findings : list of Finding
-        As `judged_operations` gives them.
-    """
+    """Judge operations as what the numbers tell; where that cannot be, as of float32 and stored more narrowly."""
     guess, why = arithmetic_of(theirs)
     findings = judged_operations(params, config, theirs, guess, progress)
     if guess not in ("bfloat16", "float16") or all(one.ok for one in findings):
@@ -124,18 +57,7 @@ def _is_right(params: Params, config: Config, theirs: Trace, findings: list[Find
 
 
 def without_the_last_token(theirs: Trace) -> Trace | None:
-    """Trace of one token less: what an engine that generates drew last, it never fed.
-
-    Parameters
-    ----------
-    theirs : Trace
-        Of the last positions.
-
-    Returns
-    -------
-    Trace or None
-        With the same tensors, one position earlier; None where that cannot be.
-    """
+    """Trace of one token less: what an engine that generates drew last, it never fed."""
     longest = max(value.shape[1] for value in theirs.tensors.values())
     if not theirs.last or longest >= theirs.tokens.shape[1] or (theirs.positions[:, -1] < 0).any():
         return None

@@ -27,21 +27,11 @@ BRIDGED = 3.0
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """A tensor and the slack with which it is known.
+    """A tensor and the slack with which it is known."""
 
-    Attributes
-    ----------
-    value : ndarray of float64
-        The engine's tensor, or ours where that was not given.
-    worst : ndarray or float
-        How far the engine's own may be off, at most.
-    variance : ndarray or float
-        Variance of that.
-    """
-
-    value: Array
-    worst: Size = 0.0
-    variance: Size = 0.0
+    value: Array  # the engine's tensor, or ours where that was not given
+    worst: Size = 0.0  # how far the engine's own may be off, at most
+    variance: Size = 0.0  # variance of that
 
     @property
     def exact(self) -> bool:
@@ -49,18 +39,7 @@ class Known:
         return isinstance(self.worst, float) and self.worst == 0.0
 
     def map(self, change: Callable[[Array], Array]) -> Known:
-        """Same numbers in another layout.
-
-        Parameters
-        ----------
-        change : callable
-            Moves or splits axes.
-
-        Returns
-        -------
-        Known
-            Value, worst case and variance, each changed.
-        """
+        """Same numbers in another layout."""
         if self.exact:
             return Known(change(self.value))
         full = (np.broadcast_to(size, self.value.shape) for size in (self.worst, self.variance))
@@ -68,20 +47,7 @@ class Known:
 
 
 def joined(parts: list[Known], axis: int) -> Known:
-    """Several pieces of one tensor, end to end.
-
-    Parameters
-    ----------
-    parts : list of Known
-        At least one.
-    axis : int
-        Along which axis.
-
-    Returns
-    -------
-    Known
-        All of it.
-    """
+    """Several pieces of one tensor, end to end."""
     value = np.concatenate([part.value for part in parts], axis)
     if all(part.exact for part in parts):
         return Known(value)
@@ -94,24 +60,12 @@ def joined(parts: list[Known], axis: int) -> Known:
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """How far an engine's result of one operation may lie from the exact one.
+    """How far an engine's result of one operation may lie from the exact one."""
 
-    Attributes
-    ----------
-    worst : ndarray
-        Beyond it no order of the roundings explains the error.
-    likely : ndarray
-        Beyond it chance does not.
-    variance : ndarray
-        For operations that go on with this result although the engine's was not given.
-    reason : str
-        The roundings, in words.
-    """
-
-    worst: Array
-    likely: Array
-    variance: Array
-    reason: str
+    worst: Array  # beyond it no order of the roundings explains the error
+    likely: Array  # beyond it chance does not
+    variance: Array  # for operations that go on with this result although the engine's was not given
+    reason: str  # the roundings, in words
 
 
 def bound(
@@ -125,31 +79,7 @@ def bound(
     carried: tuple[Size, Size] = (0.0, 0.0),
     shape: tuple[int, ...],
 ) -> Bound:
-    """Bound from its parts.
-
-    Parameters
-    ----------
-    arithmetic : Arithmetic
-        For underflow.
-    reason : str
-        The roundings, in words.
-    firm : ndarray or float
-        Few roundings, or ones that may well agree: what chance explains contains all of it.
-    loose, chance : ndarray or float
-        Many roundings: their worst case and their variance.
-    agreeing : ndarray or float
-        Those of the many that fall the same way, though nobody meant them to: part of `loose`, and no chance.
-    carried : pair of ndarray or float
-        Worst case and variance of what inputs that were not given add.
-    shape : tuple of int
-        Of the result.
-
-    Returns
-    -------
-    Bound
-        With ``worst = firm + loose + carried``, and in `likely` the many roundings only as far as chance takes them,
-        beside those that agree.
-    """
+    """Bound from its parts."""
     carried_worst, carried_variance = carried
     size = int(np.prod(shape))
     worst = firm + loose + carried_worst + arithmetic.tiny

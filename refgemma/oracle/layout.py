@@ -18,27 +18,7 @@ Layout: TypeAlias = tuple[str, ...]
 
 
 def layouts(shape: tuple[int, ...], axes: str, sizes: Mapping[str, int]) -> list[Layout]:
-    """Every layout that an array of this shape may have.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Of the array.
-    axes : str
-        Ours, such as ``BTNH``.
-    sizes : mapping of str to int
-        Size of each axis letter.
-
-    Returns
-    -------
-    list of Layout
-        The plainest first: our own order, then heads joined, then axes moved. Several if sizes coincide.
-
-    Examples
-    --------
-    >>> layouts((1, 4, 9, 32), "BTNH", {"B": 1, "T": 9, "N": 4, "H": 32})
-    [('B', 'N', 'T', 'H')]
-    """
+    """Every layout that an array of this shape may have."""
     found: dict[str, Layout] = {}
     for groups in _groupings(axes, sizes):
         if len(groups) != len(shape):
@@ -54,24 +34,7 @@ def layouts(shape: tuple[int, ...], axes: str, sizes: Mapping[str, int]) -> list
 
 
 def arrange(array: Array, layout: Layout, axes: str, sizes: Mapping[str, int]) -> Array:
-    """Array in our axes.
-
-    Parameters
-    ----------
-    array : ndarray
-        In the axes of `layout`.
-    layout : Layout
-        From `layouts`.
-    axes : str
-        Ours.
-    sizes : mapping of str to int
-        Size of each axis letter.
-
-    Returns
-    -------
-    ndarray
-        A view wherever that is possible.
-    """
+    """Array in our axes."""
     letters = "".join(layout)
     split = array.reshape([sizes[c] for c in letters])
     order = [letters.index(c) for c in axes if c in letters]
@@ -80,36 +43,12 @@ def arrange(array: Array, layout: Layout, axes: str, sizes: Mapping[str, int]) -
 
 
 def written(layout: Layout) -> str:
-    """Layout as text.
-
-    Parameters
-    ----------
-    layout : Layout
-        From `layouts`.
-
-    Returns
-    -------
-    str
-        Such as ``B T (N H)``.
-    """
+    """Layout as text."""
     return " ".join(group if len(group) == 1 else f"({' '.join(group)})" for group in layout)
 
 
 def said(layout: Layout, axes: str) -> str:
-    """What had to be done to an array, in words.
-
-    Parameters
-    ----------
-    layout : Layout
-        Its own.
-    axes : str
-        Ours.
-
-    Returns
-    -------
-    str
-        Empty if nothing; else such as "heads split, axes transposed: T (N H) read as B T N H".
-    """
+    """What had to be done to an array, in words."""
     letters = "".join(layout)
     done = []
     if missing := [c for c in axes if c not in letters]:
@@ -122,27 +61,7 @@ def said(layout: Layout, axes: str) -> str:
 
 
 def parts(shape: tuple[int, ...], wanted: Sequence[str], sizes: Mapping[str, int]) -> list[Any]:
-    """Where each of several tensors lies in one array that joins them.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Of the array: the tensors stacked along its first axis or the last but one, or side by side in the last.
-    wanted : sequence of str
-        Axes of the tensors, in this order.
-    sizes : mapping of str to int
-        Size of each axis letter.
-
-    Returns
-    -------
-    list of index
-        What to index the array with for each; empty if the sizes do not fit.
-
-    Examples
-    --------
-    >>> parts((1, 5, 96), ["BTNH", "BTKH", "BTKH"], {"B": 1, "T": 5, "N": 4, "K": 1, "H": 16})
-    [(Ellipsis, slice(0, 64, None)), (Ellipsis, slice(64, 80, None)), (Ellipsis, slice(80, 96, None))]
-    """
+    """Where each of several tensors lies in one array that joins them."""
     widths = [math.prod(sizes[c] for c in axes if c not in "BT") for axes in wanted]
     if len(shape) >= 2 and shape[-1] == sum(widths):
         ends = list(accumulate(widths, initial=0))

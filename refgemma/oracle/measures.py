@@ -25,48 +25,17 @@ NEAR_TIE = {"float32": 0.02, "float16": 0.1, "bfloat16": 0.5, "8-bit weights": 0
 
 @dataclass(frozen=True)
 class Measured:
-    """Ours beside the published.
+    """Ours beside the published."""
 
-    Attributes
-    ----------
-    published, ours : str
-        Both, in short: of several numbers the pair that is farthest apart, relative to the tolerance.
-    tolerance : str
-        How far they may be apart.
-    problem : str or None
-        What is wrong, in a sentence; None if nothing is.
-    values : list of float, or str
-        All of ours.
-    """
-
-    published: str
-    ours: str
-    tolerance: str
-    problem: str | None
-    values: list[float] | str
+    published: str  # both, in short: of several numbers the pair that is farthest apart, relative to the tolerance
+    ours: str  # both, in short: of several numbers the pair that is farthest apart, relative to the tolerance
+    tolerance: str  # how far they may be apart
+    problem: str | None  # what is wrong, in a sentence; None if nothing is
+    values: list[float] | str  # all of ours
 
 
 def measure(gemma: Gemma, figure: Figure) -> Measured:
-    """Compute a figure.
-
-    Parameters
-    ----------
-    gemma : Gemma
-        The model.
-    figure : Figure
-        What to compute.
-
-    Returns
-    -------
-    Measured
-        Ours beside the published.
-
-    Raises
-    ------
-    ValueError
-        If this model cannot give that figure: its vocabulary or context is too small, it has no such tensor, or the
-        figure itself is incomplete.
-    """
+    """Compute a figure."""
     if figure.kind not in MEASURES:
         raise ValueError(f"{figure.kind!r} is no kind of figure: there are {', '.join(MEASURES)}")
     try:

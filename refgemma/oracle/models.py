@@ -19,29 +19,7 @@ from refgemma.oracle.trace_file import is_ours
 
 
 def weights_of(model: Gemma | str | Path, lora: LoraNames = ()) -> tuple[Params, Config]:
-    """Weights and configuration of a model.
-
-    Parameters
-    ----------
-    model : Gemma, str or Path
-        A model, what `refgemma.load` takes, or the name of a revealing model.
-    lora : str or Path, or a sequence of them
-        Adapters to put on, as `refgemma.load` takes them.
-
-    Returns
-    -------
-    params : Params
-        NumPy arrays. Matrices stay in their file where they are in bfloat16 there; adapters stay attached, in float64.
-    config : Config
-        Shape and constants.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such model.
-    ValueError
-        If a file is broken, or adapters are given with a model that is here already.
-    """
+    """Weights and configuration of a model."""
     known = revealing.find(model) if isinstance(model, str) else None
     if lora and (known is not None or isinstance(model, Gemma)):
         raise ValueError("adapters are put on a model by its folder or name only: give it with them on")
@@ -65,33 +43,7 @@ def read_theirs(
     tokens: ArrayLike | None = None,
     positions: ArrayLike | None = None,
 ) -> Trace:
-    """Read what another engine computed.
-
-    Parameters
-    ----------
-    path : str or Path
-        A trace of ours or another engine's file.
-    model : Gemma, str, Path or None
-        Of a revealing model the batch is known.
-    config : Config
-        The model's.
-    mapping : mapping of str to str, optional
-        Names of the file to ours.
-    tokens, positions : array_like of int, shape (T,) or (B, T), optional
-        What was to be fed, where the file does not say.
-
-    Returns
-    -------
-    Trace
-        Its tensors are read when they are asked for.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it cannot be read, or its tensors do not fit the model.
-    """
+    """Read what another engine computed."""
     if is_ours(path):
         return read_trace(path, config=config)
     known = revealing.find(model) if isinstance(model, str) else None

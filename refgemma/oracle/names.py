@@ -111,28 +111,7 @@ class Match(NamedTuple):
 
 
 def match(name: str, config: Config) -> Match | None:
-    """Recognise a foreign name.
-
-    Parameters
-    ----------
-    name : str
-        As the file has it.
-    config : Config
-        The model.
-
-    Returns
-    -------
-    Match or None
-        None for what is not known.
-
-    Examples
-    --------
-    >>> from refgemma.config import SIZES
-    >>> match("model.layers.3.self_attn.o_proj.input", SIZES["gemma-2b"])
-    Match(ours=('layers.3.attn.mix',), rank=2)
-    >>> match("layer_3/attn/kv_einsum/__call__/0", SIZES["gemma-2b"]).ours
-    ('layers.3.attn.k', 'layers.3.attn.v')
-    """
+    """Recognise a foreign name."""
     plain = re.sub(r"[/\[\]:|\s]+", ".", name).strip(".")
     if _OTHER.search(plain):
         return None
@@ -171,27 +150,7 @@ def _known(tail: str, table: Mapping[str, object]) -> str | None:
 
 
 def mapped(mapping: Mapping[str, str], names: list[str], config: Config) -> dict[str, Match]:
-    """Names that the user says stand for ours.
-
-    Parameters
-    ----------
-    mapping : mapping of str to str
-        Their name to ours; ``{i}`` in both stands for any layer number.
-    names : list of str
-        What the file has.
-    config : Config
-        The model.
-
-    Returns
-    -------
-    dict of str to Match
-        By their name.
-
-    Raises
-    ------
-    ValueError
-        If one is in the file under no such name, stands for none of ours, or for one that another line stands for.
-    """
+    """Names that the user says stand for ours."""
     known = names_of(config)
     found: dict[str, Match] = {}
     for theirs, ours in mapping.items():
@@ -221,22 +180,7 @@ def mapped(mapping: Mapping[str, str], names: list[str], config: Config) -> dict
 
 
 def only_some_layers(mapping: Mapping[str, str], names: list[str], config: Config) -> list[str]:
-    """Lines on patterns of a mapping that the file has of some layers and not of others.
-
-    Parameters
-    ----------
-    mapping : mapping of str to str
-        Their name to ours.
-    names : list of str
-        What the file has.
-    config : Config
-        The model.
-
-    Returns
-    -------
-    list of str
-        One each.
-    """
+    """Lines on patterns of a mapping that the file has of some layers and not of others."""
     lines = []
     for theirs in (theirs for theirs in mapping if _I in theirs):
         missing = [i for i, name in _expanded(theirs, config) if name not in names]

@@ -25,84 +25,32 @@ _PREFIX = re.compile(r"^(?:base_model\.model\.|language_model\.|_orig_mod\.|modu
 
 @dataclass(frozen=True)
 class Remark:
-    """One thing that the doctor has to say.
+    """One thing that the doctor has to say."""
 
-    Attributes
-    ----------
-    grade : str
-        "wrong": the model cannot be loaded or would not be itself; "look": unusual; "fine": as it should be.
-    about : str
-        Of what, in a word or two.
-    what : str
-        What was found.
-    todo : str
-        What to do about it; empty where nothing needs to be done.
-    """
-
-    grade: Grade
-    about: str
-    what: str
-    todo: str = ""
+    grade: Grade  # "wrong": the model cannot be loaded or would not be itself; "look": unusual; "fine": as it should be
+    about: str  # of what, in a word or two
+    what: str  # what was found
+    todo: str = ""  # what to do about it; empty where nothing needs to be done
 
 
 @dataclass
 class Patient:
-    """What a folder holds.
+    """What a folder holds."""
 
-    Attributes
-    ----------
-    folder : Path
-        Where.
-    fields : dict
-        ``config.json``; empty where it cannot be read.
-    tensors : dict of str to StoredTensor
-        All tensors, under the names of a plain Hugging Face checkpoint.
-    num_pieces : int or None
-        Pieces of the tokenizer; None where there is none.
-    remarks : list of Remark
-        What was found while reading.
-    """
-
-    folder: Path
-    fields: dict[str, Any] = field(default_factory=dict)
+    folder: Path  # where
+    fields: dict[str, Any] = field(default_factory=dict)  # ``config.json``; empty where it cannot be read
+    # all tensors, under the names of a plain Hugging Face checkpoint
     tensors: dict[str, StoredTensor] = field(default_factory=dict)
-    num_pieces: int | None = None
-    remarks: list[Remark] = field(default_factory=list)
+    num_pieces: int | None = None  # pieces of the tokenizer; None where there is none
+    remarks: list[Remark] = field(default_factory=list)  # what was found while reading
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of a tensor.
-
-        Parameters
-        ----------
-        name : str
-            Its name.
-
-        Returns
-        -------
-        tuple of int or None
-            None where there is none of that name with two axes or one.
-        """
+        """Shape of a tensor."""
         return self.tensors[name].shape if name in self.tensors else None
 
 
 def admit(folder: str | Path) -> Patient:
-    """Read what can be read of a folder.
-
-    Parameters
-    ----------
-    folder : str or Path
-        A model folder, whatever state it is in.
-
-    Returns
-    -------
-    Patient
-        With remarks on its files.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such folder.
-    """
+    """Read what can be read of a folder."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder: expected one that holds a model")

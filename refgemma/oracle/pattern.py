@@ -54,38 +54,7 @@ def pattern(
     slack: Array | None = None,
     others: Mapping[str, Array] | None = None,
 ) -> str:
-    """Describe how their numbers differ from ours.
-
-    Parameters
-    ----------
-    theirs, ours : ndarray, same shape
-        What they computed, and what it should be.
-    axes : str, optional
-        Axis letters, such as "BTNH"; without them places are not described.
-    positions : ndarray of int, shape (B, T), optional
-        Absolute positions, -1 for padding.
-    where : ndarray of bool, optional
-        Which numbers count; all by default.
-    slack : ndarray, optional
-        What rounding may do to each number. Without it every error counts that is within a thirtieth of the largest.
-    others : mapping of str to ndarray, optional
-        Other tensors, which theirs may have been mistaken for.
-
-    Returns
-    -------
-    str
-        Such as "constant factor 0.99985" or "only head 2, grows with position"; empty where nothing stands out.
-
-    Examples
-    --------
-    >>> x = np.linspace(1, 2, 24).reshape(1, 4, 6)
-    >>> pattern(x * 0.75, x, axes="BTD")
-    'constant factor 0.75'
-    >>> y = x.copy()
-    >>> y[0, 2] += 1
-    >>> pattern(y, x, axes="BTD")
-    'only position 2, constant offset 1'
-    """
+    """Describe how their numbers differ from ours. positions (B, T)."""
     theirs, ours = np.asarray(theirs, np.float64), np.asarray(ours, np.float64)
     counted = np.ones(ours.shape, bool) if where is None else np.broadcast_to(where, ours.shape)
     broken = counted & ~np.isfinite(theirs)

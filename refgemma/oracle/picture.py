@@ -26,23 +26,7 @@ _BAND, _FAINT = "#cfe0f3", "#6b6862"
 
 
 def format_of(path: str | Path) -> Format:
-    """Format that the end of a file name asks for.
-
-    Parameters
-    ----------
-    path : str or Path
-        The picture.
-
-    Returns
-    -------
-    {"png", "svg", "pdf"}
-        Its format.
-
-    Raises
-    ------
-    ValueError
-        If it is none of the three, or matplotlib is not installed.
-    """
+    """Format that the end of a file name asks for."""
     ending = Path(path).suffix
     found = next((form for form in FORMATS if ending == f".{form}"), None)
     if found is None:
@@ -55,20 +39,7 @@ def format_of(path: str | Path) -> Format:
 
 
 def draw(report: Report, *, format: Format = "png") -> bytes:
-    """Draw a report.
-
-    Parameters
-    ----------
-    report : Report
-        With at least one judged tensor.
-    format : {"png", "svg", "pdf"}
-        Of the picture.
-
-    Returns
-    -------
-    bytes
-        A whole file.
-    """
+    """Draw a report."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -24,18 +24,7 @@ _FEW = 10  # wrong numbers from which on it is no coincidence that all of them a
 
 
 def regions(wrong: Array) -> Array:
-    """Smallest block of index sets that holds all wrong numbers.
-
-    Parameters
-    ----------
-    wrong : ndarray of bool
-        Where errors are.
-
-    Returns
-    -------
-    ndarray of bool, same shape
-        True where each index has a wrong number somewhere.
-    """
+    """Smallest block of index sets that holds all wrong numbers."""
     block = np.ones(wrong.shape, bool)
     for axis in range(wrong.ndim):
         hit = wrong.any(axis=tuple(i for i in range(wrong.ndim) if i != axis), keepdims=True)
@@ -44,22 +33,7 @@ def regions(wrong: Array) -> Array:
 
 
 def places(wrong: Array, counted: Array, axes: str, positions: Array | None = None) -> list[str]:
-    """Say which part of each axis the wrong numbers keep to.
-
-    Parameters
-    ----------
-    wrong, counted : ndarray of bool, same shape
-        Where errors are, and where numbers were compared.
-    axes : str
-        Axis letters; empty gives no words.
-    positions : ndarray of int, shape (B, T), optional
-        Absolute positions, -1 for padding.
-
-    Returns
-    -------
-    list of str
-        Such as ``["only head 2", "only odd lanes"]``; nothing for axes that are wrong all along, or here and there.
-    """
+    """Say which part of each axis the wrong numbers keep to. positions (B, T)."""
     words = []
     for axis, letter in enumerate(axes):
         rest = tuple(i for i in range(wrong.ndim) if i != axis)
@@ -155,26 +129,10 @@ def _part(hit: Array, possible: Array, word: str, count: int) -> list[str]:
 def growth(error: Array, ours: Array, counted: Array, axes: str, positions: Array | None) -> list[str]:
     """Say if errors, relative to what they are errors of, grow or shrink with position.
 
-    Parameters
-    ----------
-    error, ours : ndarray
-        Zero where nothing was compared.
-    counted : ndarray of bool
-        Where numbers were compared.
-    axes : str
-        Axis letters.
-    positions : ndarray of int, shape (B, T), optional
-        Absolute positions; those of a row counted from 0 by default.
-
-    Returns
-    -------
-    list of str
-        One phrase or none.
-
-    Notes
-    -----
     At least six positions; their order and that of the errors agree (rank correlation above 0.9), and the last third is
     at least three times as wrong as the first.
+
+    positions (B, T).
     """
     if "T" not in axes or "B" not in axes:
         return []

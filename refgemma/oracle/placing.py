@@ -44,24 +44,7 @@ class Settled(NamedTuple):
 def place(
     arrays: Mapping[str, StoredArray], matches: Mapping[str, Match], sizes: dict[str, int]
 ) -> tuple[dict[str, Placed], dict[str, str]]:
-    """Find the best array for each of our tensors.
-
-    Parameters
-    ----------
-    arrays : mapping of str to StoredArray
-        What a file holds.
-    matches : mapping of str to Match
-        What its names stand for.
-    sizes : dict of str to int
-        Size of each axis letter.
-
-    Returns
-    -------
-    chosen : dict of str to Placed
-        By our names.
-    misfits : dict of str to str
-        By their names, a line on each array that has a known name but no fitting shape.
-    """
+    """Find the best array for each of our tensors."""
     chosen: dict[str, Placed] = {}
     misfits = {}
     for name, found in matches.items():
@@ -111,18 +94,7 @@ def _padded(columns: int, sizes: Mapping[str, int]) -> bool:
 
 
 def settled(chosen: Mapping[str, Placed]) -> dict[str, Settled]:
-    """One layout a tensor: where sizes coincide, that of its fellows, of other layers say, whose sizes do not.
-
-    Parameters
-    ----------
-    chosen : mapping of str to Placed
-        From `place`.
-
-    Returns
-    -------
-    dict of str to Settled
-        By our names.
-    """
+    """One layout a tensor: where sizes coincide, that of its fellows, of other layers say, whose sizes do not."""
     fellows: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for name, placed in chosen.items():
         if len(placed.options) == 1:
@@ -146,24 +118,7 @@ def _pattern(layout: Layout) -> str:
 
 
 def maker(name: str, placed: Placed, layout: Layout, sizes: Mapping[str, int]) -> Callable[[], Array]:
-    """Say how one of our tensors is made from a foreign array.
-
-    Parameters
-    ----------
-    name : str
-        Ours.
-    placed : Placed
-        The array.
-    layout : Layout
-        The axes that it has.
-    sizes : mapping of str to int
-        Keys to keep, of scores and probabilities, and columns of the logits: "S" and "V".
-
-    Returns
-    -------
-    callable
-        Gives the tensor, in our axes.
-    """
+    """Say how one of our tensors is made from a foreign array."""
 
     def make() -> Array:
         whole = arrange(placed.array.read()[placed.part], layout, axes_of(name), placed.sizes)

@@ -17,20 +17,7 @@ _NUMBERS = 2**20  # of each
 
 
 def arithmetic_of(trace: Trace) -> tuple[str, str]:
-    """Narrowest format that holds most tensors exactly.
-
-    Parameters
-    ----------
-    trace : Trace
-        Another engine's.
-
-    Returns
-    -------
-    arithmetic : str
-        "bfloat16", "float16", "float32" or "float64".
-    why : str
-        Where that is from.
-    """
+    """Narrowest format that holds most tensors exactly."""
     if trace.meta.get("numerics") in PROFILES:
         return trace.meta["numerics"], "as its metadata says"
     stored = [trace.dtypes[name] for name in trace.tensors]
@@ -45,24 +32,7 @@ def arithmetic_of(trace: Trace) -> tuple[str, str]:
 
 
 def narrowest(numbers: Array) -> str:
-    """Narrowest format that holds all of some numbers.
-
-    Parameters
-    ----------
-    numbers : ndarray of float, any shape
-        Some numbers.
-
-    Returns
-    -------
-    str
-        "bfloat16", "float16", "float32" or "float64"; empty for numbers that tell nothing, since they are 0, 1 or not
-        finite.
-
-    Examples
-    --------
-    >>> narrowest(np.array([1.5, 0.1]).astype(np.float16).astype(np.float32)), narrowest(np.array([0.1, 1.5]))
-    ('float16', 'float64')
-    """
+    """Narrowest format that holds all of some numbers."""
     telling = numbers[np.isfinite(numbers) & (numbers != 0) & (numbers != 1)]
     if not telling.size:
         return ""

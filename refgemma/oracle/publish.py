@@ -36,22 +36,7 @@ _FORMULA = (
 
 
 def trace_of(model: Revealing, numerics: Numerics = FLOAT64) -> tuple[Trace, Setup]:
-    """Every tensor of a model's batch, and the setup that computes them.
-
-    Parameters
-    ----------
-    model : Revealing
-        One of `MODELS`.
-    numerics : Numerics
-        Arithmetic of activations, float64 or float32.
-
-    Returns
-    -------
-    trace : Trace
-        Of that arithmetic.
-    setup : Setup
-        Without departures.
-    """
+    """Every tensor of a model's batch, and the setup that computes them."""
     nothing = Trace({}, {}, model.tokens, model.positions, model.config)
     setup = honest_setup(model.params, model.config, nothing, "float32").but(numerics=numerics)
     tensors: dict[str, Array] = {}
@@ -73,18 +58,7 @@ def trace_of(model: Revealing, numerics: Numerics = FLOAT64) -> tuple[Trace, Set
 
 
 def page_of(model: Revealing) -> dict[str, Any]:
-    """What is published about a model.
-
-    Parameters
-    ----------
-    model : Revealing
-        One of `MODELS`.
-
-    Returns
-    -------
-    dict
-        For JSON.
-    """
+    """What is published about a model."""
     trace, setup = trace_of(model)
     budgets = FreeTrial(trace, setup, "float32").budgets(setup)  # BT
     return {
@@ -103,15 +77,7 @@ def page_of(model: Revealing) -> dict[str, Any]:
 
 
 def coverage() -> Iterator[tuple[str, str, dict[str, float]]]:
-    """How far each known bug moves the logits.
-
-    Yields
-    ------
-    key, title : str
-        The bug.
-    effects : dict of str to float
-        By model where it can show: largest change of a logit over the float32 budget there.
-    """
+    """How far each known bug moves the logits."""
     models = []
     for model in MODELS:
         trace, honest = trace_of(model)
@@ -131,13 +97,7 @@ def coverage() -> Iterator[tuple[str, str, dict[str, float]]]:
 
 
 def coverage_table() -> str:
-    """Coverage as Markdown.
-
-    Returns
-    -------
-    str
-        One line a bug.
-    """
+    """Coverage as Markdown."""
     names = [model.name for model in MODELS]
     lines = [f"| bug | | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
     for key, title, effects in coverage():
@@ -147,13 +107,7 @@ def coverage_table() -> str:
 
 
 def main(folder: Path = FOLDER) -> None:
-    """Write all of it.
-
-    Parameters
-    ----------
-    folder : Path
-        Where to.
-    """
+    """Write all of it."""
     folder.mkdir(parents=True, exist_ok=True)
     for model in MODELS:
         text = json.dumps(page_of(model), indent=None, separators=(",", ":"))

@@ -20,43 +20,16 @@ CHECKED = ("model.norm.weight", "model.layers.0.input_layernorm.weight", "model.
 
 @dataclass(frozen=True)
 class Recognised:
-    """What is known of a folder.
+    """What is known of a folder."""
 
-    Attributes
-    ----------
-    model : str or None
-        The model that figures are of; None if that is not clear.
-    how : str
-        Why, or why not, in words.
-    candidates : tuple of str
-        Models of that shape.
-    checksums : mapping of str to str
-        SHA-256 of the tensors of `CHECKED`, as they are stored.
-    """
-
-    model: str | None
-    how: str
-    candidates: tuple[str, ...]
-    checksums: Mapping[str, str]
+    model: str | None  # the model that figures are of; None if that is not clear
+    how: str  # why, or why not, in words
+    candidates: tuple[str, ...]  # models of that shape
+    checksums: Mapping[str, str]  # SHA-256 of the tensors of `CHECKED`, as they are stored
 
 
 def recognise(folder: Path, config: Config, stored: Mapping[str, StoredTensor]) -> Recognised:
-    """Tell which model a folder holds.
-
-    Parameters
-    ----------
-    folder : Path
-        The folder; its name counts if it is that of a model, as is, or as the hub's cache writes it.
-    config : Config
-        Its configuration.
-    stored : mapping of str to StoredTensor
-        Its tensors.
-
-    Returns
-    -------
-    Recognised
-        With the reason.
-    """
+    """Tell which model a folder holds."""
     known = models()
     sums = checksums(stored)
     shape = next((name for name, size in SIZES.items() if size == config), None)
@@ -78,23 +51,7 @@ def recognise(folder: Path, config: Config, stored: Mapping[str, StoredTensor]) 
 
 
 def name_of(folder: Path) -> str:
-    """Name of a model by its folder.
-
-    Parameters
-    ----------
-    folder : Path
-        A plain folder, or a snapshot in the hub's cache, ``models--google--gemma-2b/snapshots/<commit>``.
-
-    Returns
-    -------
-    str
-        Such as ``gemma-2b``.
-
-    Examples
-    --------
-    >>> name_of(Path("hub/models--google--gemma-2b-it/snapshots/0123")), name_of(Path("weights/gemma-7b"))
-    ('gemma-2b-it', 'gemma-7b')
-    """
+    """Name of a model by its folder."""
     folder = folder.absolute()
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
         return folder.parents[1].name.rpartition("--")[2]
@@ -102,18 +59,7 @@ def name_of(folder: Path) -> str:
 
 
 def checksums(stored: Mapping[str, StoredTensor]) -> dict[str, str]:
-    """SHA-256 of a few tensors.
-
-    Parameters
-    ----------
-    stored : mapping of str to StoredTensor
-        Tensors of a model.
-
-    Returns
-    -------
-    dict of str to str
-        Of those of `CHECKED` that are there: format, shape and bytes as stored.
-    """
+    """SHA-256 of a few tensors."""
     sums = {}
     for name in CHECKED:
         if name in stored:
@@ -125,20 +71,7 @@ def checksums(stored: Mapping[str, StoredTensor]) -> dict[str, str]:
 
 
 def about_parameters(config: Config, model: str) -> str:
-    """How many parameters there are, held against the published number.
-
-    Parameters
-    ----------
-    config : Config
-        The model that is checked.
-    model : str
-        The model it is taken for.
-
-    Returns
-    -------
-    str
-        A sentence.
-    """
+    """How many parameters there are, held against the published number."""
     shape = models().get(model, {}).get("shape", model)
     here = f"{config.num_parameters:,} parameters"
     if shape not in parameter_counts():

@@ -36,20 +36,7 @@ def record(
 ) -> None:
     """Feed tokens to the model, at most 512 positions at a time, and give what it computes to a sink.
 
-    Parameters
-    ----------
-    gemma : Gemma
-        The model.
-    tokens, positions : ndarray of int64, shape (B, T)
-        What to run; -1 in positions is padding.
-    shapes : mapping of str to tuple of int
-        Shapes of the tensors that are wanted, whole.
-    sink : callable
-        ``sink(name, start, block)``. Numbers that it is never given are 0: keys that come later than their query.
-    last : bool
-        Only the last real position of each row.
-    progress : callable, optional
-        ``progress(done, total)``, in layers.
+    tokens, positions (B, T).
     """
     B, T = tokens.shape
     xp = namespace_of(gemma.params["final_norm"])
@@ -111,24 +98,7 @@ def _put(sink: Sink, name: str, shape: tuple[int, ...], b: int, t: int, row: Arr
 def checked(tokens: ArrayLike, positions: ArrayLike | None, config: Config) -> tuple[Array, Array]:
     """Tokens and positions as a run wants them; their range is what `forward` looks at.
 
-    Parameters
-    ----------
-    tokens : array_like of int, shape (T,) or (B, T)
-        Token ids.
-    positions : array_like of int, shape of `tokens`, or None
-        Absolute positions; None counts from 0.
-    config : Config
-        The model.
-
-    Returns
-    -------
-    tokens, positions : ndarray of int64, shape (B, T)
-        The same.
-
-    Raises
-    ------
-    ValueError
-        If they have another shape, are no whole numbers, or are more than the model reads.
+    Returns tokens, positions (B, T).
     """
     try:
         ids = np.asarray(tokens)
@@ -149,25 +119,7 @@ def checked(tokens: ArrayLike, positions: ArrayLike | None, config: Config) -> t
 
 
 def chosen_names(patterns: str | Sequence[str], config: Config) -> list[str]:
-    """Names that fit a pattern, in the order of the computation.
-
-    Parameters
-    ----------
-    patterns : str or sequence of str
-        Such as ``"layers.0.*"``; a star also stands for dots.
-    config : Config
-        The model.
-
-    Returns
-    -------
-    list of str
-        Ours.
-
-    Raises
-    ------
-    ValueError
-        If one of the patterns fits nothing.
-    """
+    """Names that fit a pattern, in the order of the computation."""
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
     known = names_of(config)
     for pattern in wanted:

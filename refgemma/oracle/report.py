@@ -163,23 +163,7 @@ class Report:
 
 
 def grouped(names: Sequence[str]) -> list[str]:
-    """Names that differ in the layer alone as one, with the number of layers.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Ours.
-
-    Returns
-    -------
-    list of str
-        Such as ``layers.*.attn.scores (18 of them)``.
-
-    Examples
-    --------
-    >>> grouped(["embed", "layers.0.out", "layers.1.out"])
-    ['embed', 'layers.*.out (2 of them)']
-    """
+    """Names that differ in the layer alone as one, with the number of layers."""
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(_LAYER.sub("*", name), []).append(name)

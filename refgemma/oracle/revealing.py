@@ -46,28 +46,14 @@ _LAYER = (  # name, name in a checkpoint, axes, e, signed; in the order of their
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Revealing:
-    """One such model and the batch it is run on.
+    """One such model and the batch it is run on."""
 
-    Attributes
-    ----------
-    name : str
-        What users call it.
-    title : str
-        What it is for.
-    config : Config
-        Shape and constants.
-    tokens, positions : ndarray of int, shape (B, T)
-        The batch; -1 is padding.
-    rank : int
-        Of the adapter on the embedding; 0 for none.
-    """
-
-    name: str
-    title: str
-    config: Config
-    tokens: Array
-    positions: Array
-    rank: int = 0
+    name: str  # what users call it
+    title: str  # what it is for
+    config: Config  # shape and constants
+    tokens: Array  # (B, T): The batch; -1 is padding
+    positions: Array  # (B, T): The batch; -1 is padding
+    rank: int = 0  # of the adapter on the embedding; 0 for none
 
     @property
     def params(self) -> Params:
@@ -77,28 +63,14 @@ class Revealing:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of the formula.
+    """One tensor of the formula."""
 
-    Attributes
-    ----------
-    number : int
-        Which one, t.
-    name, hf_name : str
-        In our params, and in a Hugging Face checkpoint; the same for the factors of an adapter.
-    shape : tuple of int
-        Row by row, the last axis fastest.
-    exponent : int
-        The power of two that divides, e.
-    signed : bool
-        ``2 b - 255`` rather than ``b``.
-    """
-
-    number: int
-    name: str
-    hf_name: str
-    shape: tuple[int, ...]
-    exponent: int
-    signed: bool = True
+    number: int  # which one, t
+    name: str  # in our params, and in a Hugging Face checkpoint; the same for the factors of an adapter
+    hf_name: str  # in our params, and in a Hugging Face checkpoint; the same for the factors of an adapter
+    shape: tuple[int, ...]  # row by row, the last axis fastest
+    exponent: int  # the power of two that divides, e
+    signed: bool = True  # ``2 b - 255`` rather than ``b``
 
     @property
     def values(self) -> Array:
@@ -108,29 +80,7 @@ class Tensor:
 
 
 def weight(number: int, count: int, exponent: int, *, signed: bool = True) -> Array:
-    """Numbers of one tensor.
-
-    Parameters
-    ----------
-    number : int
-        Which tensor, t.
-    count : int
-        How many.
-    exponent : int
-        The power of two that divides, e.
-    signed : bool
-        ``2 b - 255`` rather than ``b``.
-
-    Returns
-    -------
-    ndarray of float32, shape (count,)
-        Multiples of ``2**-exponent`` up to 255 of them.
-
-    Examples
-    --------
-    >>> (weight(0, 4, 8) * 256).tolist()
-    [-253.0, 63.0, -241.0, -225.0]
-    """
+    """Numbers of one tensor."""
     x = np.uint32(0x9E3779B9 * (number + 1) % 2**32) + np.arange(count, dtype=np.uint32)
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
@@ -140,18 +90,7 @@ def weight(number: int, count: int, exponent: int, *, signed: bool = True) -> Ar
 
 
 def tensors_of(model: Revealing) -> Iterator[Tensor]:
-    """Every tensor of a model.
-
-    Parameters
-    ----------
-    model : Revealing
-        One of `MODELS`.
-
-    Yields
-    ------
-    Tensor
-        In the order of their numbers: the table, each layer, the last norm, the adapter's factors.
-    """
+    """Every tensor of a model."""
     c = model.config
     D, V, R = c.hidden_size, c.vocab_size, model.rank
     size = {"D": D, "Q": c.num_heads * c.head_dim, "E": c.num_kv_heads * c.head_dim, "F": c.intermediate_size}
@@ -169,18 +108,7 @@ def tensors_of(model: Revealing) -> Iterator[Tensor]:
 
 
 def params_of(model: Revealing) -> Params:
-    """Weights of a model, from the formula.
-
-    Parameters
-    ----------
-    model : Revealing
-        One of `MODELS`.
-
-    Returns
-    -------
-    Params
-        Float32 arrays; the embedding is `Adapted` where the model has an adapter, and the head is the bare table.
-    """
+    """Weights of a model, from the formula."""
     flat = {tensor.name: tensor.values for tensor in tensors_of(model)}
     table = flat["embed"]
     table[5::EVERY] *= np.float32(2.0**-QUIET)
@@ -198,18 +126,7 @@ def params_of(model: Revealing) -> Params:
 
 
 def find(name: str) -> Revealing | None:
-    """Model of a name.
-
-    Parameters
-    ----------
-    name : str
-        Such as ``reveal-gqa``.
-
-    Returns
-    -------
-    Revealing or None
-        None if the name is none of `MODELS`.
-    """
+    """Model of a name."""
     return next((model for model in MODELS if model.name == name), None)
 
 

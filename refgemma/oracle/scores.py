@@ -18,29 +18,7 @@ _ROWS = 64  # positions whose logits are held at once: 131 MB in float64 at V = 
 
 
 def rows(gemma: Gemma, ids: list[int], first: int = 0, *, tap: Tap = identity) -> Iterator[Array]:
-    """Logits from a position on, some rows at a time.
-
-    Parameters
-    ----------
-    gemma : Gemma
-        The model.
-    ids : list of int
-        Tokens, as they are fed.
-    first : int
-        Position of the first row.
-    tap : callable
-        As for `refgemma.model.forward`.
-
-    Yields
-    ------
-    ndarray of float64, shape (n, V)
-        For positions ``first``, ``first + 1``, ...
-
-    Raises
-    ------
-    ValueError
-        If the model does not read so many tokens, or has no such token.
-    """
+    """Logits from a position on, some rows at a time."""
     if not 0 < len(ids) <= gemma.config.max_positions:
         raise ValueError(f"it takes {len(ids)} tokens, the model reads 1 to {gemma.config.max_positions}")
     xp = namespace_of(gemma.params["final_norm"])
@@ -65,24 +43,7 @@ def rows(gemma: Gemma, ids: list[int], first: int = 0, *, tap: Tap = identity) -
 
 
 def logprobs_of(gemma: Gemma, ids: list[int], first: int, *, final_cap: float | None = None) -> Array:
-    """Natural log-probabilities of some tokens, each given all before it.
-
-    Parameters
-    ----------
-    gemma : Gemma
-        The model.
-    ids : list of int
-        Tokens.
-    first : int
-        The first whose probability is wanted; at least 1.
-    final_cap : float, optional
-        Logits z become ``c tanh(z / c)`` first.
-
-    Returns
-    -------
-    ndarray of float64, shape (T - first,)
-        One a token.
-    """
+    """Natural log-probabilities of some tokens, each given all before it."""
     logprobs, at = [], first
     for part in rows(gemma, ids[:-1], first - 1):
         logits = part if final_cap is None else final_cap * np.tanh(part / final_cap)
@@ -93,18 +54,7 @@ def logprobs_of(gemma: Gemma, ids: list[int], first: int, *, final_cap: float | 
 
 
 def text_of(fields: Mapping[str, Any]) -> str:
-    """Text that a figure is about.
-
-    Parameters
-    ----------
-    fields : mapping
-        With "text_ref", or "text": a string, or a string that is repeated, then another.
-
-    Returns
-    -------
-    str
-        The text.
-    """
+    """Text that a figure is about."""
     if "text_ref" in fields:
         text: str = read_json("texts.json")["texts"][fields["text_ref"]]
         return text
@@ -113,20 +63,7 @@ def text_of(fields: Mapping[str, Any]) -> str:
 
 
 def ids_of(gemma: Gemma, fields: Mapping[str, Any]) -> list[int]:
-    """Token ids that a figure is about.
-
-    Parameters
-    ----------
-    gemma : Gemma
-        Whose tokenizer is used.
-    fields : mapping
-        With "ids", or a text and "bos" (true if it is left out); "chat" makes it a user turn.
-
-    Returns
-    -------
-    list of int
-        As they are fed.
-    """
+    """Token ids that a figure is about."""
     if "ids" in fields:
         ids: list[int] = fields["ids"]
         return ids
@@ -136,25 +73,7 @@ def ids_of(gemma: Gemma, fields: Mapping[str, Any]) -> list[int]:
 
 
 def ids_up_to(gemma: Gemma, fields: Mapping[str, Any]) -> list[int]:
-    """Token ids up to the position of a figure, the last one where it names none.
-
-    Parameters
-    ----------
-    gemma : Gemma
-        Whose tokenizer is used.
-    fields : mapping
-        As for `ids_of`, with "position".
-
-    Returns
-    -------
-    list of int
-        No causal model sees more of them.
-
-    Raises
-    ------
-    ValueError
-        If the text is shorter.
-    """
+    """Token ids up to the position of a figure, the last one where it names none."""
     ids = ids_of(gemma, fields)
     position = fields.get("position", len(ids) - 1)
     if not 0 <= position < len(ids):
@@ -163,20 +82,7 @@ def ids_up_to(gemma: Gemma, fields: Mapping[str, Any]) -> list[int]:
 
 
 def row_of(gemma: Gemma, fields: Mapping[str, Any]) -> Array:
-    """Logits at the position of a figure, the last one where it names none.
-
-    Parameters
-    ----------
-    gemma : Gemma
-        The model.
-    fields : mapping
-        As for `ids_of`, with "position".
-
-    Returns
-    -------
-    ndarray of float64, shape (V,)
-        One row.
-    """
+    """Logits at the position of a figure, the last one where it names none."""
     ids = ids_up_to(gemma, fields)
     *_, last = rows(gemma, ids, len(ids) - 1)
     row: Array = last[-1]
@@ -184,20 +90,7 @@ def row_of(gemma: Gemma, fields: Mapping[str, Any]) -> Array:
 
 
 def probs_of(gemma: Gemma, fields: Mapping[str, Any]) -> Array:
-    """Probabilities at the position of a figure.
-
-    Parameters
-    ----------
-    gemma : Gemma
-        The model.
-    fields : mapping
-        As for `row_of`, with "temperature".
-
-    Returns
-    -------
-    ndarray of float64, shape (V,)
-        They add up to 1.
-    """
+    """Probabilities at the position of a figure."""
     temperature = fields.get("temperature", 1.0)
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature!r}: expected a number above 0")

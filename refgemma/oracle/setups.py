@@ -12,58 +12,28 @@ from refgemma.numerics import FLOAT64, Array, Numerics
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Setup:
-    """What is run, and how; by default as Gemma does it.
+    """What is run, and how; by default as Gemma does it."""
 
-    Attributes
-    ----------
-    params : Params
-        Weights.
-    config : Config
-        Shape and constants.
-    tokens, positions : ndarray of int, shape (B, T)
-        What is fed; positions are absolute, -1 for padding.
-    numerics : Numerics
-        Arithmetic of activations.
-    embedding : {"scaled", "bare", "scaled twice"}
-        How often sqrt(D) multiplies the rows of the table.
-    head_scaled : bool
-        Whether sqrt(D) multiplies the logits, too.
-    norms : {"before", "after", "as in Gemma 2"}
-        Each norm before its block, or after the residual add; or the second one on attention's output.
-    eps_outside : bool
-        Whether eps is added to the root instead of inside it.
-    squares : {"wide", "bfloat16"}
-        Whether norms square their input as it is, or round it, its squares and their mean to bfloat16.
-    turned_by : ndarray, shape (B, T), or None
-        Positions that rotary angles are formed from; None for `positions`.
-    lanes : {"halves", "neighbours"}
-        Lane i turns together with lane i + H/2, or 2i with 2i + 1.
-    heads : {"grouped", "in turn"}
-        Query head n reads key head n // G, or n % K.
-    fresh_keys : {"rounded", "wide"}
-        Whether a query meets keys as they were written down, or before they were rounded.
-    activation : {"tanh", "erf", "silu"}
-        GELU in either form, or SiLU.
-    activated : {"gate", "up"}
-        Which of the two goes through it.
-    """
-
-    params: Params
-    config: Config
-    tokens: Array
-    positions: Array
-    numerics: Numerics = FLOAT64
+    params: Params  # weights
+    config: Config  # shape and constants
+    tokens: Array  # (B, T): What is fed; positions are absolute, -1 for padding
+    positions: Array  # (B, T): What is fed; positions are absolute, -1 for padding
+    numerics: Numerics = FLOAT64  # arithmetic of activations
+    # how often sqrt(D) multiplies the rows of the table
     embedding: Literal["scaled", "bare", "scaled twice"] = "scaled"
-    head_scaled: bool = False
+    head_scaled: bool = False  # whether sqrt(D) multiplies the logits, too
+    # each norm before its block, or after the residual add; or the second one on attention's output
     norms: Literal["before", "after", "as in Gemma 2"] = "before"
-    eps_outside: bool = False
+    eps_outside: bool = False  # whether eps is added to the root instead of inside it
+    # whether norms square their input as it is, or round it, its squares and their mean to bfloat16
     squares: Literal["wide", "bfloat16"] = "wide"
-    turned_by: Array | None = None
-    lanes: Literal["halves", "neighbours"] = "halves"
-    heads: Literal["grouped", "in turn"] = "grouped"
+    turned_by: Array | None = None  # (B, T): Positions that rotary angles are formed from; None for `positions`
+    lanes: Literal["halves", "neighbours"] = "halves"  # lane i turns together with lane i + H/2, or 2i with 2i + 1
+    heads: Literal["grouped", "in turn"] = "grouped"  # query head n reads key head n // G, or n % K
+    # whether a query meets keys as they were written down, or before they were rounded
     fresh_keys: Literal["rounded", "wide"] = "rounded"
-    activation: Literal["tanh", "erf", "silu"] = "tanh"
-    activated: Literal["gate", "up"] = "gate"
+    activation: Literal["tanh", "erf", "silu"] = "tanh"  # GELU in either form, or SiLU
+    activated: Literal["gate", "up"] = "gate"  # which of the two goes through it
 
     @property
     def odd_norm(self) -> bool:
@@ -71,16 +41,5 @@ class Setup:
         return self.eps_outside or self.squares != "wide"
 
     def but(self, **fields: Any) -> Setup:
-        """Same setup with some fields changed.
-
-        Parameters
-        ----------
-        **fields
-            Fields and their values.
-
-        Returns
-        -------
-        Setup
-            A new one.
-        """
+        """Same setup with some fields changed."""
         return replace(self, **fields)

@@ -43,38 +43,14 @@ _RUN = 3  # so many layers in a row are said as "4 to 6"
 
 @dataclass(frozen=True)
 class Site:
-    """A part of the model in which a bug may be, or not, whatever the rest does.
+    """A part of the model in which a bug may be, or not, whatever the rest does."""
 
-    Attributes
-    ----------
-    names : tuple of str
-        Tensors that the bug moves there.
-    seen : frozenset of str
-        Tensors that were given, and come out otherwise if it is there.
-    """
-
-    names: tuple[str, ...]
-    seen: frozenset[str]
+    names: tuple[str, ...]  # tensors that the bug moves there
+    seen: frozenset[str]  # tensors that were given, and come out otherwise if it is there
 
 
 def sites_of(variant: Variant, config: Config, given: Iterable[str]) -> list[Site]:
-    """Sites of a variant that a trace can tell apart.
-
-    Parameters
-    ----------
-    variant : Variant
-        One of the known.
-    config : Config
-        The model.
-    given : iterable of str
-        Tensors of the trace.
-
-    Returns
-    -------
-    list of Site
-        In the order of the computation. Two whose effects reach one tensor that was given are one site; what is seen
-        nowhere is none.
-    """
+    """Sites of a variant that a trace can tell apart."""
     exact = frozenset(given)
     units: dict[str | int, list[str]] = {}
     for name in names_of(config):
@@ -92,27 +68,7 @@ def sites_of(variant: Variant, config: Config, given: Iterable[str]) -> list[Sit
 
 
 def words(names: Iterable[str], where: Iterable[str]) -> str:
-    """Say in which places only a bug is.
-
-    Parameters
-    ----------
-    names : iterable of str
-        Tensors that it moves.
-    where : iterable of str
-        Kinds of tensors that it could move.
-
-    Returns
-    -------
-    str
-        Such as "in layers 1, 3, 5 only".
-
-    Examples
-    --------
-    >>> words(["layers.1.mlp.act", "layers.3.mlp.act"], ["mlp.act"])
-    'in layers 1, 3 only'
-    >>> words(["layers.0.attn.norm", "final_norm"], ["attn.norm", "mlp.norm", "final_norm"])
-    'in attn.norm of layer 0 and the final norm only'
-    """
+    """Say in which places only a bug is."""
     layers: dict[str, list[int]] = {kind: [] for kind in where if kind in IN_LAYER}
     outside = []
     for name in names:

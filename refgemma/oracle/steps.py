@@ -27,20 +27,7 @@ _NUMBERS = 2**24  # of one tensor at a time: truth, bounds and theirs are some t
 
 
 def chunks(T: int, width: int) -> Iterator[tuple[int, int]]:
-    """Cut a text into pieces that are fed one after the other.
-
-    Parameters
-    ----------
-    T : int
-        Its tokens.
-    width : int
-        Numbers a token in the widest tensor.
-
-    Yields
-    ------
-    start, stop : int
-        At most 512 tokens, fewer where tensors are wide.
-    """
+    """Cut a text into pieces that are fed one after the other."""
     step = max(1, min(_CHUNK, _NUMBERS // width))
     for start in range(0, T, step):
         yield start, min(start + step, T)
@@ -48,40 +35,21 @@ def chunks(T: int, width: int) -> Iterator[tuple[int, int]]:
 
 @dataclass
 class Flow:
-    """Tensors that the running pass goes on with, as far as later ones are made from them.
+    """Tensors that the running pass goes on with, as far as later ones are made from them."""
 
-    Attributes
-    ----------
-    params : Params
-        Weights.
-    config : Config
-        The model.
-    arithmetic : Arithmetic
-        The engine's.
-    tokens, positions : ndarray of int, shape (B, T)
-        Of the chunk that is running.
-    key_positions : ndarray of int, shape (B, S)
-        Of it and all chunks before.
-    """
-
-    params: Params
-    config: Config
-    arithmetic: Arithmetic
-    tokens: Array = field(default_factory=lambda: np.empty((1, 0), np.int64))
-    positions: Array = field(default_factory=lambda: np.empty((1, 0), np.int64))
+    params: Params  # weights
+    config: Config  # the model
+    arithmetic: Arithmetic  # the engine's
+    tokens: Array = field(default_factory=lambda: np.empty((1, 0), np.int64))  # (B, T): Of the chunk that is running
+    positions: Array = field(default_factory=lambda: np.empty((1, 0), np.int64))  # (B, T): Of the chunk that is running
+    # (B, S): Of it and all chunks before
     key_positions: Array = field(default_factory=lambda: np.empty((1, 0), np.int64))
     _stream: Known = field(default_factory=lambda: Known(np.empty(0)))
     _here: dict[str, Known] = field(default_factory=dict)
     _cached: dict[str, list[Known]] = field(default_factory=dict)
 
     def next_chunk(self, tokens: Array, positions: Array) -> None:
-        """Begin another chunk.
-
-        Parameters
-        ----------
-        tokens, positions : ndarray of int, shape (B, T)
-            Its tokens, and where they stand.
-        """
+        """Begin another chunk. tokens, positions (B, T)."""
         self.tokens, self.positions = tokens, positions
         seen = self.key_positions if len(self.key_positions) == len(positions) else positions[:, :0]
         self.key_positions = np.concatenate([seen, positions], axis=1)
@@ -92,15 +60,7 @@ class Flow:
         return allowed_keys(self.positions, self.key_positions)
 
     def goes_on_with(self, name: str, value: Known) -> None:
-        """Take note of a tensor as the pass goes on with it.
-
-        Parameters
-        ----------
-        name : str
-            As the tap was called.
-        value : Known
-            The tensor.
-        """
+        """Take note of a tensor as the pass goes on with it."""
         _, kind = split_name(name)
         self._here[kind] = value
         if kind in _STREAM:
@@ -110,35 +70,11 @@ class Flow:
             self._here[kind] = joined(self._cached[name], axis=1)
 
     def inputs(self, name: str) -> dict[str, Array]:
-        """Tensors of the same layer that were named before, for finding out what a wrong one was taken from.
-
-        Parameters
-        ----------
-        name : str
-            Where the pass is.
-
-        Returns
-        -------
-        dict of str to ndarray
-            By kind, such as "mlp.up".
-        """
+        """Tensors of the same layer that were named before, for finding out what a wrong one was taken from."""
         return {kind: known.value for kind, known in self._here.items() if kind != name}
 
     def bound_of(self, name: str, y: Array) -> Bound:
-        """Bound of the tensor that was just computed.
-
-        Parameters
-        ----------
-        name : str
-            As the tap was called.
-        y : ndarray of float64
-            The exact result.
-
-        Returns
-        -------
-        Bound
-            For the engine's own.
-        """
+        """Bound of the tensor that was just computed."""
         i, kind = split_name(name)
         a, c, here, stream = self.arithmetic, self.config, self._here, self._stream
         if i is None:

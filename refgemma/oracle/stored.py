@@ -26,23 +26,6 @@ _PRODUCTS = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.gate", "mlp.up", "ml
 def lost(values: Array, dtype: str, computed: str) -> Array | float:
     """Most that storing numbers took away from them.
 
-    Parameters
-    ----------
-    values : ndarray of float64
-        As they are stored.
-    dtype : str
-        Format that they were stored in.
-    computed : str
-        Format that they were computed in, `Arithmetic.storage`.
-
-    Returns
-    -------
-    ndarray or float
-        For each number half the spacing of the format, which is at most ``u abs(value)``, or where float16 has no
-        smaller numbers 2**-25; plain 0.0 where nothing was lost, since the format is no narrower.
-
-    References
-    ----------
     Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, 2002, theorem 2.3.
     """
     unit = unit_lost(dtype, computed)
@@ -54,37 +37,13 @@ def lost(values: Array, dtype: str, computed: str) -> Array | float:
 
 
 def unit_lost(dtype: str, computed: str) -> float:
-    """Unit roundoff of what storing took away.
-
-    Parameters
-    ----------
-    dtype : str
-        Format that numbers were stored in; "" if it is not known.
-    computed : str
-        Format that they were computed in, `Arithmetic.storage`.
-
-    Returns
-    -------
-    float
-        Of the format; 0.0 where nothing was lost, since it is no narrower.
-    """
+    """Unit roundoff of what storing took away."""
     unit = UNIT.get(dtype, 0.0)
     return unit if unit > UNIT[computed] else 0.0
 
 
 def as_stored(theirs: Trace) -> Trace:
-    """Trace whose formats are the narrowest that hold the numbers: a float32 file may hold nothing but bfloat16.
-
-    Parameters
-    ----------
-    theirs : Trace
-        Another engine's.
-
-    Returns
-    -------
-    Trace
-        The same numbers.
-    """
+    """Trace whose formats are the narrowest that hold the numbers: a float32 file may hold nothing but bfloat16."""
     found = dict(theirs.dtypes)
     for name in theirs.tensors:
         found[name] = narrowest(np.asarray(theirs.tensors[name]).reshape(-1)[:_NUMBERS]) or found[name]
@@ -92,21 +51,7 @@ def as_stored(theirs: Trace) -> Trace:
 
 
 def looks_stored(narrow: Iterable[Finding], wide: Iterable[Finding]) -> bool:
-    """Whether a trace was computed in float32, and only stored in the format that its numbers have.
-
-    Parameters
-    ----------
-    narrow : iterable of Finding
-        Judged as computed in that format.
-    wide : iterable of Finding
-        Judged as computed in float32 and stored so, by `as_stored`.
-
-    Returns
-    -------
-    bool
-        True if, as computed in that format, half of the kinds of operation are wrong, matrix products and others, but
-        as stored so at most a quarter of these: what one bug may leave.
-    """
+    """Whether a trace was computed in float32, and only stored in the format that its numbers have."""
     before, after = list(narrow), list(wide)
     given = {_operation(one.name) for one in before if one.grade != "not given"}
     wrong = {_operation(one.name) for one in before if one.grade == "wrong"}

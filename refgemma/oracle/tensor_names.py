@@ -38,42 +38,13 @@ _LAYER = re.compile(r"layers\.(0|[1-9]\d*)\.(.+)")
 
 
 def names_of(config: Config) -> list[str]:
-    """Every tensor of a model, in the order of the computation.
-
-    Parameters
-    ----------
-    config : Config
-        The model.
-
-    Returns
-    -------
-    list of str
-        Such as ``layers.3.attn.q_rope``.
-    """
+    """Every tensor of a model, in the order of the computation."""
     layers = [f"layers.{i}.{name}" for i in range(config.num_layers) for name in IN_LAYER]
     return [*FIRST, *layers, *LAST]
 
 
 def split_name(name: str) -> tuple[int | None, str]:
-    """Layer and kind of a tensor.
-
-    Parameters
-    ----------
-    name : str
-        Such as ``layers.3.attn.q_rope``.
-
-    Returns
-    -------
-    layer : int or None
-        None outside the layers.
-    kind : str
-        Such as ``attn.q_rope``.
-
-    Raises
-    ------
-    ValueError
-        If no tensor is called so.
-    """
+    """Layer and kind of a tensor."""
     found = _LAYER.fullmatch(name)
     if found is not None and found[2] in IN_LAYER:
         return int(found[1]), found[2]
@@ -84,49 +55,13 @@ def split_name(name: str) -> tuple[int | None, str]:
 
 
 def axes_of(name: str) -> str:
-    """Axis letters of a tensor.
-
-    Parameters
-    ----------
-    name : str
-        Such as ``layers.3.attn.q_rope``.
-
-    Returns
-    -------
-    str
-        Such as ``BTNH``.
-
-    Raises
-    ------
-    ValueError
-        If no tensor is called so.
-
-    Examples
-    --------
-    >>> axes_of("layers.3.attn.q_rope")
-    'BTNH'
-    """
+    """Axis letters of a tensor."""
     _, kind = split_name(name)
     return (FIRST | IN_LAYER | LAST)[kind]
 
 
 def sizes_of(config: Config, B: int, T: int) -> dict[str, int]:
-    """Size of each axis.
-
-    Parameters
-    ----------
-    config : Config
-        The model.
-    B : int
-        Rows.
-    T : int
-        Positions; S is as many.
-
-    Returns
-    -------
-    dict of str to int
-        By axis letter.
-    """
+    """Size of each axis."""
     return {
         "B": B,
         "T": T,
@@ -141,27 +76,6 @@ def sizes_of(config: Config, B: int, T: int) -> dict[str, int]:
 
 
 def shape_of(name: str, config: Config, B: int, T: int, *, last: bool = False, kept: int = 1) -> tuple[int, ...]:
-    """Shape of a tensor.
-
-    Parameters
-    ----------
-    name : str
-        Such as ``layers.3.attn.q_rope``.
-    config : Config
-        The model.
-    B : int
-        Rows.
-    T : int
-        Positions.
-    last : bool
-        Whether only the last positions of each row are kept.
-    kept : int
-        How many of them, 1 to T.
-
-    Returns
-    -------
-    tuple of int
-        One size an axis.
-    """
+    """Shape of a tensor."""
     sizes = sizes_of(config, B, T)
     return tuple(min(max(kept, 1), T) if last and axis == "T" else sizes[axis] for axis in axes_of(name))

@@ -11,20 +11,7 @@ from refgemma.oracle.trace import Trace
 
 
 def fits(tokens: Array, theirs: Trace) -> bool:
-    """Whether their tensors have as many positions as were fed.
-
-    Parameters
-    ----------
-    tokens : ndarray of int, shape (B, T)
-        What is fed.
-    theirs : Trace
-        What came out.
-
-    Returns
-    -------
-    bool
-        True also where only the last positions were kept, unless scores tell how many keys there were.
-    """
+    """Whether their tensors have as many positions as were fed. tokens (B, T)."""
     told = {name: "S" if theirs.is_cut(name) else "T" for name in theirs.tensors}
     lengths = {
         theirs.tensors[name].shape[axes_of(name).index(axis)] for name, axis in told.items() if axis in axes_of(name)
@@ -33,24 +20,7 @@ def fits(tokens: Array, theirs: Trace) -> bool:
 
 
 def of_chunk(theirs: Trace, name: str, chunk: slice) -> tuple[Array, Array]:
-    """Their tensor of some positions, wide, and at which of them it was given.
-
-    Parameters
-    ----------
-    theirs : Trace
-        What they computed; what `Trace.is_cut` holds the last real position of each row, or the last n.
-    name : str
-        A tensor of it.
-    chunk : slice
-        Of the T positions, with a start and a stop.
-
-    Returns
-    -------
-    value : ndarray of float64
-        As many positions as the chunk; what was not given is some other number.
-    given : ndarray of bool, shape (B, chunk)
-        Where there is one of theirs.
-    """
+    """Their tensor of some positions, wide, and at which of them it was given. Returns given (B, chunk)."""
     axis = axes_of(name).index("T")
     whole = theirs.tensors[name]
     columns = np.arange(chunk.start, chunk.stop)
@@ -66,24 +36,7 @@ def of_chunk(theirs: Trace, name: str, chunk: slice) -> tuple[Array, Array]:
 
 
 def theirs_at(theirs: Trace, name: str, ours: Array, chunk: slice) -> Array:
-    """Their tensor of some positions.
-
-    Parameters
-    ----------
-    theirs : Trace
-        What they computed.
-    name : str
-        The tensor.
-    ours : ndarray of float64
-        What stands in where they gave nothing finite, at padding, and where a query does not see a key.
-    chunk : slice
-        Of the T positions.
-
-    Returns
-    -------
-    ndarray of float64
-        Shaped as `ours`.
-    """
+    """Their tensor of some positions."""
     if name not in theirs.tensors:
         return ours
     wide, given = of_chunk(theirs, name, chunk)
@@ -94,22 +47,7 @@ def theirs_at(theirs: Trace, name: str, ours: Array, chunk: slice) -> Array:
 
 
 def overflows(theirs: Trace, name: str, limit: float) -> bool:
-    """Whether a tensor holds NaN, or a number beyond a limit, where it counts.
-
-    Parameters
-    ----------
-    theirs : Trace
-        What they computed.
-    name : str
-        A tensor of it.
-    limit : float
-        Largest magnitude.
-
-    Returns
-    -------
-    bool
-        Masks that engines add to scores, and whatever stands at padding, are no matter.
-    """
+    """Whether a tensor holds NaN, or a number beyond a limit, where it counts."""
     value, places = theirs.tensors[name], theirs.positions
     kept = value.shape[axes_of(name).index("T")]
     if theirs.is_cut(name):

@@ -28,21 +28,7 @@ _WHOLE = ("I64", 8)  # tokens and positions
 
 
 class TraceFile:
-    """A file of tensors that is filled block by block, and appears at its place whole or not at all.
-
-    Parameters
-    ----------
-    path : str or Path
-        Where to; a file that is there is replaced.
-    shapes : mapping of str to tuple of int
-        The tensors.
-    dtypes : mapping of str to str
-        Their formats: "float32", "bfloat16", ...
-    tokens, positions : ndarray of int64, shape (B, T)
-        Of the run.
-    meta : mapping of str to str
-        What goes into the metadata.
-    """
+    """A file of tensors that is filled block by block, and appears at its place whole or not at all."""
 
     def __init__(
         self,
@@ -89,17 +75,7 @@ class TraceFile:
         return self
 
     def write(self, name: str, start: int, block: Array) -> None:
-        """Put numbers at their place.
-
-        Parameters
-        ----------
-        name : str
-            Of the tensor.
-        start : int
-            Where the block begins in the flat tensor.
-        block : ndarray
-            Numbers that follow one another there; bfloat16 widened.
-        """
+        """Put numbers at their place."""
         dtype = self._dtypes[name]
         narrow = to_bfloat16(np.asarray(block)) if dtype == "bfloat16" else block.astype(dtype, copy=False)
         self._write(name, start, narrow.astype(narrow.dtype.newbyteorder("<"), copy=False))
@@ -127,26 +103,7 @@ def save_trace(
     positions: Array,
     meta: Mapping[str, str],
 ) -> None:
-    """Write tensors that are known already, one at a time.
-
-    Parameters
-    ----------
-    path : str or Path
-        Where to.
-    tensors : mapping of str to ndarray
-        The numbers.
-    dtypes : mapping of str to str
-        Their formats in the file.
-    tokens, positions : ndarray of int64, shape (B, T)
-        Of the run.
-    meta : mapping of str to str
-        What goes into the metadata.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written.
-    """
+    """Write tensors that are known already, one at a time. tokens, positions (B, T)."""
     shapes = {name: tensors[name].shape for name in tensors}
     with TraceFile(path, shapes, dtypes, tokens, positions, meta) as file:
         for name in tensors:
@@ -154,18 +111,7 @@ def save_trace(
 
 
 def is_ours(path: str | Path) -> bool:
-    """Whether a file says that it is a trace of ours.
-
-    Parameters
-    ----------
-    path : str or Path
-        Any file.
-
-    Returns
-    -------
-    bool
-        False also for what cannot be read, which its reader will say.
-    """
+    """Whether a file says that it is a trace of ours."""
     try:
         return Path(path).suffix == ".safetensors" and read_metadata(path).get("format") == FORMAT
     except (OSError, ValueError, AttributeError, struct.error, MemoryError, OverflowError):
@@ -173,18 +119,7 @@ def is_ours(path: str | Path) -> bool:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """Metadata of a safetensors file whose header has been checked.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file.
-
-    Returns
-    -------
-    dict of str to str
-        Empty where it has none.
-    """
+    """Metadata of a safetensors file whose header has been checked."""
     with Path(path).open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         meta: dict[str, str] = json.loads(file.read(length)).get("__metadata__", {})

@@ -25,29 +25,7 @@ _FIXED = (*CONSTANTS, "rope.angle", "rope.exponent", "rope.timescale")
 
 
 def honest_setup(params: Params, config: Config, theirs: Trace, arithmetic: str) -> Setup:
-    """Setup without departures.
-
-    Parameters
-    ----------
-    params : Params
-        Weights.
-    config : Config
-        The model.
-    theirs : Trace
-        For its tokens and positions.
-    arithmetic : str
-        What they computed in; the setup's numerics round where that does, and compute in float64 in between.
-
-    Returns
-    -------
-    Setup
-        To be changed by variants.
-
-    Raises
-    ------
-    ValueError
-        If there is no such arithmetic.
-    """
+    """Setup without departures."""
     storage = arithmetic_of(arithmetic).storage
     profile = FLOAT64 if storage == "float16" else PROFILES[ALIASES.get(arithmetic, arithmetic)]  # none rounds to that
     numerics = replace(profile, dtype=FLOAT64.dtype)
@@ -55,20 +33,7 @@ def honest_setup(params: Params, config: Config, theirs: Trace, arithmetic: str)
 
 
 def with_variants(setup: Setup, variants: Iterable[Variant]) -> list[Setup]:
-    """Setup with some variants in it, in every way in which they can show together.
-
-    Parameters
-    ----------
-    setup : Setup
-        An honest one.
-    variants : iterable of Variant
-        Which.
-
-    Returns
-    -------
-    list of Setup
-        Empty if one of them cannot show.
-    """
+    """Setup with some variants in it, in every way in which they can show together."""
     setups = [setup]
     # Later ones first: what is fed comes before positions, and positions are moved before they are rounded.
     for variant in sorted(variants, key=VARIANTS.index, reverse=True):
@@ -77,24 +42,7 @@ def with_variants(setup: Setup, variants: Iterable[Variant]) -> list[Setup]:
 
 
 def judge(setup: Setup, honest: Setup, theirs: Trace, arithmetic: str) -> list[Finding] | None:
-    """Their trace, each operation on their own inputs, judged by the reference with the departures of a setup.
-
-    Parameters
-    ----------
-    setup : Setup
-        The explanation.
-    honest : Setup
-        Without it.
-    theirs : Trace
-        What is to be explained.
-    arithmetic : str
-        What they computed in.
-
-    Returns
-    -------
-    list of Finding or None
-        In the order of the computation; None if their tensors have not as many positions as were fed.
-    """
+    """Their trace, each operation on their own inputs, judged by the reference with the departures of a setup."""
     if not fits(setup.tokens, theirs):
         return None
     a = with_roundings(arithmetic_of(arithmetic), honest.numerics, setup.numerics)
@@ -106,37 +54,17 @@ def judge(setup: Setup, honest: Setup, theirs: Trace, arithmetic: str) -> list[F
 
 @dataclass(frozen=True)
 class Misfit:
-    """How far one tensor of an explanation, every rounding imitated, is from theirs, on their own inputs.
+    """How far one tensor of an explanation, every rounding imitated, is from theirs, on their own inputs."""
 
-    Attributes
-    ----------
-    mean : float
-        Mean difference over mean magnitude. A rounding that falls the other way moves one number far, and the mean
-        hardly at all.
-    peak : float
-        Largest difference over the largest number of the same token, or over the mean magnitude of all if that is more.
-    """
-
+    # mean difference over mean magnitude. A rounding that falls the other way moves one number far, and the mean hardly
+    # at all
     mean: float
+    # largest difference over the largest number of the same token, or over the mean magnitude of all if that is more
     peak: float
 
 
 def misfits(setup: Setup, theirs: Trace) -> dict[str, Misfit]:
-    """How far the numbers of an explanation are from theirs.
-
-    Parameters
-    ----------
-    setup : Setup
-        The explanation.
-    theirs : Trace
-        What is to be explained.
-
-    Returns
-    -------
-    dict of str to Misfit
-        For every tensor that they gave; of a text longer than a chunk the chunk that fits worst. Empty if they have not
-        as many positions as were fed.
-    """
+    """How far the numbers of an explanation are from theirs."""
     found: dict[str, Misfit] = {}
     if not fits(setup.tokens, theirs):
         return found
@@ -160,39 +88,13 @@ def misfits(setup: Setup, theirs: Trace) -> dict[str, Misfit]:
 
 
 def loosens(arithmetic: str, honest: Setup, setup: Setup) -> bool:
-    """Whether an explanation has looser bounds than the honest reference, so that being inside them says little.
-
-    Parameters
-    ----------
-    arithmetic : str
-        What they computed in.
-    honest, setup : Setup
-        Without the explanation, and with it.
-
-    Returns
-    -------
-    bool
-        True where it rounds values that depend on the input at further points.
-    """
+    """Whether an explanation has looser bounds than the honest reference, so that being inside them says little."""
     a = arithmetic_of(arithmetic)
     return with_roundings(a, honest.numerics, setup.numerics).points > a.points
 
 
 def with_roundings(a: Arithmetic, before: Numerics, after: Numerics) -> Arithmetic:
-    """Arithmetic that rounds at other points, too.
-
-    Parameters
-    ----------
-    a : Arithmetic
-        What they computed in.
-    before, after : Numerics
-        Rounding points of an honest engine, and of the explanation.
-
-    Returns
-    -------
-    Arithmetic
-        Values that do not depend on activations are rounded in its reference; for all others there is slack.
-    """
+    """Arithmetic that rounds at other points, too."""
     reference, points = dict(a.reference.rounding), set(a.points)
     for point in before.rounding.keys() | after.rounding.keys():
         narrow = after.rounding.get(point)

@@ -27,17 +27,7 @@ _ROUNDINGS = {"float32": 64, "float64": 64, "bfloat16": 3, "float16": 3}
 
 
 class ForcedTrial:
-    """Their trace, and what explanations leave wrong in it.
-
-    Parameters
-    ----------
-    theirs : Trace
-        What is to be explained.
-    honest : Setup
-        The reference as it is.
-    arithmetic : str
-        What they computed in.
-    """
+    """Their trace, and what explanations leave wrong in it."""
 
     def __init__(self, theirs: Trace, honest: Setup, arithmetic: str) -> None:
         self._theirs, self._honest, self._arithmetic = theirs, honest, arithmetic
@@ -55,30 +45,11 @@ class ForcedTrial:
         self._tried: list[Tried] = []  # single variants, in each of their ways
 
     def honest(self) -> Cause:
-        """How well the reference does as it is.
-
-        Returns
-        -------
-        Cause
-            Of no variants.
-        """
+        """How well the reference does as it is."""
         return self._cause((), self._honest)
 
     def causes(self, explanations: list[Explanation], progress: Progress | None = None) -> list[Cause]:
-        """How well explanations do.
-
-        Parameters
-        ----------
-        explanations : list of tuple of Variant
-            Each one, or two.
-        progress : callable, optional
-            ``progress(done, total)``.
-
-        Returns
-        -------
-        list of Cause
-            One an explanation, in the way that does best.
-        """
+        """How well explanations do."""
         found = []
         for done, explanation in enumerate(explanations):
             tried = [self._cause(explanation, setup) for setup in with_variants(self._honest, explanation)]
@@ -88,35 +59,13 @@ class ForcedTrial:
         return found
 
     def may_show(self, variant: Variant) -> bool:
-        """Whether a variant could explain any of what is wrong.
-
-        Parameters
-        ----------
-        variant : Variant
-            One of the known.
-
-        Returns
-        -------
-        bool
-            False where they gave all tensors that it moves, and none of these is wrong.
-        """
+        """Whether a variant could explain any of what is wrong."""
         if variant.kind == "tokens":
             return self._theirs.last or not self._base
         return bool(self._touched(variant) & self._wrong)
 
     def worth_trying(self, pairs: list[Explanation]) -> list[Explanation]:
-        """Pairs that could explain everything, by what each of the two does alone.
-
-        Parameters
-        ----------
-        pairs : list of tuple of Variant
-            All that can show together.
-
-        Returns
-        -------
-        list of tuple of Variant
-            Between them they touch all that is wrong, and what both leave wrong, or one makes wrong, both touch.
-        """
+        """Pairs that could explain everything, by what each of the two does alone."""
         if not self._base:  # other tokens were fed, so one of the two must be that
             return [pair for pair in pairs if any(variant.kind == "tokens" for variant in pair)]
         kept: list[Explanation] = []
@@ -132,18 +81,7 @@ class ForcedTrial:
         return kept
 
     def in_some_places(self, *, pairs: bool = False) -> list[Cause]:
-        """How well variants do that are at some places only, of those that were tried everywhere.
-
-        Parameters
-        ----------
-        pairs : bool
-            Two of them at different places, rather than one.
-
-        Returns
-        -------
-        list of Cause
-            In no order. Nothing is run for it.
-        """
+        """How well variants do that are at some places only, of those that were tried everywhere."""
         if not self._base or self._theirs.last:  # what came before the last position is not theirs
             return []
         honest = Tried((), self._base, self._plain, frozenset(self._wrong), frozenset())
@@ -152,18 +90,7 @@ class ForcedTrial:
         return placed_pairs(honest, places) if pairs else placed_alone(honest, places)
 
     def closer(self, variant: Variant) -> Cause | None:
-        """Where nothing is wrong: whether a variant comes closer to their numbers all the same.
-
-        Parameters
-        ----------
-        variant : Variant
-            One of the known.
-
-        Returns
-        -------
-        Cause or None
-            With the misfit of the tensors that it moves; None if it is not ten times closer.
-        """
+        """Where nothing is wrong: whether a variant comes closer to their numbers all the same."""
         names = [name for name in self._given if split_name(name)[1] in variant.where]
         plain = _mean(self._plain, names)
         best = min((_mean(misfits(s, self._theirs), names) for s in variant.setups(self._honest)), default=math.inf)

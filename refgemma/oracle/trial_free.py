@@ -49,17 +49,7 @@ class _Imitated:
 
 
 class FreeTrial:
-    """Their logits, and what explanations make of them.
-
-    Parameters
-    ----------
-    theirs : Trace
-        With "logits".
-    honest : Setup
-        The reference as it is.
-    arithmetic : str
-        What they computed in.
-    """
+    """Their logits, and what explanations make of them."""
 
     def __init__(self, theirs: Trace, honest: Setup, arithmetic: str) -> None:
         self._theirs, self._honest, self._name = theirs, honest, arithmetic
@@ -72,13 +62,7 @@ class FreeTrial:
         self._moves: dict[str, float] = {}  # by key: how far it moves the reference's logits
 
     def honest(self) -> Cause:
-        """How well the reference does as it is.
-
-        Returns
-        -------
-        Cause
-            Of no variants.
-        """
+        """How well the reference does as it is."""
         if not fits(self._honest.tokens, self._theirs):
             return Cause((), math.inf, math.inf, ("logits",))
         error, ours = self._error(self._honest)
@@ -90,21 +74,7 @@ class FreeTrial:
         return self._cause((), self._plain, self._over(error, budgets))
 
     def causes(self, explanations: list[tuple[Variant, ...]], progress: Progress | None = None) -> list[Cause]:
-        """How well explanations do.
-
-        Parameters
-        ----------
-        explanations : list of tuple of Variant
-            Each one, or two; of two, each must have been tried alone before.
-        progress : callable, optional
-            ``progress(done, total)``.
-
-        Returns
-        -------
-        list of Cause
-            Closest first; one an explanation. Budgets are measured of the closest of those that come clearly closer
-            than the reference, and than each of two bugs alone; the others explain nothing.
-        """
+        """How well explanations do."""
         imitated: list[tuple[_Imitated, tuple[Variant, ...]]] = []
         for done, explanation in enumerate(explanations):
             tried = [self._imitated(setup) for setup in with_variants(self._honest, explanation)]
@@ -132,35 +102,11 @@ class FreeTrial:
         return min([self._plain, *(self._alone.get(variant.key, math.inf) for variant in members)])
 
     def may_show(self, variant: Variant) -> bool:
-        """Whether a variant could explain the logits.
-
-        Parameters
-        ----------
-        variant : Variant
-            One of the known.
-
-        Returns
-        -------
-        bool
-            False if it feeds another number of tokens than they scored.
-        """
+        """Whether a variant could explain the logits."""
         return any(fits(setup.tokens, self._theirs) for setup in variant.setups(self._honest))
 
     def worth_trying(self, pairs: list[tuple[Variant, ...]]) -> list[tuple[Variant, ...]]:
-        """Pairs that could explain the logits, by what each of the two does alone.
-
-        Parameters
-        ----------
-        pairs : list of tuple of Variant
-            All that can show together; each variant must have been tried alone before.
-
-        Returns
-        -------
-        list of tuple of Variant
-            Those that feed as many tokens as they scored, and of which either one, with what the other could move at
-            most, would come close; not those of which each moves the logits so much farther than theirs are that the
-            other would have to undo it.
-        """
+        """Pairs that could explain the logits, by what each of the two does alone."""
         kept: list[tuple[Variant, ...]] = []
         for one, other in pairs:
             best = [self._alone[a.key] - _REACH * self._moves[b.key] for a, b in ((one, other), (other, one))]
@@ -171,36 +117,14 @@ class FreeTrial:
         return kept
 
     def effect(self, setup: Setup) -> float:
-        """Largest difference from their logits over its budget.
-
-        Parameters
-        ----------
-        setup : Setup
-            The explanation.
-
-        Returns
-        -------
-        float
-            Above 1 the explanation is wrong; infinite if it feeds another number of tokens than they scored.
-        """
+        """Largest difference from their logits over its budget."""
         if not fits(setup.tokens, self._theirs):
             return math.inf
         error, ours = self._error(setup)
         return self._over(error, self._budgets(setup, ours))
 
     def budgets(self, setup: Setup) -> Array:
-        """How far rounding may move an explanation's logits.
-
-        Parameters
-        ----------
-        setup : Setup
-            The explanation.
-
-        Returns
-        -------
-        ndarray, shape (B, n)
-            For each position that is compared.
-        """
+        """How far rounding may move an explanation's logits."""
         limit: Array = self._budgets(setup, self._run(setup))[..., 0]
         return limit
 

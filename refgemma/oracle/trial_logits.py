@@ -21,20 +21,7 @@ _LOGITS = 2**24  # compared at most; of a longer text the last positions
 
 
 def columns_of(setup: Setup, theirs: Trace) -> Array:
-    """Positions that are compared, of any row.
-
-    Parameters
-    ----------
-    setup : Setup
-        What is fed.
-    theirs : Trace
-        With "logits".
-
-    Returns
-    -------
-    ndarray of int, shape (n,)
-        Columns of the T positions, ascending.
-    """
+    """Positions that are compared, of any row."""
     B, T = setup.tokens.shape
     if theirs.last:
         return np.unique(np.maximum(_kept(setup, theirs), 0))
@@ -42,20 +29,7 @@ def columns_of(setup: Setup, theirs: Trace) -> Array:
 
 
 def compared(setup: Setup, theirs: Trace) -> Array:
-    """Where there are logits of theirs.
-
-    Parameters
-    ----------
-    setup : Setup
-        What is fed.
-    theirs : Trace
-        With "logits".
-
-    Returns
-    -------
-    ndarray of bool, shape (B, n)
-        For the columns of `columns_of`; False at padding.
-    """
+    """Where there are logits of theirs."""
     columns = columns_of(setup, theirs)
     here: Array = setup.positions[:, columns] >= 0
     if theirs.last:
@@ -64,24 +38,7 @@ def compared(setup: Setup, theirs: Trace) -> Array:
 
 
 def difference(theirs: Trace, setup: Setup, ours: Array, computed: str) -> Array:
-    """How far their logits are from an explanation's.
-
-    Parameters
-    ----------
-    theirs : Trace
-        With "logits".
-    setup : Setup
-        The explanation.
-    ours : ndarray of float64, shape (B, n, V)
-        Its logits, of `logits_of`.
-    computed : str
-        Format that they computed in: what storing them in a narrower one took away is no difference.
-
-    Returns
-    -------
-    ndarray of float64, shape (B, n, V)
-        Zero where none is compared, infinite where one of both is not finite.
-    """
+    """How far their logits are from an explanation's. ours (B, n, V)."""
     columns = columns_of(setup, theirs)
     trace = replace(theirs, tokens=setup.tokens, positions=setup.positions)
     value, _ = of_chunk(trace, "logits", slice(int(columns[0]), int(columns[-1]) + 1))
@@ -92,26 +49,7 @@ def difference(theirs: Trace, setup: Setup, ours: Array, computed: str) -> Array
 
 
 def logits_of(setup: Setup, a: Arithmetic, columns: Array, *, seed: int | None = None, imitated: bool = False) -> Array:
-    """Logits of an explanation: exact, with noise of rounding size, or with every rounding imitated.
-
-    Parameters
-    ----------
-    setup : Setup
-        The explanation.
-    a : Arithmetic
-        What they computed in, with the roundings of the explanation.
-    columns : ndarray of int, shape (n,)
-        Of the T positions.
-    seed : int, optional
-        Of the noise; none by default.
-    imitated : bool
-        Whether roundings are done, and not left to chance.
-
-    Returns
-    -------
-    ndarray of float64, shape (B, n, V)
-        Logits.
-    """
+    """Logits of an explanation: exact, with noise of rounding size, or with every rounding imitated. columns (n,)."""
     setup = setup.but(params=params_in(setup.params, a), numerics=setup.numerics if imitated else a.reference)
     chunks, noise = Chunks(), None if seed is None else _Noise(setup, a, seed)
 

@@ -24,47 +24,23 @@ CLOSER = 10.0  # times less misfit than without, and it is no coincidence
 
 @dataclass(frozen=True)
 class Tried:
-    """What one explanation, everywhere in the model, leaves of their trace.
+    """What one explanation, everywhere in the model, leaves of their trace."""
 
-    Attributes
-    ----------
-    variants : tuple of Variant
-        The explanation; none for the honest reference.
-    findings : dict of str to Finding
-        For every tensor.
-    off : dict of str to Misfit
-        How far its numbers are from theirs.
-    wrong : frozenset of str
-        Tensors that are wrong, and not forgiven.
-    forgiven : frozenset of str
-        Tensors that the bounds call wrong, and that are theirs all the same.
-    """
-
-    variants: tuple[Variant, ...]
-    findings: dict[str, Finding]
-    off: dict[str, Misfit]
-    wrong: frozenset[str]
-    forgiven: frozenset[str]
+    variants: tuple[Variant, ...]  # the explanation; none for the honest reference
+    findings: dict[str, Finding]  # for every tensor
+    off: dict[str, Misfit]  # how far its numbers are from theirs
+    wrong: frozenset[str]  # tensors that are wrong, and not forgiven
+    forgiven: frozenset[str]  # tensors that the bounds call wrong, and that are theirs all the same
 
 
 @dataclass(frozen=True)
 class Placed:
-    """One variant, and where it is.
+    """One variant, and where it is."""
 
-    Attributes
-    ----------
-    tried : Tried
-        What it does everywhere.
-    here, undecided : tuple of Site
-        Where it is, and where these numbers cannot tell.
-    everywhere : bool
-        Whether no site speaks against it.
-    """
-
-    tried: Tried
-    here: tuple[Site, ...]
-    undecided: tuple[Site, ...]
-    everywhere: bool
+    tried: Tried  # what it does everywhere
+    here: tuple[Site, ...]  # where it is, and where these numbers cannot tell
+    undecided: tuple[Site, ...]  # where it is, and where these numbers cannot tell
+    everywhere: bool  # whether no site speaks against it
 
     @property
     def seen(self) -> frozenset[str]:
@@ -72,41 +48,13 @@ class Placed:
         return frozenset[str]().union(*(site.seen for site in self.here))
 
     def without(self, taken: frozenset[str]) -> Placed:
-        """Same variant, less the sites that are seen in some tensors.
-
-        Parameters
-        ----------
-        taken : frozenset of str
-            Tensors that another variant explains.
-
-        Returns
-        -------
-        Placed
-            At the other sites.
-        """
+        """Same variant, less the sites that are seen in some tensors."""
         here = tuple(site for site in self.here if not site.seen & taken)
         return Placed(self.tried, here, self.undecided, self.everywhere and len(here) == len(self.here))
 
 
 def place(honest: Tried, tried: Tried, config: Config, given: set[str], floor: Mapping[str, float]) -> Placed:
-    """Find the sites at which a variant is.
-
-    Parameters
-    ----------
-    honest, tried : Tried
-        Without the variant, and with it everywhere.
-    config : Config
-        The model.
-    given : set of str
-        Tensors that were given.
-    floor : mapping of str to float
-        Misfits below this are rounding, for each tensor that was given.
-
-    Returns
-    -------
-    Placed
-        At no site if it explains nothing.
-    """
+    """Find the sites at which a variant is."""
     here, undecided, everywhere = [], [], True
     for site in sites_of(tried.variants[0], config, given):
         wrong = site.seen & honest.wrong
@@ -122,41 +70,13 @@ def place(honest: Tried, tried: Tried, config: Config, given: set[str], floor: M
 
 
 def is_closer(one: Misfit, other: Misfit, floor: float, times: float = CLOSER) -> bool:
-    """Whether one explanation is so much closer to a tensor that it is no coincidence.
-
-    Parameters
-    ----------
-    one, other : Misfit
-        Of two explanations.
-    floor : float
-        Misfits below this are rounding.
-    times : float
-        How much closer it must be.
-
-    Returns
-    -------
-    bool
-        By the mean; or by the peak, where few numbers are off, and all of these are put right.
-    """
+    """Whether one explanation is so much closer to a tensor that it is no coincidence."""
     mean = one.mean * times <= other.mean and other.mean > floor
     return mean or (one.peak * times <= other.peak and other.peak > floor and one.mean <= other.mean)
 
 
 def placed_alone(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
-    """Variants that are at some of their sites only.
-
-    Parameters
-    ----------
-    honest : Tried
-        The reference as it is.
-    places : sequence of Placed
-        One a variant, and way in which it shows.
-
-    Returns
-    -------
-    list of Cause
-        One a variant, in the way that does best; not only those that explain everything.
-    """
+    """Variants that are at some of their sites only."""
     best: dict[tuple[str, ...], Cause] = {}
     for cause in (_cause(honest, (one,)) for one in places if one.here and not one.everywhere):
         found = best.setdefault(cause.keys, cause)
@@ -165,20 +85,7 @@ def placed_alone(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
 
 
 def placed_pairs(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
-    """Two variants at different sites, at least one of them not everywhere, that explain all there is.
-
-    Parameters
-    ----------
-    honest : Tried
-        The reference as it is.
-    places : sequence of Placed
-        One a variant, and way in which it shows.
-
-    Returns
-    -------
-    list of Cause
-        Of two variants each. Where both explain a site, each has it in turn.
-    """
+    """Two variants at different sites, at least one of them not everywhere, that explain all there is."""
     causes: dict[tuple[tuple[str, ...], tuple[tuple[str, ...], ...]], Cause] = {}
     for pair in combinations([one for one in places if one.here], 2):
         if not honest.wrong <= pair[0].seen | pair[1].seen or pair[0].tried.variants == pair[1].tried.variants:

@@ -26,70 +26,27 @@ _TURNED = ("attn.q_rope", "attn.k_rope")
 
 @dataclass(frozen=True)
 class Variant:
-    """One known way to compute something else than Gemma.
+    """One known way to compute something else than Gemma."""
 
-    Attributes
-    ----------
-    key : str
-        Name in the catalogue.
-    title : str
-        A few words.
-    sentence : str
-        What is wrong, and what is right.
-    thread : str
-        Where it was found: a public issue, pull request, commit or article.
-    where : tuple of str
-        Kinds of the tensors that come out otherwise, given the right inputs.
-    changes : tuple of callable
-        Each makes a setup do it. More than one where ports do the same in ways that differ in the tensors on the way,
-        and not in the logits.
-    kind : {"bug", "rounding", "profile", "tokens"}
-        Wrong in any arithmetic; a rounding that should not be; one that engines choose differently, all of them in good
-        faith; or a mistake in what is fed.
-    """
-
-    key: str
-    title: str
-    sentence: str
-    thread: str
-    where: tuple[str, ...]
+    key: str  # name in the catalogue
+    title: str  # a few words
+    sentence: str  # what is wrong, and what is right
+    thread: str  # where it was found: a public issue, pull request, commit or article
+    where: tuple[str, ...]  # kinds of the tensors that come out otherwise, given the right inputs
+    # each makes a setup do it. More than one where ports do the same in ways that differ in the tensors on the way, and
+    # not in the logits
     changes: tuple[Change, ...]
+    # wrong in any arithmetic; a rounding that should not be; one that engines choose differently, all of them in good
+    # faith; or a mistake in what is fed
     kind: Kind = "bug"
 
     def setups(self, setup: Setup) -> list[Setup]:
-        """Setup as this variant changes it.
-
-        Parameters
-        ----------
-        setup : Setup
-            The reference, or another variant of it.
-
-        Returns
-        -------
-        list of Setup
-            One for each way in which it shows; empty if it cannot show.
-        """
+        """Setup as this variant changes it."""
         return [changed for change in self.changes if (changed := change(setup)) is not None]
 
 
 def find(key: str) -> Variant:
-    """Variant of a key.
-
-    Parameters
-    ----------
-    key : str
-        Such as ``"C1"``.
-
-    Returns
-    -------
-    Variant
-        One of `VARIANTS`.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
+    """Variant of a key."""
     found = next((variant for variant in VARIANTS if variant.key == key), None)
     if found is None:
         raise ValueError(f"{key!r} is no known bug: there are {', '.join(variant.key for variant in VARIANTS)}")

@@ -43,31 +43,7 @@ def write_vectors(
     name: str = "",
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Write the vectors of a model.
-
-    Parameters
-    ----------
-    out : str or Path
-        Folder to make.
-    config : Config
-        The model.
-    tokenizer : Tokenizer, optional
-        For the vectors of chat and tokenizer; without it there are texts of the chat template alone.
-    name : str
-        What the README calls the model.
-    progress : callable, optional
-        ``progress(done, total)``, in passes over the layer.
-
-    Returns
-    -------
-    list of Path
-        The files; the folder appears when all are written.
-
-    Raises
-    ------
-    OSError
-        If the folder is there already, or cannot be made.
-    """
+    """Write the vectors of a model."""
     out = Path(out).expanduser()
     check_place(out)
     with made_beside(out) as folder:

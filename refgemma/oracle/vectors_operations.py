@@ -111,61 +111,26 @@ class Weight:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One operation in one arithmetic.
+    """One operation in one arithmetic."""
 
-    Attributes
-    ----------
-    exact : ndarray of float64
-        The result, with constants as that arithmetic rounds them.
-    bound : Bound
-        How far an engine's own may be off.
-    """
-
-    exact: Array
-    bound: Bound
+    exact: Array  # the result, with constants as that arithmetic rounds them
+    bound: Bound  # how far an engine's own may be off
 
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """All of them.
+    """All of them."""
 
-    Attributes
-    ----------
-    config : Config
-        One layer, `ROWS` rows of the table.
-    tokens, positions : ndarray of int64, shape (1, T)
-        What is run.
-    weights : list of Weight
-        In the order of their numbers.
-    inputs : dict of str to ndarray of float32
-        Tensors that operations start from: bfloat16 numbers.
-    results : dict of (str, str) to Result
-        By operation (a name, or a key of `WHOLE`) and arithmetic.
-    """
-
-    config: Config
-    tokens: Array
-    positions: Array
-    weights: list[Weight]
-    inputs: dict[str, Array]
-    results: dict[tuple[str, str], Result]
+    config: Config  # one layer, `ROWS` rows of the table
+    tokens: Array  # (1, T): What is run
+    positions: Array  # (1, T): What is run
+    weights: list[Weight]  # in the order of their numbers
+    inputs: dict[str, Array]  # tensors that operations start from: bfloat16 numbers
+    results: dict[tuple[str, str], Result]  # by operation (a name, or a key of `WHOLE`) and arithmetic
 
 
 def operation_vectors(config: Config, progress: Callable[[int, int], None] | None = None) -> Vectors:
-    """Compute the vectors of a model's widths.
-
-    Parameters
-    ----------
-    config : Config
-        The model; its layers are taken as one, its table as `ROWS` rows.
-    progress : callable, optional
-        ``progress(done, total)``, in passes.
-
-    Returns
-    -------
-    Vectors
-        The same on every machine, but for the last places of float64.
-    """
+    """Compute the vectors of a model's widths."""
     config = replace(config, num_layers=1, vocab_size=ROWS, tie_word_embeddings=True)
     tokens = np.array([TOKENS])
     positions = np.array([[min(p, config.max_positions - len(TOKENS) + i) for i, p in enumerate(_POSITIONS)]])

@@ -72,14 +72,7 @@ _TEXTS = (
 
 
 def sampler_vectors() -> dict[str, Any]:
-    """Decisions of the sampler, step by step.
-
-    Returns
-    -------
-    dict
-        Logits, and for each setting what every step leaves (null for removed tokens), the probabilities with the error
-        that an engine in float32 may make, and the token for several u, each with its distance to the next border.
-    """
+    """Decisions of the sampler, step by step."""
     logits = np.random.default_rng(SEED).normal(scale=1.2, size=_V).astype(np.float32).astype(np.float64)
     logits[9] = logits[4]  # a tie
     cases = [_sampler_case(logits, settings) for settings in _SETTINGS]
@@ -127,18 +120,7 @@ def _float32_error(probs: Array, final: Array, stages: list[dict[str, Any]]) -> 
 
 
 def chat_vectors(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Conversations as they are written out, and their ids.
-
-    Parameters
-    ----------
-    tokenizer : Tokenizer or None
-        Without one there are texts alone.
-
-    Returns
-    -------
-    dict
-        Messages, text and ids, the latter in the injection-safe way and in that of the published template.
-    """
+    """Conversations as they are written out, and their ids."""
     cases = []
     for messages in _CONVERSATIONS:
         case: dict[str, Any] = {"messages": messages}
@@ -155,18 +137,7 @@ def chat_vectors(tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 
 def tokenizer_vectors(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Texts and their ids.
-
-    Parameters
-    ----------
-    tokenizer : Tokenizer
-        The vocabulary.
-
-    Returns
-    -------
-    dict
-        Ids by what control text in them means, and what these decode to.
-    """
+    """Texts and their ids."""
     cases = []
     for text in _TEXTS:
         ids = {mode: tokenizer.encode(text, control=mode) for mode in get_args(Control)}

@@ -60,63 +60,21 @@ class Finding:
 
 
 def grade_of(ratio: float, likely: float) -> Grade:
-    """Grade of a tensor.
-
-    Parameters
-    ----------
-    ratio : float
-        Largest error over its worst-case bound; infinite where a number is not finite.
-    likely : float
-        Largest error over what chance explains.
-
-    Returns
-    -------
-    str
-        "inside rounding", "suspicious" or "wrong".
-
-    Examples
-    --------
-    >>> grade_of(0.2, 0.9), grade_of(0.2, 1.1), grade_of(1.1, 4.0)
-    ('inside rounding', 'suspicious', 'wrong')
-    """
+    """Grade of a tensor."""
     if ratio > 1:
         return "wrong"
     return "suspicious" if likely > 1 else "inside rounding"
 
 
 def not_given(name: str) -> Finding:
-    """Finding for a tensor that their trace lacks.
-
-    Parameters
-    ----------
-    name : str
-        The tensor.
-
-    Returns
-    -------
-    Finding
-        Of grade "not given".
-    """
+    """Finding for a tensor that their trace lacks."""
     nan = math.nan
     reason = "their trace has no such tensor: ours stands in, and what it may be off by is allowed from there on"
     return Finding(name, "not given", nan, nan, nan, (), nan, nan, "", reason)
 
 
 def worse(one: Finding | None, other: Finding) -> Finding:
-    """Finding for two parts of one tensor.
-
-    Parameters
-    ----------
-    one : Finding or None
-        Of the parts so far.
-    other : Finding
-        Of another.
-
-    Returns
-    -------
-    Finding
-        The one with the larger error, graded by both.
-    """
+    """Finding for two parts of one tensor."""
     if one is None or math.isnan(one.ratio):
         return other
     more, less = (one, other) if one.ratio >= other.ratio else (other, one)
@@ -125,16 +83,5 @@ def worse(one: Finding | None, other: Finding) -> Finding:
 
 
 def first_wrong(findings: Iterable[Finding]) -> Finding | None:
-    """First finding of grade "wrong".
-
-    Parameters
-    ----------
-    findings : iterable of Finding
-        In data-flow order.
-
-    Returns
-    -------
-    Finding or None
-        None if nothing is wrong.
-    """
+    """First finding of grade "wrong"."""
     return next((finding for finding in findings if finding.grade == "wrong"), None)

@@ -30,33 +30,15 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """One figure and what became of it.
+    """One figure and what became of it."""
 
-    Attributes
-    ----------
-    figure : Figure
-        What was published.
-    verdict : str
-        "holds", "differs", or "not computed" where this model cannot give such a figure.
-    measured : Measured or None
-        Ours beside it; None if it was not computed.
-    problem : str or None
-        What is wrong, in a sentence.
-    """
-
-    figure: Figure
-    verdict: Verdict
-    measured: Measured | None
-    problem: str | None
+    figure: Figure  # what was published
+    verdict: Verdict  # "holds", "differs", or "not computed" where this model cannot give such a figure
+    measured: Measured | None  # ours beside it; None if it was not computed
+    problem: str | None  # what is wrong, in a sentence
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON.
-
-        Returns
-        -------
-        dict
-            Of texts, numbers and lists.
-        """
+        """Everything, for JSON."""
         figure, measured = self.figure, self.measured
         return {
             "id": figure.id,
@@ -76,22 +58,7 @@ class Outcome:
 
 
 def verify(gemma: Gemma, figures: Iterable[Figure], *, progress: Progress | None = None) -> Iterator[Outcome]:
-    """Hold a model against figures.
-
-    Parameters
-    ----------
-    gemma : Gemma
-        The model.
-    figures : iterable of Figure
-        From `refgemma.oracle.figures.figures_of`, `read_figures`, or a golden file.
-    progress : callable, optional
-        ``progress(done, total)``, in figures; only where their number is known.
-
-    Yields
-    ------
-    Outcome
-        One a figure, in their order, each as soon as it is there.
-    """
+    """Hold a model against figures."""
     total = len(figures) if isinstance(figures, (list, tuple)) else 0
     for done, figure in enumerate(figures, 1):
         try:
@@ -105,23 +72,7 @@ def verify(gemma: Gemma, figures: Iterable[Figure], *, progress: Progress | None
 
 
 def on_record(model: str) -> str:
-    """Say which figures exist for a model, and which do not.
-
-    Parameters
-    ----------
-    model : str
-        A name in `refgemma.oracle.figures.models`.
-
-    Returns
-    -------
-    str
-        A line.
-
-    Examples
-    --------
-    >>> on_record("gemma-1.1-7b-it").partition(". ")[0]
-    'gemma-1.1-7b-it: cross entropies (3), replies (6)'
-    """
+    """Say which figures exist for a model, and which do not."""
     kinds = kinds_of(model)
     parts = [f"{words} ({kinds[kind]})" for kind, words in KINDS.items() if kind in kinds]
     lacks = models().get(model, {}).get("lacks", "")
@@ -129,13 +80,7 @@ def on_record(model: str) -> str:
 
 
 def all_on_record() -> dict[str, list[str]]:
-    """Which figures exist, for every model.
-
-    Returns
-    -------
-    dict of str to list of str
-        A line a model, by family.
-    """
+    """Which figures exist, for every model."""
     families: dict[str, list[str]] = {words: [] for words in FAMILIES.values()}
     for name, about in models().items():
         families[FAMILIES[about["family"]]].append(on_record(name))

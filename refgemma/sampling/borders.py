@@ -20,40 +20,12 @@ CUTS: dict[str, Callable[[Array, Any], Array]] = {
 
 
 def order_of(name: str, logits: Array) -> Array:
-    """What a cut goes by: it keeps tokens from the highest number down.
-
-    Parameters
-    ----------
-    name : str
-        The cut.
-    logits : ndarray of float64, shape (n,)
-        What it is given, all finite.
-
-    Returns
-    -------
-    ndarray, shape (n,)
-        The logits; for "typical" the distances from the entropy, negative.
-    """
+    """What a cut goes by: it keeps tokens from the highest number down. logits (n,)."""
     return -distances(logits)[0] if name == "typical" else logits
 
 
 def border(order: Array, stays: Array) -> tuple[int, int | None]:
-    """Places on both sides of a cut.
-
-    Parameters
-    ----------
-    order : ndarray of float64, shape (n,)
-        What the cut went by.
-    stays : ndarray of bool, shape (n,)
-        Which it kept.
-
-    Returns
-    -------
-    last_kept : int
-        The one that would have gone next.
-    first_removed : int or None
-        The one that would have stayed next; None where the cut removed nothing.
-    """
+    """Places on both sides of a cut. order (n,), stays (n,)."""
     kept = np.flatnonzero(stays)
     last = len(kept) - 1 - int(order[kept][::-1].argmin())  # of those that tie the highest id goes first
     if len(kept) == len(order):

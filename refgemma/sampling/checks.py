@@ -12,27 +12,7 @@ from refgemma.numerics import Array
 
 
 def check_logits(logits: Array, u: float) -> Array:
-    """Logits in float64, or a sentence on what is wrong.
-
-    Parameters
-    ----------
-    logits : array_like of float, shape (V,)
-        Scores.
-    u : float
-        Uniform number of the draw.
-
-    Returns
-    -------
-    ndarray of float64, shape (V,)
-        A copy.
-
-    Raises
-    ------
-    ValueError
-        If they are empty, of another shape, hold NaN or plus infinity, or leave nothing; or if `u` is not in [0, 1).
-    TypeError
-        If `u` is no number.
-    """
+    """Logits in float64, or a sentence on what is wrong."""
     logits = np.asarray(logits)
     if logits.ndim != 1 or not logits.size or logits.dtype.kind not in "fiu":
         raise ValueError(
@@ -54,29 +34,7 @@ def check_logits(logits: Array, u: float) -> Array:
 
 
 def check_ids(name: str, tokens: Sequence[int], V: int) -> list[int]:
-    """Token ids as plain numbers, or a sentence on what is wrong.
-
-    Parameters
-    ----------
-    name : str
-        What they are, for the message.
-    tokens : sequence of int
-        The ids.
-    V : int
-        Size of the vocabulary.
-
-    Returns
-    -------
-    list of int
-        The same.
-
-    Raises
-    ------
-    TypeError
-        If they are no list of whole numbers.
-    ValueError
-        If one is outside the vocabulary.
-    """
+    """Token ids as plain numbers, or a sentence on what is wrong."""
     try:
         ids = [operator.index(token) for token in tokens]
     except TypeError:

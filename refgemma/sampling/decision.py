@@ -83,18 +83,7 @@ class Decision:
 
 
 def seed_of(params: SamplingParams) -> int:
-    """Seed of the settings, or a new one where they have none.
-
-    Parameters
-    ----------
-    params : SamplingParams
-        The settings.
-
-    Returns
-    -------
-    int
-        A new one is drawn by the operating system, below 2**32.
-    """
+    """Seed of the settings, or a new one where they have none."""
     return int.from_bytes(os.urandom(4), "little") if params.seed is None else params.seed
 
 
@@ -246,18 +235,5 @@ def decide(
 
 
 def draw(running: Array, u: float) -> int:
-    """Place that a uniform number picks.
-
-    Parameters
-    ----------
-    running : ndarray of float64, shape (n,)
-        Running sums.
-    u : float
-        In [0, 1).
-
-    Returns
-    -------
-    int
-        The first whose running sum exceeds `u` times the last one.
-    """
+    """Place that a uniform number picks. running (n,)."""
     return int(np.searchsorted(running, u * running[-1], side="right"))  # u < 1: never beyond the last

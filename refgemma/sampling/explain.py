@@ -18,20 +18,7 @@ if TYPE_CHECKING:
 
 
 def explain(record: Record, t: int) -> str:
-    """Tell how a token came about.
-
-    Parameters
-    ----------
-    record : Record
-        Of the output.
-    t : int
-        Which token.
-
-    Returns
-    -------
-    str
-        A paragraph.
-    """
+    """Tell how a token came about."""
     entry = record[t]
     likely = "the most likely" if not entry.rank else f"number {entry.rank + 1} by likelihood"
     sentences = [
@@ -45,27 +32,7 @@ def explain(record: Record, t: int) -> str:
 
 
 def why_not(record: Record, t: int, token: int) -> str:
-    """Tell why another token did not come.
-
-    Parameters
-    ----------
-    record : Record
-        Of the output.
-    t : int
-        Which decision.
-    token : int
-        The other token.
-
-    Returns
-    -------
-    str
-        Some sentences.
-
-    Raises
-    ------
-    ValueError
-        If it is outside the vocabulary.
-    """
+    """Tell why another token did not come."""
     if not 0 <= token < record.vocab_size:
         raise ValueError(f"token id {token} is outside the vocabulary of {record.vocab_size} (ids from 0)")
     decision, name = record.decision(t), record.text(token)
@@ -204,18 +171,7 @@ def _percent(share: float) -> str:
 
 
 def span_text(span: tuple[float, float]) -> str:
-    """Interval of the draw, as it is written in texts.
-
-    Parameters
-    ----------
-    span : (float, float)
-        Its ends.
-
-    Returns
-    -------
-    str
-        Closed below, open above.
-    """
+    """Interval of the draw, as it is written in texts."""
     return f"[{span[0]:.8f}, {span[1]:.8f})"
 
 

@@ -22,30 +22,7 @@ _UNOPENED = "which are never opened because they can run code: save plain number
 
 
 def read_logits(path: str | Path, name: str | None = None) -> Array:
-    """Read logits.
-
-    Parameters
-    ----------
-    path : str or Path
-        ``.npy``, ``.npz``, ``.safetensors``, or ``.json``: a list of numbers or of such lists, where minus infinity is
-        written ``-Infinity``.
-    name : str, optional
-        Which array, where the file holds several; by default the only one, or the one called ``logits``.
-
-    Returns
-    -------
-    ndarray of float, shape (T, V)
-        One row a token; T is 1 where the file holds one row alone. In the format of the file; bfloat16 as float32,
-        which is exact, and whole numbers as float64.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is damaged, holds something else, or numbers that no token can be drawn from. Pickled objects are never
-        opened.
-    """
+    """Read logits."""
     path = Path(path)
     if path.suffix not in ENDINGS:
         raise ValueError(f"{path} ends in {path.suffix or 'nothing'!r}: expected logits in {', '.join(ENDINGS)}")

@@ -35,40 +35,15 @@ UNITS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 
 @dataclass(frozen=True)
 class Flip:
-    """The nearest other outcome.
+    """The nearest other outcome."""
 
-    Attributes
-    ----------
-    size : float
-        Smallest change of the raw logits that gives it; infinite where none does.
-    step : str
-        Whose border is crossed then, the farthest where several are: a cut, or "draw".
-    token : int or None
-        Which token comes.
-    """
-
-    size: float
-    step: str
-    token: int | None
+    size: float  # smallest change of the raw logits that gives it; infinite where none does
+    step: str  # whose border is crossed then, the farthest where several are: a cut, or "draw"
+    token: int | None  # which token comes
 
 
 def nearest_flip(logits: Array, params: SamplingParams, decision: Decision) -> Flip:
-    """Find the smallest change of the logits after which another token is chosen.
-
-    Parameters
-    ----------
-    logits : ndarray of float64, shape (V,)
-        Before all steps.
-    params : SamplingParams
-        The settings.
-    decision : Decision
-        What came of the two, with its stages.
-
-    Returns
-    -------
-    Flip
-        The outcome that is nearest.
-    """
+    """Find the smallest change of the logits after which another token is chosen. logits (V,)."""
     greedy = params.temperature < GREEDY_BELOW
     slopes = np.broadcast_to(1.0 if greedy else 1 / params.temperature, logits.shape)  # d logit here / d raw logit
     for stage in decision.stages:
@@ -87,20 +62,7 @@ def nearest_flip(logits: Array, params: SamplingParams, decision: Decision) -> F
 
 
 def kind_of_near_tie(flip: float, size: float) -> str | None:
-    """Tell whether a change is within one rounding of logits of this size.
-
-    Parameters
-    ----------
-    flip : float
-        Smallest change that gives another token.
-    size : float
-        Largest absolute logit that counts: that of a token without probability, such as a mask of -1e9, does not.
-
-    Returns
-    -------
-    {"float32", "bfloat16"} or None
-        The finest format whose rounding may have decided.
-    """
+    """Tell whether a change is within one rounding of logits of this size."""
     return next((name for name, unit in UNITS.items() if flip <= unit * size), None)
 
 

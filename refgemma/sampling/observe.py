@@ -38,31 +38,7 @@ def observe(
     u: float,
     token: int | None = None,
 ) -> Entry:
-    """Make a decision, and say all that there is to know of it.
-
-    Parameters
-    ----------
-    logits : ndarray of float, shape (V,)
-        As the model gave them.
-    params : SamplingParams
-        The settings.
-    prompt_tokens, output_tokens : sequence of int
-        What has been read and written so far.
-    u : float
-        Uniform number in [0, 1).
-    token : int, optional
-        What was chosen, where that was not decided here.
-
-    Returns
-    -------
-    Entry
-        Numbered after `output_tokens`.
-
-    Raises
-    ------
-    ValueError
-        As `decide` does.
-    """
+    """Make a decision, and say all that there is to know of it. logits (V,)."""
     decision = decide(logits, params, prompt_tokens, output_tokens, u, record=True)
     raw = decision.stages[0].logits_before if decision.stages else np.asarray(logits, dtype=np.float64)
     token = decision.token if token is None else token
@@ -159,20 +135,7 @@ def _size(raw: Array, decision: Decision, candidates: Sequence[Candidate], other
 
 
 def interval(decision: Decision, token: int) -> tuple[float, float] | None:
-    """Where u must fall for a token.
-
-    Parameters
-    ----------
-    decision : Decision
-        How probability was divided.
-    token : int
-        Which token.
-
-    Returns
-    -------
-    tuple of float or None
-        From the first number up to below the second; None where the token was removed.
-    """
+    """Where u must fall for a token."""
     place = int(np.searchsorted(decision.kept, token))
     if place == len(decision.kept) or decision.kept[place] != token:
         return None
@@ -183,43 +146,18 @@ def interval(decision: Decision, token: int) -> tuple[float, float] | None:
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """How probability is spread over the tokens that are left.
+    """How probability is spread over the tokens that are left."""
 
-    Attributes
-    ----------
-    ids : ndarray of int, shape (n,)
-        Which they are, ascending.
-    values, weights : ndarray of float64, shape (n,)
-        Their logits, and shares of the probability, unnormalised.
-    total : float
-        Sum of the shares.
-    log_total : float
-        Natural log of the sum of the exponentials of the logits.
-    entropy : float
-        In nats.
-    """
-
-    ids: Array
-    values: Array
-    weights: Array
-    total: float
-    log_total: float
-    entropy: float
+    ids: Array  # (n,): Which they are, ascending
+    values: Array  # (n,): Their logits, and shares of the probability, unnormalised
+    weights: Array  # (n,): Their logits, and shares of the probability, unnormalised
+    total: float  # sum of the shares
+    log_total: float  # natural log of the sum of the exponentials of the logits
+    entropy: float  # in nats
 
 
 def spread(logits: Array) -> Spread:
-    """Measure a distribution.
-
-    Parameters
-    ----------
-    logits : ndarray of float64, shape (V,)
-        Scores; minus infinity for removed tokens.
-
-    Returns
-    -------
-    Spread
-        Of the others.
-    """
+    """Measure a distribution. logits (V,)."""
     ids, values = left(logits)
     weights = exp_below(values)
     total = float(weights.sum())

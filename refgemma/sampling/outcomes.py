@@ -15,25 +15,7 @@ from refgemma.sampling.steps.selection import exp_below
 def outcomes(name: str, value: float, values: Array, slopes: Array, drawn: Array) -> Iterator[tuple[float, Array]]:
     """What a cut keeps, then what it would keep one border further, each with the change that takes.
 
-    Parameters
-    ----------
-    name : str
-        The cut.
-    value : float
-        Its setting.
-    values : ndarray of float64, shape (n,)
-        Logits, all finite.
-    slopes : ndarray of float64, shape (n,)
-        By how much each moves where the raw logit moves by 1.
-    drawn : ndarray of bool, shape (n,)
-        True for the token that was drawn, if it is there.
-
-    Yields
-    ------
-    size : float
-        The change; 0 for what the cut keeps as it is.
-    stay : ndarray of bool, shape (n,)
-        Which tokens it then keeps.
+    values (n,), slopes (n,), drawn (n,).
     """
     stay = CUTS[name](values, value) > -np.inf
     yield 0.0, stay
@@ -117,20 +99,7 @@ def _with(stay: Array, *, out: int) -> Array:
 
 
 def change_to_tie(values: Array, slopes: Array, above: int, below: int) -> float:
-    """Change that makes two logits equal: one moves down, the other up.
-
-    Parameters
-    ----------
-    values, slopes : ndarray of float64, shape (n,)
-        Logits, and by how much each moves where the raw logit moves by 1.
-    above, below : int
-        Places of the higher one and of the lower.
-
-    Returns
-    -------
-    float
-        Of the raw logits.
-    """
+    """Change that makes two logits equal: one moves down, the other up. values, slopes (n,)."""
     return float((values[above] - values[below]) / (slopes[above] + slopes[below]))
 
 
@@ -139,19 +108,7 @@ def change_to_reach(
 ) -> float:
     """Change that brings the mass inside to this share of all; measured in log-odds, where moves add up.
 
-    Parameters
-    ----------
-    share : float
-        The share.
-    weights, slopes : ndarray of float64, shape (n,)
-        Mass of each token, and by how much its logit moves where the raw logit moves by 1.
-    inside, outside : ndarray of bool, shape (n,), or slice
-        The two sides of the border.
-
-    Returns
-    -------
-    float
-        Of the raw logits; infinite where no change does it.
+    weights, slopes (n,), inside, outside (n,).
     """
     mass, rest = weights[inside].sum(), weights[outside].sum()
     if not (0 < share < 1 and mass > 0 and rest > 0):
@@ -164,21 +121,9 @@ def change_to_reach(
 def change_of_distances(values: Array, slopes: Array, near: int, far: int) -> float:
     """Change that makes two tokens equally far from the entropy, of which every logit is a part.
 
-    Parameters
-    ----------
-    values, slopes : ndarray of float64, shape (n,)
-        Logits, and by how much each moves where the raw logit moves by 1.
-    near, far : int
-        Places of the nearer one and of the farther.
-
-    Returns
-    -------
-    float
-        Of the raw logits.
-
-    Notes
-    -----
     With s = -log(prob) - H, ``ds[i] = -dz[i] + sum_j prob[j] (1 + log(prob[j]) + H) dz[j]``; the distance is abs(s).
+
+    values, slopes (n,).
     """
     log_probs = values - values.max()
     log_probs -= math.log(np.exp(log_probs).sum())

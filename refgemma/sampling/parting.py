@@ -16,30 +16,15 @@ UNIT = 2.0**-24
 
 @dataclass(frozen=True)
 class Parting:
-    """The first difference between two engines that is more than rounding.
+    """The first difference between two engines that is more than rounding."""
 
-    Attributes
-    ----------
-    engines : tuple of str
-        The two names.
-    step : str
-        The step at which they part.
-    rules : tuple of str
-        What each does there; says so where an engine has no such step.
-    orders : tuple of tuple of str
-        The steps that each takes.
-    kept_by_one : tuple of tuple of int
-        Ids that only the first keeps in the end, and that only the second keeps; the most likely first.
-    note : str
-        For top-p, the mass that decided; where tokens tie, that they do.
-    """
-
-    engines: tuple[str, str]
-    step: str
-    rules: tuple[str, str]
-    orders: tuple[tuple[str, ...], tuple[str, ...]]
+    engines: tuple[str, str]  # the two names
+    step: str  # the step at which they part
+    rules: tuple[str, str]  # what each does there; says so where an engine has no such step
+    orders: tuple[tuple[str, ...], tuple[str, ...]]  # the steps that each takes
+    # ids that only the first keeps in the end, and that only the second keeps; the most likely first
     kept_by_one: tuple[tuple[int, ...], tuple[int, ...]]
-    note: str
+    note: str  # for top-p, the mass that decided; where tokens tie, that they do
 
     def __str__(self) -> str:
         lines = [f"{self.engines[0]} and {self.engines[1]} part at {self.step}."]
@@ -55,18 +40,6 @@ class Parting:
 def parting(first: Distribution, second: Distribution) -> Parting | None:
     """Where two engines part.
 
-    Parameters
-    ----------
-    first, second : Distribution
-        What they make of the same logits and settings.
-
-    Returns
-    -------
-    Parting or None
-        None where they agree in the end.
-
-    Notes
-    -----
     States agree where the same tokens are left with the same probabilities, but for rounding. Of all pairs of a state
     of the first and a state of the second that agree, the one farthest on is the last point in common; what they do
     next is where they part. Where these are different steps, since the orders differ, it is the first step that removes
@@ -99,18 +72,6 @@ def parting(first: Distribution, second: Distribution) -> Parting | None:
 def agree(a: State, b: State) -> bool:
     """Whether two states leave the same tokens with the same probabilities, but for rounding in float32.
 
-    Parameters
-    ----------
-    a, b : State
-        Scores after some step of one engine, and of another.
-
-    Returns
-    -------
-    bool
-        True where no probability differs by more than its bound.
-
-    Notes
-    -----
     An absolute error of a logit is a relative error of its probability. A logit passes at most five roundings to
     float32 (the input, three penalties, the temperature), and in gemma.cpp loses three bits more, in each of two
     engines: 16 units of its size leave room. Its own and the mean error of all logits count, and the roundings of the
@@ -127,37 +88,13 @@ def agree(a: State, b: State) -> bool:
 
 
 def shares(state: State) -> Array:
-    """Probabilities of a state, in float64.
-
-    Parameters
-    ----------
-    state : State
-        Scores after some step.
-
-    Returns
-    -------
-    ndarray of float64, shape (V,)
-        Summing to 1.
-    """
+    """Probabilities of a state, in float64."""
     weights = state.weights.astype(np.float64)
     return np.asarray(weights / weights.sum())
 
 
 def removed_at(distribution: Distribution, token: int) -> str | None:
-    """Step that removed a token.
-
-    Parameters
-    ----------
-    distribution : Distribution
-        What an engine makes of logits and settings.
-    token : int
-        Its id.
-
-    Returns
-    -------
-    str or None
-        Name of the step, ``logits`` for a token that was never there, None for one that is kept.
-    """
+    """Step that removed a token."""
     return next((state.name for state in distribution.states if state.scores[token] == -np.inf), None)
 
 

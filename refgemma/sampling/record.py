@@ -23,39 +23,12 @@ from refgemma.sampling.replay import Replay, replay
 
 
 def no_piece(token: int) -> str:
-    """Spell tokens where there is no tokenizer.
-
-    Parameters
-    ----------
-    token : int
-        Any id.
-
-    Returns
-    -------
-    str
-        Nothing.
-    """
+    """Spell tokens where there is no tokenizer."""
     return ""
 
 
 def plain_uniforms(values: object) -> tuple[float, ...]:
-    """Uniform numbers as plain floats, or a sentence on what is wrong.
-
-    Parameters
-    ----------
-    values : object
-        What should be numbers, one for each decision; their range is checked where they are used.
-
-    Returns
-    -------
-    tuple of float
-        The same.
-
-    Raises
-    ------
-    TypeError
-        If they are no list of numbers.
-    """
+    """Uniform numbers as plain floats, or a sentence on what is wrong."""
     given = tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (None,)
     numeric = [float(u) for u in given if not isinstance(u, bool) and isinstance(u, numbers.Real)]
     if len(numeric) < len(given):

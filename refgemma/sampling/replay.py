@@ -41,25 +41,7 @@ class Replay:
 
 
 def replay(record: Record, changes: Mapping[str, Any]) -> Replay:
-    """Decide again, up to the first token that differs.
-
-    Parameters
-    ----------
-    record : Record
-        Its logits are taken, and its uniform numbers unless the seed is changed.
-    changes : mapping of str to object
-        Fields of `SamplingParams`.
-
-    Returns
-    -------
-    Replay
-        The tokens, and where they part.
-
-    Raises
-    ------
-    ValueError
-        If a setting is unknown, out of range, or plays no part in a decision.
-    """
+    """Decide again, up to the first token that differs."""
     params = _changed(record.params, changes)
     tokens: list[int] = []
     for t, (logits, recorded, u) in enumerate(zip(record.logits, record.tokens, record.uniforms, strict=True)):

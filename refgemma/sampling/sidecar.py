@@ -18,36 +18,12 @@ _DTYPES = {"float16": "F16", "float32": "F32", "float64": "F64"}
 
 
 def sidecar_of(path: Path) -> Path:
-    """Place of the logits beside a record that is written.
-
-    Parameters
-    ----------
-    path : Path
-        Of the JSON lines.
-
-    Returns
-    -------
-    Path
-        ``run.logits.safetensors`` for ``run.jsonl``.
-    """
+    """Place of the logits beside a record that is written."""
     return path.parent / f"{path.name.removesuffix('.jsonl')}.logits.safetensors"
 
 
 def write_sidecar(rows: Sequence[Array] | Array, file: IO[bytes]) -> str:
-    """Write logits as one tensor, without ever holding the rows side by side.
-
-    Parameters
-    ----------
-    rows : sequence of ndarray, each of shape (V,)
-        T of them.
-    file : binary file
-        Empty.
-
-    Returns
-    -------
-    str
-        The sha256 of what was written.
-    """
+    """Write logits as one tensor, without ever holding the rows side by side."""
     dtype = rows[0].dtype if rows[0].dtype.name in _DTYPES else np.dtype(np.float64)
     size = len(rows) * len(rows[0]) * dtype.itemsize
     entry = {"dtype": _DTYPES[dtype.name], "shape": [len(rows), len(rows[0])], "data_offsets": [0, size]}
@@ -63,29 +39,7 @@ def write_sidecar(rows: Sequence[Array] | Array, file: IO[bytes]) -> str:
 
 
 def read_sidecar(path: Path, source: Any, shape: tuple[int, int]) -> Array:
-    """Logits beside a record, once they are the right ones.
-
-    Parameters
-    ----------
-    path : Path
-        Of the JSON lines.
-    source : object
-        What their first line says of the logits: the name of the file, and perhaps its sha256.
-    shape : (int, int)
-        T and V, as that line says.
-
-    Returns
-    -------
-    ndarray of float, shape (T, V)
-        Mapped; bfloat16 as float32, which is exact.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file is missing.
-    ValueError
-        If it is damaged, holds something else, or is not the one that was written with the record.
-    """
+    """Logits beside a record, once they are the right ones."""
     name = source.get("file") if isinstance(source, dict) else None
     if not isinstance(name, str) or not name or Path(name).name != name:
         raise ValueError(f"logits is {reprlib.repr(source)}: expected the name of a file beside it")

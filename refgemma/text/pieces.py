@@ -20,26 +20,7 @@ _WANTED = 'expected a list of texts, an object {"text": id} or {"id": text}, or 
 
 
 def read_pieces(path: str | Path) -> list[str]:
-    """Read the names of all tokens.
-
-    Parameters
-    ----------
-    path : str or Path
-        A SentencePiece model of any kind (``*.model``), a folder that holds ``tokenizer.model``, or JSON: a list of
-        texts, an object from texts to ids or from ids to texts, or the ``tokenizer.json`` of Hugging Face.
-
-    Returns
-    -------
-    list of str
-        The name of each id; empty where there is none.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is neither.
-    """
+    """Read the names of all tokens."""
     path = Path(path)
     path = path / "tokenizer.model" if path.is_dir() else path
     if not path.is_file():
@@ -61,24 +42,7 @@ def read_pieces(path: str | Path) -> list[str]:
 
 
 def spell(pieces: Iterable[str]) -> list[str]:
-    """Text that each of a row of tokens adds.
-
-    Parameters
-    ----------
-    pieces : iterable of str
-        Their names, in order.
-
-    Returns
-    -------
-    list of str
-        As many texts. A character that several bytes spell comes with the last of them; bytes that spell none come out
-        as U+FFFD.
-
-    Examples
-    --------
-    >>> spell(["\u2581caf", "<0xC3>", "<0xA9>", "<0x0A>"])
-    [' caf', '', 'é', '\\n']
-    """
+    """Text that each of a row of tokens adds."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     texts: list[str] = []
     for piece in pieces:

@@ -80,31 +80,7 @@ def read_generation_config(folder: str | Path) -> dict[str, Any]:
 
 
 def split_at_stop(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
-    """Split text that may hold a stop text, or the beginning of one at its end.
-
-    Parameters
-    ----------
-    text : str
-        Decoded, not yet released.
-    stops : sequence of str
-        Stop texts, none empty.
-
-    Returns
-    -------
-    certain : str
-        What comes before the first stop text, or before what may become one.
-    rest : str
-        What may become one; empty where one was found.
-    found : bool
-        Whether there is one.
-
-    Examples
-    --------
-    >>> split_at_stop("one STOP two", ["STOP"])
-    ('one ', '', True)
-    >>> split_at_stop("one ST", ["STOP"])
-    ('one ', 'ST', False)
-    """
+    """Split text that may hold a stop text, or the beginning of one at its end."""
     found = [at for stop in stops if (at := text.find(stop)) >= 0]
     if found:
         return text[: min(found)], "", True

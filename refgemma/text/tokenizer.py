@@ -243,25 +243,7 @@ def _is_bracketed(piece: str) -> bool:
 
 
 def checked_text(text: str) -> str:
-    """Text that can be encoded, or a sentence on why it cannot.
-
-    Parameters
-    ----------
-    text : str
-        Any text.
-
-    Returns
-    -------
-    str
-        The same.
-
-    Raises
-    ------
-    TypeError
-        If it is not a str.
-    ValueError
-        If it holds half a surrogate pair.
-    """
+    """Text that can be encoded, or a sentence on why it cannot."""
     if not isinstance(text, str):
         raise TypeError(f"text is {text!r:.60}: expected a str")
     try:

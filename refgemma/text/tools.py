@@ -43,23 +43,7 @@ class ToolCallError(ValueError):
 
 
 def normalize_tools(tools: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Bring tool declarations to their flat form.
-
-    Parameters
-    ----------
-    tools : iterable of mapping
-        Each ``{name, description, parameters}``, or ``{"type": "function", "function": {...}}`` around the same.
-
-    Returns
-    -------
-    list of dict
-        ``{"name", "description", "parameters"}`` each, in the order given; the last two only where they were given.
-
-    Raises
-    ------
-    ValueError
-        If a declaration is no object, its name is not an identifier, or two share a name.
-    """
+    """Bring tool declarations to their flat form."""
     flat: list[dict[str, Any]] = []
     for tool in tools:
         body = tool.get("function", tool) if isinstance(tool, Mapping) else tool
@@ -80,25 +64,7 @@ def normalize_tools(tools: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def render_preamble(tools: Iterable[Mapping[str, Any]], *, style: Style = "python") -> str:
-    """Text that announces tools, to be put before the first user turn's own text.
-
-    Parameters
-    ----------
-    tools : iterable of mapping
-        Declarations as `normalize_tools` takes them.
-    style : {"python", "json"}, default "python"
-        How calls are to be written.
-
-    Returns
-    -------
-    str
-        The preamble, ending in an empty line; one declaration a line. Empty where there are no tools.
-
-    Raises
-    ------
-    ValueError
-        If a declaration is malformed or `style` unknown.
-    """
+    """Text that announces tools, to be put before the first user turn's own text."""
     _check_style(style)
     declarations = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in normalize_tools(tools))
     if not declarations:
@@ -107,25 +73,7 @@ def render_preamble(tools: Iterable[Mapping[str, Any]], *, style: Style = "pytho
 
 
 def render_calls(calls: Iterable[Mapping[str, Any]], *, style: Style = "python") -> str:
-    """Text of a model turn that calls tools.
-
-    Parameters
-    ----------
-    calls : iterable of mapping
-        ``{"name": str, "arguments": {name: literal}}`` each.
-    style : {"python", "json"}, default "python"
-        How calls are written; JSON writes one call as an object and several as a list.
-
-    Returns
-    -------
-    str
-        What `parse_calls` reads back.
-
-    Raises
-    ------
-    ValueError
-        If `style` is unknown.
-    """
+    """Text of a model turn that calls tools."""
     _check_style(style)
     calls = list(calls)
     if style == "json":
@@ -139,18 +87,7 @@ def render_calls(calls: Iterable[Mapping[str, Any]], *, style: Style = "python")
 
 
 def render_results(contents: Iterable[Any]) -> str:
-    """Text of the user turn that answers tool calls.
-
-    Parameters
-    ----------
-    contents : iterable
-        One result a call, in the order of the calls: a string as it stands, anything else as JSON.
-
-    Returns
-    -------
-    str
-        One ``<tool_response>`` block a result.
-    """
+    """Text of the user turn that answers tool calls."""
     texts = [item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in contents]
     return "\n".join(f"<tool_response>\n{text}\n</tool_response>" for text in texts)
 
@@ -158,27 +95,7 @@ def render_results(contents: Iterable[Any]) -> str:
 def to_turns(
     messages: Sequence[Mapping[str, Any]], tools: Iterable[Mapping[str, Any]] = (), *, style: Style = "python"
 ) -> list[dict[str, str]]:
-    """Rewrite a conversation with tools as one that the chat template knows.
-
-    Parameters
-    ----------
-    messages : sequence of mapping
-        ``{"role", "content"}``; an assistant message may hold ``tool_calls``, role ``tool`` holds one call's result.
-    tools : iterable of mapping, optional
-        Declarations; their preamble goes before the text of the first user message.
-    style : {"python", "json"}, default "python"
-        How calls are written.
-
-    Returns
-    -------
-    list of dict
-        ``{"role", "content"}`` each, without the role ``tool``: results become user turns, neighbouring ones joined.
-
-    Raises
-    ------
-    ValueError
-        If a declaration is malformed, or there are tools and no user message.
-    """
+    """Rewrite a conversation with tools as one that the chat template knows."""
     preamble = render_preamble(tools, style=style)
     turns: list[dict[str, str]] = []
     after_result = False
@@ -203,27 +120,7 @@ def to_turns(
 
 
 def parse_calls(text: str, tools: Iterable[Mapping[str, Any]], *, fenced: bool = False) -> list[dict[str, Any]]:
-    """Read the tool calls out of a model's answer.
-
-    Parameters
-    ----------
-    text : str
-        The whole answer. Python and JSON style are both recognised, whichever was asked for.
-    tools : iterable of mapping
-        The declarations of the request; no other name is ever accepted.
-    fenced : bool, default False
-        Also look inside a Markdown block labelled ``tool_code`` or ``json``, when it is the whole answer.
-
-    Returns
-    -------
-    list of dict
-        ``{"name": str, "arguments": dict}`` each; empty where the answer is plain text.
-
-    Raises
-    ------
-    ToolCallError
-        If the answer has the shape of a call and is malformed, calls an unknown tool, or has wrong argument names.
-    """
+    """Read the tool calls out of a model's answer."""
     declared = {tool["name"]: tool for tool in normalize_tools(tools)}
     text = text.strip()
     if fenced and (block := re.fullmatch(r"```(?:tool_code|json)\n(.*)\n```", text, re.DOTALL)):

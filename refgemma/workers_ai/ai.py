@@ -223,20 +223,7 @@ class AI:
 
 
 def blamed(error: Exception, request: Request) -> Exception:
-    """What a failure in the midst of an answer is, where a finetune was asked for.
-
-    Parameters
-    ----------
-    error : Exception
-        From an engine.
-    request : Request
-        What was being answered.
-
-    Returns
-    -------
-    Exception
-        An `AiError` 5006 for a ValueError, which a valid request with the hosted model alone never meets; else `error`.
-    """
+    """What a failure in the midst of an answer is, where a finetune was asked for."""
     if request.lora is None or not isinstance(error, ValueError):
         return error
     return AiError(5006, f"Finetune {short(request.lora)} makes numbers that overflow: {short(str(error))}")

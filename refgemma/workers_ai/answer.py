@@ -47,25 +47,7 @@ SCHEMA: dict[str, Any] = {  # of `result`
 
 
 def result(generation: Generation, request: Request) -> dict[str, Any]:
-    """Answer in one piece.
-
-    Parameters
-    ----------
-    generation : Generation
-        What was generated.
-    request : Request
-        What it was generated for.
-
-    Returns
-    -------
-    dict
-        ``response``, ``tool_calls`` where the answer is calls of declared tools (and the response is empty), ``usage``.
-
-    Raises
-    ------
-    AiError
-        5024, if JSON was asked for and the answer is none.
-    """
+    """Answer in one piece."""
     counts = {"usage": _usage(generation.usage)}
     if calls := tool_calls(generation.text, request):
         return {"response": "", "tool_calls": calls, **counts}
@@ -78,13 +60,6 @@ def result(generation: Generation, request: Request) -> dict[str, Any]:
 class Chunks:
     """Chunks of one stream, made event by event.
 
-    Parameters
-    ----------
-    request : Request
-        What is answered.
-
-    Notes
-    -----
     Where tools are declared, text that may turn out as a call is held back until it is certain.
     """
 
@@ -94,18 +69,7 @@ class Chunks:
         self._may_be_call = bool(request.tools)
 
     def feed(self, event: Event) -> list[dict[str, Any]]:
-        """Take the next token.
-
-        Parameters
-        ----------
-        event : Event
-            Of this request's row.
-
-        Returns
-        -------
-        list of dict
-            Chunks that are due: none for a token without text; with the last token, the counts too.
-        """
+        """Take the next token."""
         self._held += event.text
         if self._held.strip():
             self._may_be_call &= self._held.lstrip()[0] in "[{" and len(self._held.strip()) <= LONGEST_CALL
@@ -124,40 +88,14 @@ class Chunks:
 
 
 def chunks(events: Iterable[Event], request: Request) -> Iterator[dict[str, Any]]:
-    """Chunks of a stream.
-
-    Parameters
-    ----------
-    events : iterable of Event
-        One a token.
-    request : Request
-        What is answered.
-
-    Yields
-    ------
-    dict
-        ``response`` each, one with ``tool_calls`` where the answer is calls, the last with ``usage``.
-    """
+    """Chunks of a stream."""
     stream = Chunks(request)
     for event in events:
         yield from stream.feed(event)
 
 
 def sse(chunk: Mapping[str, Any], *, pad: bool = False) -> bytes:
-    r"""Bytes of one event.
-
-    Parameters
-    ----------
-    chunk : mapping
-        From `chunks`.
-    pad : bool
-        Add a field ``p`` of random length.
-
-    Returns
-    -------
-    bytes
-        For example ``data: {"response":"New"}\n\n``.
-    """
+    """Bytes of one event."""
     if pad:
         length = 1 + secrets.randbelow(LONGEST_PADDING)
         chunk = {**chunk, "p": (PADDING * 2)[:length]}
@@ -165,18 +103,7 @@ def sse(chunk: Mapping[str, Any], *, pad: bool = False) -> bytes:
 
 
 def to_json(value: Any) -> bytes:
-    """Compact JSON as the service writes it.
-
-    Parameters
-    ----------
-    value : object
-        What `json.dumps` takes.
-
-    Returns
-    -------
-    bytes
-        UTF-8, escaped where it must be: half a surrogate pair, which error messages may quote, has no UTF-8.
-    """
+    """Compact JSON as the service writes it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     try:
         return text.encode()
@@ -185,20 +112,7 @@ def to_json(value: Any) -> bytes:
 
 
 def tool_calls(text: str, request: Request) -> list[dict[str, Any]]:
-    """Calls of declared tools in an answer.
-
-    Parameters
-    ----------
-    text : str
-        The whole answer.
-    request : Request
-        What it answers.
-
-    Returns
-    -------
-    list of dict
-        ``{"name", "arguments"}`` each; none where the answer is plain text, or a malformed call, which is left as text.
-    """
+    """Calls of declared tools in an answer."""
     try:
         return parse_calls(text, request.tools)
     except ToolCallError:

@@ -45,18 +45,7 @@ _FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
 
 
 def check_format(given: Any) -> None:
-    """Check a ``response_format``.
-
-    Parameters
-    ----------
-    given : object
-        What the request has there.
-
-    Raises
-    ------
-    AiError
-        5006, if it is malformed.
-    """
+    """Check a ``response_format``."""
     found = problems(given, _FORMAT, "/response_format")
     if not found and given["type"] == "json_schema":
         if "json_schema" not in given:
@@ -68,59 +57,19 @@ def check_format(given: Any) -> None:
 
 
 def answer_schema(given: Mapping[str, Any]) -> Schema:
-    """Schema that answers must fit.
-
-    Parameters
-    ----------
-    given : mapping
-        A ``response_format`` that was checked.
-
-    Returns
-    -------
-    mapping
-        The schema of the request, or that of any object.
-    """
+    """Schema that answers must fit."""
     return given["json_schema"] if given["type"] == "json_schema" else ANY_OBJECT
 
 
 def instruction(schema: Schema) -> str:
-    """What the model is told.
-
-    Parameters
-    ----------
-    schema : mapping
-        From `answer_schema`.
-
-    Returns
-    -------
-    str
-        For the system's part of the prompt.
-    """
+    """What the model is told."""
     if schema is ANY_OBJECT:
         return INSTRUCTION
     return INSTRUCTION_WITH_SCHEMA.format(schema=json.dumps(schema, ensure_ascii=False))
 
 
 def read_json(text: str, schema: Schema) -> str:
-    """Take the JSON out of an answer.
-
-    Parameters
-    ----------
-    text : str
-        The answer; a Markdown fence around all of it is taken off.
-    schema : mapping
-        What it must fit.
-
-    Returns
-    -------
-    str
-        JSON, as the model wrote it.
-
-    Raises
-    ------
-    AiError
-        5024, if the answer is no JSON or does not fit.
-    """
+    """Take the JSON out of an answer."""
     text = text.strip()
     if fenced := _FENCE.fullmatch(text):
         text = fenced[1].strip()

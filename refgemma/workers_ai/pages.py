@@ -19,80 +19,28 @@ HOSTED = (GEMMA_2B, GEMMA_7B)
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """A hosted model.
+    """A hosted model."""
 
-    Attributes
-    ----------
-    model : str
-        Its name.
-    source : str
-        Address of the page.
-    as_of : str
-        When it was read.
-    context : int
-        Tokens of prompt and answer together.
-    schema : dict
-        JSON Schema of a request: one of two branches, by `prompt` or by `messages`.
-    """
-
-    model: str
-    source: str
-    as_of: str
-    context: int
-    schema: dict[str, Any]
+    model: str  # its name
+    source: str  # address of the page
+    as_of: str  # when it was read
+    context: int  # tokens of prompt and answer together
+    schema: dict[str, Any]  # JSON Schema of a request: one of two branches, by `prompt` or by `messages`
 
     def branch(self, form: str) -> dict[str, Any]:
-        """Schema of a form of request.
-
-        Parameters
-        ----------
-        form : {"prompt", "messages"}
-            Which.
-
-        Returns
-        -------
-        dict
-            JSON Schema.
-        """
+        """Schema of a form of request."""
         branches: list[dict[str, Any]] = self.schema["oneOf"]
         return next(branch for branch in branches if form in branch["properties"])
 
     def fields(self, form: str) -> dict[str, Any]:
-        """Fields that a form of request declares.
-
-        Parameters
-        ----------
-        form : {"prompt", "messages"}
-            Which branch.
-
-        Returns
-        -------
-        dict
-            Schema of each field, by name.
-        """
+        """Fields that a form of request declares."""
         fields: dict[str, Any] = self.branch(form)["properties"]
         return fields
 
 
 @functools.cache
 def page(model: str) -> Page:
-    """Page of a hosted model.
-
-    Parameters
-    ----------
-    model : str
-        One of `HOSTED`.
-
-    Returns
-    -------
-    Page
-        What it says.
-
-    Raises
-    ------
-    KeyError
-        If there is no such model.
-    """
+    """Page of a hosted model."""
     if model not in HOSTED:
         raise KeyError(model)
     file = resources.files("refgemma.workers_ai") / "data" / f"{model.rpartition('/')[2]}.json"

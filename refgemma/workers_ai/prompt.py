@@ -34,31 +34,7 @@ def encode(
     tools: Sequence[Mapping[str, Any]] = (),
     answer_schema: Schema | None = None,
 ) -> list[int]:
-    """Token ids of a prompt.
-
-    Parameters
-    ----------
-    gemma : Gemma
-        Whose tokenizer to use.
-    messages : sequence of mapping
-        ``{"role", "content"}`` each, roles unchecked.
-    raw : str, optional
-        A text to take as it stands, instead.
-    tools : sequence of mapping
-        Declarations, put before the first user text.
-    answer_schema : mapping, optional
-        JSON Schema of the answer, put after the system texts.
-
-    Returns
-    -------
-    list of int
-        Ids, ``<bos>`` first.
-
-    Raises
-    ------
-    AiError
-        5006, if the messages make no conversation or hold what is no text.
-    """
+    """Token ids of a prompt."""
     try:
         if raw is not None:
             return gemma.encode_prompt(raw, raw=True)
@@ -70,29 +46,7 @@ def encode(
 def turns(
     messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = (), answer_schema: Schema | None = None
 ) -> list[dict[str, str]]:
-    """Messages that the chat template knows.
-
-    Parameters
-    ----------
-    messages : sequence of mapping
-        As in `encode`.
-    tools : sequence of mapping
-        Declarations.
-    answer_schema : mapping, optional
-        JSON Schema of the answer.
-
-    Returns
-    -------
-    list of dict
-        ``{"role", "content"}`` each, none of them from ``tool``.
-
-    Raises
-    ------
-    AiError
-        5006, if tool calls in a message are malformed.
-    ValueError
-        If there are tools and no user message.
-    """
+    """Messages that the chat template knows."""
     plain = [_with_calls(messages, index) for index in range(len(messages))]
     if answer_schema is not None:
         systems = next((i for i, message in enumerate(plain) if message["role"] != "system"), len(plain))

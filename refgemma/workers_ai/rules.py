@@ -20,18 +20,7 @@ DEEPEST = 64  # levels of lists and objects; writing deeper ones out would meet 
 
 
 def check_depth(inputs: Any) -> None:
-    """Refuse inputs that are nested too deep; to be called before the schema.
-
-    Parameters
-    ----------
-    inputs : object
-        Anything.
-
-    Raises
-    ------
-    AiError
-        5006, at more than `DEEPEST` levels.
-    """
+    """Refuse inputs that are nested too deep; to be called before the schema."""
     for depth, _ in enumerate(_levels(inputs)):
         if depth == DEEPEST:
             raise AiError(5006, f"lists and objects are nested more than {DEEPEST} deep")
@@ -47,51 +36,18 @@ def _levels(value: Any) -> Iterator[list[Any]]:
 
 
 def with_raw_read(inputs: Any) -> Any:
-    """Take ``"raw": "true"`` for true, as the curl example of both pages sends it; to be called before the schema.
-
-    Parameters
-    ----------
-    inputs : object
-        Anything.
-
-    Returns
-    -------
-    object
-        The same, or a copy with ``raw`` true.
-    """
+    """Take ``"raw": "true"`` for true, as the curl example of both pages sends it; to be called before the schema."""
     return inputs | {"raw": True} if isinstance(inputs, dict) and inputs.get("raw") == "true" else inputs
 
 
 def check_form(inputs: Any) -> None:
-    """Refuse a request with both `prompt` and `messages`; to be called before the schema.
-
-    Parameters
-    ----------
-    inputs : object
-        Anything.
-
-    Raises
-    ------
-    AiError
-        5006, also where one of the two is so wrong that the schema would pass.
-    """
+    """Refuse a request with both `prompt` and `messages`; to be called before the schema."""
     if isinstance(inputs, dict) and "prompt" in inputs and "messages" in inputs:
         raise AiError(5006, "oneOf at '/' not met, 2 matches: expected either 'prompt' or 'messages'")
 
 
 def check_types(inputs: Mapping[str, Any]) -> None:
-    """Check fields that count in both forms of request though the pages declare them in one.
-
-    Parameters
-    ----------
-    inputs : mapping
-        The request.
-
-    Raises
-    ------
-    AiError
-        5006, if ``raw`` is not true or false, or ``lora`` no text.
-    """
+    """Check fields that count in both forms of request though the pages declare them in one."""
     for name, wanted, kind in (("raw", "boolean", bool), ("lora", "string", str)):
         if name in inputs and not isinstance(inputs[name], kind):
             given = type_name(inputs[name])
@@ -100,18 +56,7 @@ def check_types(inputs: Mapping[str, Any]) -> None:
 
 
 def check_max_tokens(inputs: Mapping[str, Any]) -> None:
-    """Demand room for at least one token, where the pages give no minimum.
-
-    Parameters
-    ----------
-    inputs : mapping
-        The request.
-
-    Raises
-    ------
-    AiError
-        5006, if ``max_tokens`` is below 1.
-    """
+    """Demand room for at least one token, where the pages give no minimum."""
     if inputs.get("max_tokens", 1) < 1:
         raise AiError(5006, "'/max_tokens' must be >= 1")
 
@@ -120,43 +65,13 @@ def check_image(inputs: Mapping[str, Any], fields: Mapping[str, Any], page: Page
     """Refuse an image where the page declares one: left out in silence, the answer would be made up.
 
     To be called before the schema, which looks at every number of an image.
-
-    Parameters
-    ----------
-    inputs : mapping
-        The request.
-    fields : mapping
-        What the page declares in this form.
-    page : Page
-        The model.
-
-    Raises
-    ------
-    AiError
-        5006.
     """
     if "image" in inputs and "image" in fields:
         raise AiError(5006, f"{page.model} reads text only: leave out '/image'")
 
 
 def check_counts(inputs: Mapping[str, Any], fields: Mapping[str, Any], page: Page) -> None:
-    """Bound what a request has many of; to be called before the schema, which looks at each.
-
-    Parameters
-    ----------
-    inputs : mapping
-        The request.
-    fields : mapping
-        What the page declares in this form.
-    page : Page
-        The model.
-
-    Raises
-    ------
-    AiError
-        5006, for as many messages as the context has tokens, more than `MOST_TOOLS` tools or functions, or more than
-        `MOST_VALUES` values inside what goes into the prompt as JSON.
-    """
+    """Bound what a request has many of; to be called before the schema, which looks at each."""
     if "messages" in fields and isinstance(inputs.get("messages"), list):
         check_messages(len(inputs["messages"]), page.model, page.context)
     for name in ("tools", "functions"):
@@ -168,58 +83,18 @@ def check_counts(inputs: Mapping[str, Any], fields: Mapping[str, Any], page: Pag
 
 
 def check_messages(count: int, model: str, context: int) -> None:
-    """Bound the number of messages, none of which takes less than a token.
-
-    Parameters
-    ----------
-    count : int
-        How many there are.
-    model : str
-        Hosted name.
-    context : int
-        Tokens of prompt and answer together.
-
-    Raises
-    ------
-    AiError
-        5006, if they cannot all be in the context.
-    """
+    """Bound the number of messages, none of which takes less than a token."""
     if count >= context:
         raise AiError(5006, f"the prompt has {count} messages, too many for {too_long(model, context)}")
 
 
 def too_long(model: str, context: int) -> str:
-    """What a prompt is too long for.
-
-    Parameters
-    ----------
-    model : str
-        Hosted name.
-    context : int
-        Tokens of prompt and answer together.
-
-    Returns
-    -------
-    str
-        The end of a sentence.
-    """
+    """What a prompt is too long for."""
     return f"the context of {context} tokens that {model} has for prompt and answer: shorten it"
 
 
 def check_json_mode(inputs: Mapping[str, Any]) -> None:
-    """Check ``response_format``, which the guide to JSON mode describes and the pages do not declare.
-
-    Parameters
-    ----------
-    inputs : mapping
-        The request.
-
-    Raises
-    ------
-    AiError
-        5006, if it is malformed, its schema has a keyword that no answer could be checked for, or a stream is asked
-        for, which JSON mode does not have.
-    """
+    """Check ``response_format``, which the guide to JSON mode describes and the pages do not declare."""
     if "response_format" in inputs:
         check_format(inputs["response_format"])
         if inputs.get("stream"):

@@ -62,55 +62,17 @@ ANNOTATIONS = frozenset({"title", "description", "default", "examples", "format"
 
 
 def problems(value: Any, schema: Schema, at: str = "/") -> list[str]:
-    """What is wrong with a value.
-
-    Parameters
-    ----------
-    value : object
-        As `json.loads` makes it.
-    schema : mapping
-        Of keywords in `KEYWORDS` and `ANNOTATIONS`; any other is not looked at.
-    at : str
-        Where the value stands, as a JSON pointer.
-
-    Returns
-    -------
-    list of str
-        Empty if the value is valid, and the first `SHOWN`, and one more that tells that there are, if much is wrong.
-        Lengths of texts are in code points.
-    """
+    """What is wrong with a value."""
     return first(_problems(value, schema, at))
 
 
 def first(found: Iterable[str]) -> list[str]:
-    """As many problems as `join` has use for.
-
-    Parameters
-    ----------
-    found : iterable of str
-        Looked for as it is read.
-
-    Returns
-    -------
-    list of str
-        At most one more than `SHOWN`.
-    """
+    """As many problems as `join` has use for."""
     return list(itertools.islice(found, SHOWN + 1))
 
 
 def join(found: list[str]) -> str:
-    """One sentence of several problems.
-
-    Parameters
-    ----------
-    found : list of str
-        From `problems`.
-
-    Returns
-    -------
-    str
-        The first of them, and whether there are more.
-    """
+    """One sentence of several problems."""
     more = ["and more"] if len(found) > SHOWN else []
     return ", ".join(found[:SHOWN] + more)
 
@@ -183,34 +145,12 @@ def _nested_problems(value: Any, schema: Schema, at: str) -> Iterator[str]:
 
 
 def short(text: str) -> str:
-    """What fits a message: names and values may be as long as the request.
-
-    Parameters
-    ----------
-    text : str
-        To be quoted.
-
-    Returns
-    -------
-    str
-        At most `LONGEST` characters of it.
-    """
+    """What fits a message: names and values may be as long as the request."""
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def type_name(value: Any) -> str:
-    """Name of a value's JSON type.
-
-    Parameters
-    ----------
-    value : object
-        Anything.
-
-    Returns
-    -------
-    str
-        Such as "array"; "number" for whole numbers, too, and Python's name for what is no JSON.
-    """
+    """Name of a value's JSON type."""
     names = [name for name, holds in TYPES.items() if name != "integer" and holds(value)]
     return names[0] if names else type(value).__name__
 
@@ -231,20 +171,6 @@ def _same(a: Any, b: Any) -> bool:
 def below(at: str, name: str | int) -> str:
     """JSON pointer to what lies inside a value.
 
-    Parameters
-    ----------
-    at : str
-        Pointer to the value.
-    name : str or int
-        Key or index.
-
-    Returns
-    -------
-    str
-        Shortened, if the name is long.
-
-    References
-    ----------
     https://www.rfc-editor.org/rfc/rfc6901
     """
     escaped = short(str(name)).replace("~", "~0").replace("/", "~1")

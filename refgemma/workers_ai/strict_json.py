@@ -12,23 +12,7 @@ from typing import Any, NoReturn
 
 
 def read(text: str) -> Any:
-    """Take text for JSON.
-
-    Parameters
-    ----------
-    text : str
-        All of it.
-
-    Returns
-    -------
-    object
-        As `json.loads` makes it; of a key that stands twice the last value counts, as in JavaScript.
-
-    Raises
-    ------
-    ValueError
-        In one sentence, if it is none. NaN and Infinity are none, either.
-    """
+    """Take text for JSON."""
     if text.startswith("\N{BYTE ORDER MARK}"):
         raise ValueError("it begins with a byte order mark")
     try:

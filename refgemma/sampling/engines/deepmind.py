@@ -26,25 +26,7 @@ _BLOCK = 16
 
 
 def steps(params: SamplingParams, context: Context) -> list[Step]:
-    """Steps that these settings switch on.
-
-    Parameters
-    ----------
-    params : SamplingParams
-        The settings.
-    context : Context
-        Its vocabulary and its format of the logits are looked at.
-
-    Returns
-    -------
-    list of (str, callable)
-        In order.
-
-    Raises
-    ------
-    Refused
-        Where the engine does not have a setting, or not together with another.
-    """
+    """Steps that these settings switch on."""
     refuse(NAME, params, "repetition_penalty", "frequency_penalty", "presence_penalty", "penalty_window")
     refuse(NAME, params, "logit_bias", "min_p", "typical_p")
     if params.temperature == 0:
@@ -71,24 +53,10 @@ def steps(params: SamplingParams, context: Context) -> list[Step]:
 def temperature(logits: Array, value: float, dtype: str) -> Array:
     """Divide the logits by the temperature, which is rounded to the format of the logits first.
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (V,)
-        Scores.
-    value : float
-        Above 0.
-    dtype : str
-        Format of the logits.
-
-    Returns
-    -------
-    ndarray of float32, shape (V,)
-        ``logits / value``, in `dtype`.
-
-    References
-    ----------
     `RandomSampling` and the others, google-deepmind/gemma at 7691fd4e, ``gemma/gm/text/_sampling.py``; a Python number
     takes the format of the array that it meets: JAX documentation, "Type promotion semantics".
+
+    logits (V,).
     """
     return divided(logits, rounded(np.array(value, np.float32), dtype), dtype)
 
@@ -96,23 +64,9 @@ def temperature(logits: Array, value: float, dtype: str) -> Array:
 def top_p_and_ties(logits: Array, p: float, dtype: str) -> Array:
     """Keep the most likely tokens until their mass is at least p, and all whose logit ties with the last of them.
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (V,)
-        Scores.
-    p : float
-        Share of the probability, below 1.
-    dtype : str
-        Format of the logits.
-
-    Returns
-    -------
-    ndarray of float32, shape (V,)
-        With all others removed (the engine gives them the lowest finite number, which comes to the same).
-
-    References
-    ----------
     `TopPSampling`, google-deepmind/gemma at 7691fd4e, ``gemma/gm/text/_sampling.py``.
+
+    logits (V,).
     """
     descending = np.sort(logits)[::-1]
     mass = running_sums(probabilities(descending, dtype), dtype)
@@ -124,21 +78,9 @@ def top_p_and_ties(logits: Array, p: float, dtype: str) -> Array:
 def probabilities(logits: Array, dtype: str) -> Array:
     """Softmax whose every operation is rounded to a format, but for its sum, which is rounded at the end.
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (V,)
-        Scores.
-    dtype : str
-        The format.
-
-    Returns
-    -------
-    ndarray of float32, shape (V,)
-        Summing to about 1.
-
-    References
-    ----------
     `jax.nn.softmax` and `jax.numpy.sum`, JAX 0.10.
+
+    logits (V,).
     """
     weights = rounded(exp_below(rounded(logits - logits.max(), dtype)), dtype)
     return divided(weights, rounded(weights.sum(), dtype), dtype)
@@ -147,24 +89,10 @@ def probabilities(logits: Array, dtype: str) -> Array:
 def divided(x: Array, by: Array, dtype: str) -> Array:
     """Divide by one number, the way XLA does: multiply by its reciprocal.
 
-    Parameters
-    ----------
-    x : ndarray of float32, any shape
-        What is divided, in the format.
-    by : ndarray of float32, shape ()
-        Number in the format.
-    dtype : str
-        The format.
-
-    Returns
-    -------
-    ndarray of float32, same shape as `x`
-        ``x / by``, in the format.
-
-    Notes
-    -----
     The reciprocal is a float16 in float16, but a float32 in bfloat16, in which XLA does not compute: it widens, and
     rounds the result alone. Read from what JAX 0.10 compiles for a CPU, and held against it in ``tests/peers``.
+
+    by ().
     """
     reciprocal = np.float32(1) / by
     return rounded(x * (rounded(reciprocal, dtype) if dtype == "float16" else reciprocal), dtype)
@@ -173,22 +101,10 @@ def divided(x: Array, by: Array, dtype: str) -> Array:
 def running_sums(x: Array, dtype: str) -> Array:
     """Running sums with each addition rounded, in the order of XLA: in blocks of 16, and over the blocks again so.
 
-    Parameters
-    ----------
-    x : ndarray of float32, shape (n,)
-        Numbers in the format.
-    dtype : str
-        The format.
-
-    Returns
-    -------
-    ndarray of float32, shape (n,)
-        Up to and including each of them.
-
-    Notes
-    -----
     A plain running sum in bfloat16 would stand still from the point where a probability is less than 1/512 of it. Read
     from what JAX 0.10 compiles for a CPU, and held against it in ``tests/peers``.
+
+    x (n,).
     """
     rows = -(-len(x) // _BLOCK)
     sums = np.pad(x, (0, rows * _BLOCK - len(x))).reshape(rows, _BLOCK)

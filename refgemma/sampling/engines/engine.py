@@ -125,29 +125,7 @@ class Distribution:
 
 
 def run(engine: Engine, logits: Array, params: SamplingParams, context: Context) -> Distribution:
-    """Scores after each step, and the distribution at their end.
-
-    Parameters
-    ----------
-    engine : Engine
-        Whose steps.
-    logits : ndarray of float, shape (V,)
-        Scores of the model.
-    params : SamplingParams
-        The settings.
-    context : Context
-        What else it may look at.
-
-    Returns
-    -------
-    Distribution
-        As the engine computes it.
-
-    Raises
-    ------
-    Refused
-        If the engine refuses the settings, or would draw from NaN.
-    """
+    """Scores after each step, and the distribution at their end. logits (V,)."""
     steps = engine.steps(params, context)
     with np.errstate(all="ignore"):  # overflow and 0 / 0 are said in words below
         scores = logits.astype(engine.dtype)
@@ -169,22 +147,7 @@ def run(engine: Engine, logits: Array, params: SamplingParams, context: Context)
 
 
 def rule(name: str, step: Callable[[Array], Array], params: SamplingParams) -> str:
-    """Sentence on what a step does: the summary of its docstring, and its setting.
-
-    Parameters
-    ----------
-    name : str
-        Its name.
-    step : callable
-        A function, or a `functools.partial` of one.
-    params : SamplingParams
-        The settings.
-
-    Returns
-    -------
-    str
-        One line.
-    """
+    """Sentence on what a step does: the summary of its docstring, and its setting."""
     function = inspect.unwrap(step)
     summary = (inspect.getdoc(getattr(function, "func", function)) or "").partition("\n")[0].rstrip(".")
     setting = getattr(params, "typical_p" if name == "typical" else name, None)

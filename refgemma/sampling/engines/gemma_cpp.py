@@ -16,25 +16,7 @@ from refgemma.sampling.steps.selection import only
 
 
 def steps(params: SamplingParams, context: Context) -> list[Step]:
-    """Steps that these settings switch on.
-
-    Parameters
-    ----------
-    params : SamplingParams
-        The settings; a `top_k` of None is V here, though the engine's own default is 1.
-    context : Context
-        Its vocabulary is looked at.
-
-    Returns
-    -------
-    list of (str, callable)
-        In order.
-
-    Raises
-    ------
-    Refused
-        Where the engine does not have a setting.
-    """
+    """Steps that these settings switch on."""
     refuse("gemma.cpp", params, "repetition_penalty", "frequency_penalty", "presence_penalty", "penalty_window")
     refuse("gemma.cpp", params, "logit_bias", "top_p", "min_p", "typical_p")
     k = context.V if params.top_k is None else params.top_k
@@ -55,23 +37,10 @@ def steps(params: SamplingParams, context: Context) -> list[Step]:
 def top_k_packed(logits: Array, k: int) -> Array:
     """Keep exactly the k largest logits, less their last three bits, which make room for the token id.
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (V,)
-        Scores.
-    k : int
-        From 1 to V.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        With all others removed, and the last three bits of the others' mantissas zero. Ties go by the packed bits: to
-        the higher id where the logit is positive, to the lower where it is negative.
-
-    References
-    ----------
     `PackTokenAndProb` and `TopK`, google/gemma.cpp at 3ed403e2, ``ops/ops-inl.h``: a double holds the logit in its
     upper half, and the id in its lower.
+
+    logits (V,).
     """
     left = np.flatnonzero(logits > -np.inf)
     upper = logits[left].astype(np.float64).view(np.uint64) & np.uint64(0xFFFFFFFF00000000)
@@ -83,25 +52,11 @@ def top_k_packed(logits: Array, k: int) -> Array:
 def temperature_without_effect(probs: Array, value: float) -> Array:
     """Divide the exponentials by the temperature, which their sum undoes: it has no effect in this version.
 
-    Parameters
-    ----------
-    probs : ndarray of float32, shape (V,)
-        Exponentials of the logits, whatever their sum.
-    value : float
-        The temperature; 0 makes them infinite.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        ``probs / value``.
-
-    Notes
-    -----
     Meant was a division before the exponential: https://github.com/google/gemma.cpp/pull/981.
 
-    References
-    ----------
     `Softmax`, google/gemma.cpp at 3ed403e2, ``ops/ops-inl.h``.
+
+    probs (V,).
     """
     return np.where(probs > -np.inf, probs * (np.float32(1) / np.float32(value)), -np.inf)
 

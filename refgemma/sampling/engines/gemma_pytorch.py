@@ -20,25 +20,7 @@ from refgemma.sampling.steps.selection import only
 
 
 def steps(params: SamplingParams, context: Context) -> list[Step]:
-    """Steps that these settings switch on.
-
-    Parameters
-    ----------
-    params : SamplingParams
-        The settings; its own default of top_k = 64 does not act.
-    context : Context
-        Its format of the logits is looked at.
-
-    Returns
-    -------
-    list of (str, callable)
-        In order.
-
-    Raises
-    ------
-    Refused
-        Where the engine does not have a setting.
-    """
+    """Steps that these settings switch on."""
     refuse("gemma_pytorch", params, "repetition_penalty", "frequency_penalty", "presence_penalty", "penalty_window")
     refuse("gemma_pytorch", params, "logit_bias", "banned", "min_p", "typical_p")
     if params.temperature == 0:  # None there; top-k and top-p do not matter
@@ -58,24 +40,10 @@ def steps(params: SamplingParams, context: Context) -> list[Step]:
 def temperature_in_place(logits: Array, value: float, dtype: str) -> Array:
     """Divide the logits by the temperature, and put the quotients in their place, in the format of the logits.
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (V,)
-        Scores.
-    value : float
-        Above 0.
-    dtype : str
-        Format of the logits.
-
-    Returns
-    -------
-    ndarray of float32, shape (V,)
-        ``logits / value``, in float32, which is the engine's format of temperatures; then rounded to `dtype`.
-
-    References
-    ----------
     `Sampler.forward`, google/gemma_pytorch at 014acb7a, ``gemma/model.py``: ``logits.div_(temperatures)``. PyTorch
     computes with two formats in the wider one, and writes the result in that of the tensor that it is put into.
+
+    logits (V,).
     """
     return rounded(shared.temperature(logits, value), dtype)
 
@@ -83,27 +51,13 @@ def temperature_in_place(logits: Array, value: float, dtype: str) -> Array:
 def top_p_not_beyond(probs: Array, p: float) -> Array:
     """Keep a token as long as the mass of the more likely ones is not above p, so one more at equality.
 
-    Parameters
-    ----------
-    probs : ndarray of float32, shape (V,)
-        Probabilities of the full distribution.
-    p : float
-        Share of the probability.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        With all others removed. Which of tied tokens stays is unspecified there (an unstable sort); here the lower id.
-
-    Notes
-    -----
     The mass before a token is the running sum less its own probability, which is where it may differ in the last bit
     from the running sum of the tokens before it. Running sums are rounded to float32 one by one, as torch does on the
     CPU.
 
-    References
-    ----------
     `Sampler.forward`, google/gemma_pytorch at 014acb7a, ``gemma/model.py``.
+
+    probs (V,).
     """
     descending = np.argsort(-probs, kind="stable")
     own = np.maximum(probs[descending], 0)

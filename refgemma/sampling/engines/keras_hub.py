@@ -16,25 +16,7 @@ from refgemma.sampling.steps.selection import only
 
 
 def steps(params: SamplingParams, context: Context) -> list[Step]:
-    """Steps that these settings switch on.
-
-    Parameters
-    ----------
-    params : SamplingParams
-        The settings: with neither top_k nor top_p its RandomSampler, with top_k its TopKSampler, else its TopPSampler.
-    context : Context
-        Its vocabulary is looked at.
-
-    Returns
-    -------
-    list of (str, callable)
-        In order.
-
-    Raises
-    ------
-    Refused
-        Where the engine does not have a setting.
-    """
+    """Steps that these settings switch on."""
     refuse("keras-hub", params, "repetition_penalty", "frequency_penalty", "presence_penalty", "penalty_window")
     refuse("keras-hub", params, "logit_bias", "banned", "min_p", "typical_p")
     if params.temperature == 0:
@@ -58,21 +40,9 @@ def steps(params: SamplingParams, context: Context) -> list[Step]:
 def top_p_not_beyond(probs: Array, p: float) -> Array:
     """Keep a token as long as the mass of the more likely ones, as it was before top-k, is not above p.
 
-    Parameters
-    ----------
-    probs : ndarray of float32, shape (V,)
-        Probabilities that need not sum to 1: after top-k they may all together stay below p, and nothing is removed.
-    p : float
-        Share of the probability.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        With all others removed; of tokens tied at the border the lower ids stay.
-
-    References
-    ----------
     `TopPSampler.get_next_token`, keras-team/keras-hub at 71453d08, ``keras_hub/src/samplers/top_p_sampler.py``.
+
+    probs (V,).
     """
     left = np.flatnonzero(probs > -np.inf)
     descending = left[np.argsort(-probs[left], kind="stable")]

@@ -22,20 +22,7 @@ WINDOW = 64  # penalty_last_n
 
 
 def steps(params: SamplingParams, context: Context) -> list[Step]:
-    """Steps that these settings switch on.
-
-    Parameters
-    ----------
-    params : SamplingParams
-        The settings; a `penalty_window` of None is the engine's own, 64 tokens.
-    context : Context
-        Its tokens are looked at: the server feeds both prompt and output to the penalties.
-
-    Returns
-    -------
-    list of (str, callable)
-        In order.
-    """
+    """Steps that these settings switch on."""
     bind = functools.partial
     window = [*context.prompt, *context.output][-(params.penalty_window or WINDOW) :]
     chosen: list[Step] = []
@@ -72,24 +59,10 @@ def steps(params: SamplingParams, context: Context) -> list[Step]:
 def repetition_penalty_in_window(logits: Array, window: Sequence[int], penalty: float) -> Array:
     """Make every token of the last 64, or of the given window, less likely, prompt included.
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (V,)
-        Scores.
-    window : sequence of int
-        The last tokens of prompt and output together.
-    penalty : float
-        Above 0.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        Positive logits divided by `penalty`, others multiplied by it.
-
-    References
-    ----------
     `llama_sampler_penalties_apply`, ngxson/llama.cpp at 3f545bec, ``src/llama-sampler.cpp``; the window of 64 is
     ``penalty_last_n`` in ``common/common.h``.
+
+    logits (V,).
     """
     return shared.repetition_penalty(logits, window, penalty)
 
@@ -97,23 +70,9 @@ def repetition_penalty_in_window(logits: Array, window: Sequence[int], penalty: 
 def count_penalties_in_window(logits: Array, window: Sequence[int], frequency: float, presence: float) -> Array:
     """Subtract the frequency penalty for every time a token stands in the window, prompt included, and presence once.
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (V,)
-        Scores.
-    window : sequence of int
-        The last tokens of prompt and output together.
-    frequency, presence : float
-        In units of logits.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        ``logits[j] - (count[j] * frequency + presence)`` where j stands in the window.
-
-    References
-    ----------
     `llama_sampler_penalties_apply`, ngxson/llama.cpp at 3f545bec, ``src/llama-sampler.cpp``.
+
+    logits (V,).
     """
     out = logits.copy()
     ids, counts = np.unique(np.asarray(window, dtype=np.int64), return_counts=True)
@@ -124,21 +83,9 @@ def count_penalties_in_window(logits: Array, window: Sequence[int], frequency: f
 def typical_beyond(logits: Array, p: float) -> Array:
     """Keep the tokens nearest to the expected surprise until their mass exceeds p.
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (V,)
-        Scores.
-    p : float
-        From 0 to 1.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        With all others removed. Which of equally distant tokens stays is unspecified there; here the lower id.
-
-    References
-    ----------
     `llama_sampler_typical_apply`, ngxson/llama.cpp at 3f545bec, ``src/llama-sampler.cpp``.
+
+    logits (V,).
     """
     left = np.flatnonzero(logits > -np.inf)
     probs = softmax(logits[left])
@@ -152,25 +99,11 @@ def typical_beyond(logits: Array, p: float) -> Array:
 def top_p_reaching(logits: Array, p: float) -> Array:
     """Keep the most likely tokens until their mass, that of the last included, is at least p.
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (V,)
-        Scores.
-    p : float
-        Share of the probability, below 1.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        With all others removed. Which of tied tokens stays is unspecified there (a partial sort); here the lower id.
-
-    Notes
-    -----
     The walk stops at equality, as with transformers, but its float32 running sum starts at the most likely token.
 
-    References
-    ----------
     `llama_sampler_top_p_apply`, ngxson/llama.cpp at 3f545bec, ``src/llama-sampler.cpp``.
+
+    logits (V,).
     """
     left = np.flatnonzero(logits > -np.inf)
     descending = left[np.argsort(-logits[left], kind="stable")]
@@ -181,21 +114,9 @@ def top_p_reaching(logits: Array, p: float) -> Array:
 def min_p_of_logits(logits: Array, p: float) -> Array:
     """Remove every token whose logit is below the highest plus log(p).
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (V,)
-        Scores.
-    p : float
-        Above 0, up to 1.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        With these removed.
-
-    References
-    ----------
     `llama_sampler_min_p_apply`, ngxson/llama.cpp at 3f545bec, ``src/llama-sampler.cpp``.
+
+    logits (V,).
     """
     return np.where(logits < logits.max() + np.log(np.float32(p)), -np.inf, logits)
 

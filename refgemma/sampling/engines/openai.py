@@ -16,25 +16,6 @@ RANGES = {"temperature": (0, 2), "frequency_penalty": (-2, 2), "presence_penalty
 def steps(params: SamplingParams, context: Context) -> list[Step]:
     """Steps that these settings switch on.
 
-    Parameters
-    ----------
-    params : SamplingParams
-        The settings.
-    context : Context
-        Its output is looked at: the penalties count what was sampled, not the prompt.
-
-    Returns
-    -------
-    list of (str, callable)
-        In order.
-
-    Raises
-    ------
-    Refused
-        Where the API does not have a setting, or does not document what it does.
-
-    References
-    ----------
     OpenAI, "Frequency and presence penalties" and the reference of chat completions, API documentation.
     """
     refuse("openai", params, "repetition_penalty", "penalty_window", "top_k", "min_p", "typical_p", "banned")

@@ -30,60 +30,19 @@ OFF: dict[str, tuple[object, ...]] = {
 
 
 def is_on(params: SamplingParams, name: str) -> bool:
-    """Whether a setting asks for anything.
-
-    Parameters
-    ----------
-    params : SamplingParams
-        The settings.
-    name : str
-        A key of `OFF`.
-
-    Returns
-    -------
-    bool
-        False where the setting has the value that does nothing.
-    """
+    """Whether a setting asks for anything."""
     return getattr(params, name) not in OFF[name]
 
 
 def refuse(engine: str, params: SamplingParams, *names: str) -> None:
-    """Raise where a setting is on that the engine does not have.
-
-    Parameters
-    ----------
-    engine : str
-        Its name.
-    params : SamplingParams
-        The settings.
-    *names : str
-        Settings that it does not have.
-
-    Raises
-    ------
-    Refused
-        Naming the first of them.
-    """
+    """Raise where a setting is on that the engine does not have."""
     for name in names:
         if is_on(params, name):
             raise Refused(f"{engine} has no {name} (given {getattr(params, name)!r}): leave it at {OFF[name][0]!r}")
 
 
 def rounded(x: Array, dtype: str) -> Array:
-    """Round to what a format can hold.
-
-    Parameters
-    ----------
-    x : ndarray of float32, any shape
-        Numbers.
-    dtype : {"float32", "float16", "bfloat16"}
-        The format.
-
-    Returns
-    -------
-    ndarray of float32, same shape
-        The nearest numbers of that format, ties to even; infinite where they are too large for it.
-    """
+    """Round to what a format can hold."""
     if dtype == "bfloat16":
         return from_bfloat16(to_bfloat16(x))
     with np.errstate(over="ignore"):
@@ -91,33 +50,11 @@ def rounded(x: Array, dtype: str) -> Array:
 
 
 def softmax(logits: Array) -> Array:
-    """Turn logits into probabilities.
-
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (V,)
-        Scores.
-
-    Returns
-    -------
-    ndarray of float32, shape (V,)
-        Summing to 1; removed tokens stay at minus infinity.
-    """
+    """Turn logits into probabilities. logits (V,)."""
     weights = exp_below(logits)
     return np.where(logits > -np.inf, weights / weights.sum(), -np.inf).astype(logits.dtype, copy=False)
 
 
 def first_maximum(logits: Array) -> Array:
-    """Keep the most likely token alone, on ties the lowest id.
-
-    Parameters
-    ----------
-    logits : ndarray of float, shape (V,)
-        Scores.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        All others removed.
-    """
+    """Keep the most likely token alone, on ties the lowest id. logits (V,)."""
     return only(logits, np.array([logits.argmax()]))

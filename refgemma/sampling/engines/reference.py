@@ -14,20 +14,7 @@ from refgemma.sampling.params import SamplingParams
 
 
 def steps(params: SamplingParams, context: Context) -> list[Step]:
-    """Steps of `decide`, and the greedy choice as one more.
-
-    Parameters
-    ----------
-    params : SamplingParams
-        The settings.
-    context : Context
-        Its tokens are looked at.
-
-    Returns
-    -------
-    list of (str, callable)
-        In order.
-    """
+    """Steps of `decide`, and the greedy choice as one more."""
     chosen: list[Step] = [
         (name, functools.update_wrapper(functools.partial(step), getattr(shared, name)))  # for its docstring
         for name, step in steps_of(params, context.prompt, context.output)

@@ -15,25 +15,7 @@ from refgemma.sampling.params import SamplingParams
 
 
 def steps(params: SamplingParams, context: Context) -> list[Step]:
-    """Steps that these settings switch on.
-
-    Parameters
-    ----------
-    params : SamplingParams
-        The settings; what is off there is off here, so that top-k's default of 50 does not act.
-    context : Context
-        Its tokens are looked at.
-
-    Returns
-    -------
-    list of (str, callable)
-        In order.
-
-    Raises
-    ------
-    Refused
-        Where transformers refuses the settings.
-    """
+    """Steps that these settings switch on."""
     refuse("transformers", params, "frequency_penalty", "presence_penalty", "penalty_window")
     if params.temperature == 0:
         raise Refused(
@@ -67,21 +49,9 @@ def steps(params: SamplingParams, context: Context) -> list[Step]:
 def top_k_and_ties(logits: Array, k: int) -> Array:
     """Keep every token at least as likely as the k-th most likely, so that ties there keep more than k.
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (V,)
-        Scores.
-    k : int
-        At least 1; more than V is V.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        With all others removed.
-
-    References
-    ----------
     `TopKLogitsWarper` in transformers 5.23, ``generation/logits_process.py``; vLLM's PyTorch path has the same rule.
+
+    logits (V,).
     """
     V = len(logits)
     if k >= V:
@@ -92,28 +62,13 @@ def top_k_and_ties(logits: Array, k: int) -> Array:
 def top_p_from_below(logits: Array, p: float | np.float32) -> Array:
     """Remove the least likely tokens while their mass together is at most 1 - p; the most likely one stays.
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (V,)
-        Scores.
-    p : float or numpy.float32
-        Share of the probability; ``1 - p`` is taken in its format, then rounded to float32.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        With all others removed. Of tokens tied at the border the higher ids stay, as in a stable ascending sort; the
-        engine's sort promises no order, so any of them may there.
-
-    Notes
-    -----
     The same as keeping a token while the mass of the more likely ones is below p, so that the walk stops at equality;
     but the sum starts at the small end, and so do its roundings. Running sums are rounded to float32 one by one, as
     torch does on the CPU.
 
-    References
-    ----------
     `TopPLogitsWarper` in transformers 5.23, ``generation/logits_process.py``.
+
+    logits (V,).
     """
     ascending = np.argsort(logits, kind="stable")
     mass = np.cumsum(np.maximum(softmax(logits)[ascending], 0), dtype=np.float64).astype(np.float32)
@@ -127,21 +82,9 @@ def top_p_from_below(logits: Array, p: float | np.float32) -> Array:
 def min_p_of_probabilities(logits: Array, p: float) -> Array:
     """Remove every token whose probability is below p times the highest.
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (V,)
-        Scores.
-    p : float
-        From 0 to 1.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        With these removed.
-
-    References
-    ----------
     `MinPLogitsWarper` in transformers 5.23, ``generation/logits_process.py``; vLLM has the same rule.
+
+    logits (V,).
     """
     probs = softmax(logits)
     return np.where(probs < np.float32(p) * probs.max(), -np.inf, logits)
@@ -150,22 +93,10 @@ def min_p_of_probabilities(logits: Array, p: float) -> Array:
 def typical_and_ties(logits: Array, p: float) -> Array:
     """Keep the tokens nearest to the expected surprise until their mass reaches p, and all that tie with the last.
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (V,)
-        Scores.
-    p : float
-        Above 0, below 1.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        With all others removed.
-
-    References
-    ----------
     `TypicalLogitsWarper` in transformers 5.23, ``generation/logits_process.py``, after Meister et al., "Locally Typical
     Sampling", 2023, section 4.
+
+    logits (V,).
     """
     probs = np.maximum(softmax(logits), 0)
     surprise = -np.log(probs)

@@ -18,25 +18,7 @@ COLDEST = 0.01
 
 
 def steps(params: SamplingParams, context: Context) -> list[Step]:
-    """Steps that these settings switch on.
-
-    Parameters
-    ----------
-    params : SamplingParams
-        The settings.
-    context : Context
-        Its tokens are looked at.
-
-    Returns
-    -------
-    list of (str, callable)
-        In order.
-
-    Raises
-    ------
-    Refused
-        Where vLLM refuses the settings.
-    """
+    """Steps that these settings switch on."""
     refuse("vllm", params, "penalty_window", "typical_p")
     for name, low, high in (("temperature", 0, 2), ("frequency_penalty", -2, 2), ("presence_penalty", -2, 2)):
         if not low <= getattr(params, name) <= high:
@@ -76,21 +58,9 @@ def steps(params: SamplingParams, context: Context) -> list[Step]:
 def temperature_from_a_hundredth(logits: Array, value: float) -> Array:
     """Divide the logits by the temperature, taken as 0.01 where it is lower.
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (V,)
-        Scores.
-    value : float
-        Above 0; 0 is the greedy choice and does not come here.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        ``logits / max(value, 0.01)``.
-
-    References
-    ----------
     `SamplingParams` in vLLM, main of mid-2026, ``vllm/sampling_params.py``, which says so in a warning.
+
+    logits (V,).
     """
     return shared.temperature(logits, max(value, COLDEST))
 

@@ -21,23 +21,6 @@ _DIGITS = 6  # significant, of every number on the page
 def page(record: Record, *, title: str = "", progress: Callable[[int, int], None] | None = None) -> str:
     """Write a record as a page.
 
-    Parameters
-    ----------
-    record : Record
-        The decisions.
-    title : str
-        Heading.
-    progress : callable, optional
-        ``progress(done, total)``, in tokens.
-
-    Returns
-    -------
-    str
-        HTML in ASCII, with its style, its script and its data in it. It loads nothing, and its content security policy
-        forbids it to.
-
-    Notes
-    -----
     Whatever came from a model is data: JSON in which ``<``, ``>`` and ``&`` are escapes, so that no text can end the
     script element, and put on the page as text, never as markup.
     """
@@ -73,36 +56,14 @@ def _data(record: Record, progress: Callable[[int, int], None] | None) -> dict[s
 
 
 def legend() -> list[str]:
-    """Name the classes of surprise.
-
-    Returns
-    -------
-    list of str
-        From the certain to the surprising, as `refgemma.sampling.show.view.surprise` counts them.
-    """
+    """Name the classes of surprise."""
     percent = [f"{border * 100:g} %" for border in BORDERS]
     between = (f"{low} to {high}" for low, high in zip(percent[1:], percent, strict=False))
     return [f"{percent[0]} and more", *between, f"below {percent[-1]}"]
 
 
 def token_data(record: Record, t: int, text: str) -> dict[str, Any]:
-    """All that a page shows of one decision.
-
-    Parameters
-    ----------
-    record : Record
-        The decisions.
-    t : int
-        Which of them, from 0.
-    text : str
-        What its token adds to the output.
-
-    Returns
-    -------
-    dict
-        Plain values: the token, its probability before (``prob``) and after the steps (``final``), its class of
-        surprise, why it came (``why``), and the table of candidates (``rows``) through the steps (``columns``).
-    """
+    """All that a page shows of one decision."""
     entry, table = record[t], view(record, t)
     return {
         "id": entry.token,

@@ -22,27 +22,7 @@ _BAR, _CHOSEN, _FAINT = "#9dbfe4", "#0a58b0", "#6b6862"
 
 
 def picture(record: Record, t: int | None = None, *, format: Format = "png") -> bytes:
-    """Draw a record.
-
-    Parameters
-    ----------
-    record : Record
-        The decisions.
-    t : int, optional
-        Whose candidates to draw, from 0; by default those of the token that surprised the model most.
-    format : {"png", "svg", "pdf"}
-        Of the picture.
-
-    Returns
-    -------
-    bytes
-        A whole file.
-
-    Raises
-    ------
-    ValueError
-        If matplotlib is not installed, or the format is none of the three.
-    """
+    """Draw a record."""
     if format not in FORMATS:
         raise ValueError(f"the picture is to be {format!r}: expected {', '.join(FORMATS)}")
     check_matplotlib()
@@ -71,13 +51,7 @@ def picture(record: Record, t: int | None = None, *, format: Format = "png") -> 
 
 
 def check_matplotlib() -> None:
-    """Make sure that pictures can be drawn.
-
-    Raises
-    ------
-    ValueError
-        If matplotlib is not installed.
-    """
+    """Make sure that pictures can be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError('the picture is drawn with matplotlib, which is not installed: pip install "refgemma[plot]"')
 

@@ -20,18 +20,7 @@ _STYLES = ("", "", "yellow", "yellow", "bold yellow", "bold red")  # a class of 
 
 
 def overview(record: Record) -> Table:
-    """One line a token.
-
-    Parameters
-    ----------
-    record : Record
-        The decisions.
-
-    Returns
-    -------
-    rich.table.Table
-        Token, how likely the model found it, how surprising, how many were left to draw from, and near ties.
-    """
+    """One line a token."""
     from rich.text import Text
 
     table = _table("t", "id", "token", "the model gave it", "", "drawn with", "left", "near tie", left=(2, 4, 7))
@@ -55,22 +44,7 @@ def overview(record: Record) -> Table:
 
 
 def candidates(record: Record, t: int, *, count: int = _CANDIDATES) -> Table:
-    """Candidates of one decision through its steps, with bars.
-
-    Parameters
-    ----------
-    record : Record
-        The decisions.
-    t : int
-        Which of them, from 0.
-    count : int
-        How many of the most likely; the token itself and those at the border of a cut are shown in any case.
-
-    Returns
-    -------
-    rich.table.Table
-        A row a candidate, a column a step.
-    """
+    """Candidates of one decision through its steps, with bars."""
     whole = view(record, t)
     shown = whole.head(count)
     across = [_heading(column) for column in shown.columns]
@@ -83,48 +57,14 @@ def candidates(record: Record, t: int, *, count: int = _CANDIDATES) -> Table:
 
 
 def bar(share: float, width: int = _BAR) -> str:
-    """A bar in eighths of a character.
-
-    Parameters
-    ----------
-    share : float
-        Of the width; what is beyond 0 to 1 is cut off.
-    width : int
-        In characters.
-
-    Returns
-    -------
-    str
-        Of just this width.
-
-    Examples
-    --------
-    >>> bar(0.5, 4)
-    '██  '
-    """
+    """A bar in eighths of a character."""
     eighths = round(8 * width * min(max(share, 0.0), 1.0))
     whole, rest = divmod(eighths, 8)
     return (_BLOCK * whole + (_EIGHTHS[rest] if rest else "")).ljust(width)
 
 
 def percent(p: float) -> str:
-    """A probability, in three digits.
-
-    Parameters
-    ----------
-    p : float
-        From 0 to 1.
-
-    Returns
-    -------
-    str
-        In percent.
-
-    Examples
-    --------
-    >>> percent(0.12345), percent(2e-9), percent(1.0)
-    ('12.3 %', '2e-07 %', '100 %')
-    """
+    """A probability, in three digits."""
     return f"{100 * p:.3g} %"
 
 

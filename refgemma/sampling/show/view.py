@@ -19,27 +19,13 @@ BORDERS = (0.9, 0.5, 0.2, 0.05, 0.01)  # of the classes of surprise
 
 @dataclass(frozen=True)
 class Column:
-    """One step.
+    """One step."""
 
-    Attributes
-    ----------
-    name : str
-        ``model`` for the logits as they came, then the steps in order, then ``greedy`` where nothing is drawn.
-    setting : str
-        Its setting, in words.
-    removed : int
-        How many tokens it removed.
-    mass : float
-        Their probability, of what was left before.
-    margin : float or None
-        Between the last token kept and the first removed.
-    """
-
-    name: str
-    setting: str = ""
-    removed: int = 0
-    mass: float = 0.0
-    margin: float | None = None
+    name: str  # ``model`` for the logits as they came, then the steps in order, then ``greedy`` where nothing is drawn
+    setting: str = ""  # its setting, in words
+    removed: int = 0  # how many tokens it removed
+    mass: float = 0.0  # their probability, of what was left before
+    margin: float | None = None  # between the last token kept and the first removed
 
     @property
     def title(self) -> str:
@@ -49,29 +35,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate.
+    """One candidate."""
 
-    Attributes
-    ----------
-    token : int
-        Its id.
-    label : str
-        Its text, readable.
-    logit : float or None
-        As the model gave it; None for minus infinity.
-    probs : tuple of float or None
-        After each column; None once it is removed.
-    logits : tuple of float or None
-        As `probs`.
-    mark : str
-        A full triangle for the token of the record, an empty one for what its settings draw where that is another.
-    """
-
-    token: int
-    label: str
-    logit: float | None
-    probs: tuple[float | None, ...]
-    logits: tuple[float | None, ...]
+    token: int  # its id
+    label: str  # its text, readable
+    logit: float | None  # as the model gave it; None for minus infinity
+    probs: tuple[float | None, ...]  # after each column; None once it is removed
+    logits: tuple[float | None, ...]  # as `probs`
+    # a full triangle for the token of the record, an empty one for what its settings draw where that is another
     mark: str = ""
 
     @property
@@ -82,32 +53,13 @@ class Row:
 
 @dataclass(frozen=True)
 class View:
-    """One decision.
+    """One decision."""
 
-    Attributes
-    ----------
-    columns : tuple of Column
-        Across.
-    rows : tuple of Row
-        Down, the most likely first.
-    """
-
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]  # across
+    rows: tuple[Row, ...]  # down, the most likely first
 
     def head(self, count: int) -> View:
-        """Only the rows that matter most.
-
-        Parameters
-        ----------
-        count : int
-            How many at least, from the most likely down.
-
-        Returns
-        -------
-        View
-            These, the chosen token, and at each cut the last token kept and the first removed.
-        """
+        """Only the rows that matter most."""
         wanted = {i for i, row in enumerate(self.rows) if i < count or row.mark}
         for j in range(1, len(self.columns)):
             kept = [i for i, row in enumerate(self.rows) if row.probs[j] is not None]
@@ -117,20 +69,7 @@ class View:
 
 
 def view(record: Record, t: int) -> View:
-    """Candidates of one decision through its steps.
-
-    Parameters
-    ----------
-    record : Record
-        The decisions.
-    t : int
-        Which of them, from 0.
-
-    Returns
-    -------
-    View
-        With all candidates on record.
-    """
+    """Candidates of one decision through its steps."""
     entry = record[t]
     greedy = record.params.temperature < GREEDY_BELOW
     columns = [Column("model")]
@@ -153,37 +92,13 @@ def view(record: Record, t: int) -> View:
 
 
 def label(record: Record, token: int) -> str:
-    """Text of a token, in quotes and with newlines and the like as escapes.
-
-    Parameters
-    ----------
-    record : Record
-        The decisions.
-    token : int
-        Its id.
-
-    Returns
-    -------
-    str
-        The id where its text is unknown.
-    """
+    """Text of a token, in quotes and with newlines and the like as escapes."""
     piece = record.piece(token)
     return repr(piece.replace("\u2581", " ")) if piece else f"token {token}"
 
 
 def setting(value: object) -> str:
-    """A setting in a word or two.
-
-    Parameters
-    ----------
-    value : object
-        Number, or a collection of ids or of pairs.
-
-    Returns
-    -------
-    str
-        The number, or how many there are.
-    """
+    """A setting in a word or two."""
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float):
@@ -193,34 +108,12 @@ def setting(value: object) -> str:
 
 
 def texts(record: Record) -> list[str]:
-    """Text that each token of the output adds.
-
-    Parameters
-    ----------
-    record : Record
-        The decisions.
-
-    Returns
-    -------
-    list of str
-        As many as tokens, joined the output; an id in brackets where the text of a token is unknown.
-    """
+    """Text that each token of the output adds."""
     return spell(record.piece(token) or f"[{token}]" for token in record.tokens)
 
 
 def settings(record: Record) -> str:
-    """Settings of a record that do something, and its seed.
-
-    Parameters
-    ----------
-    record : Record
-        The decisions.
-
-    Returns
-    -------
-    str
-        One line.
-    """
+    """Settings of a record that do something, and its seed."""
     plain, params = SamplingParams(), record.params
     names = [field.name for field in fields(params) if field.name not in ("temperature", "max_tokens", "stop")]
     shown = ["temperature", *(name for name in names if getattr(params, name) != getattr(plain, name))]
@@ -228,32 +121,10 @@ def settings(record: Record) -> str:
 
 
 def probability(logprob: float | None) -> float:
-    """Probability of which a record holds the logarithm.
-
-    Parameters
-    ----------
-    logprob : float or None
-        Natural log; None for a probability of zero.
-
-    Returns
-    -------
-    float
-        From 0 to 1.
-    """
+    """Probability of which a record holds the logarithm."""
     return 0.0 if logprob is None else math.exp(logprob)
 
 
 def surprise(logprob: float | None) -> int:
-    """Class of a probability, from the certain to the surprising; colours have one each.
-
-    Parameters
-    ----------
-    logprob : float or None
-        Natural log of the probability before all steps.
-
-    Returns
-    -------
-    int
-        0 for at least 90 %, then from 50, 20, 5 and 1 % on, 5 for less.
-    """
+    """Class of a probability, from the certain to the surprising; colours have one each."""
     return sum(probability(logprob) < border for border in BORDERS)

@@ -150,20 +150,7 @@ def typical(logits: Array, p: float) -> Array:
 
 
 def distances(logits: Array) -> tuple[Array, Array]:
-    """How far the surprise of each token is from the entropy.
-
-    Parameters
-    ----------
-    logits : ndarray of float64, shape (n,)
-        Scores, all finite.
-
-    Returns
-    -------
-    distance : ndarray, shape (n,)
-        ``|-log(prob[j]) - entropy|``, in nats.
-    probs : ndarray, shape (n,)
-        The probabilities.
-    """
+    """How far the surprise of each token is from the entropy. logits (n,) -> distance (n,), probs (n,)."""
     log_probs = logits - logits.max()
     log_probs -= np.log(np.exp(log_probs).sum())
     probs = np.exp(log_probs)

@@ -22,20 +22,7 @@ def _all(V: int) -> Array:
 
 
 def left(logits: Array) -> tuple[Array, Array]:
-    """Tokens that have not been removed.
-
-    Parameters
-    ----------
-    logits : ndarray of float64, shape (V,)
-        Scores.
-
-    Returns
-    -------
-    ids : ndarray of int, shape (n,)
-        Which they are, ascending.
-    values : ndarray, shape (n,)
-        Their logits; `logits` itself where none has been removed.
-    """
+    """Tokens that have not been removed. logits (V,) -> ids (n,), values (n,)."""
     if logits.min() > -np.inf:
         return _all(len(logits)), logits
     ids = np.flatnonzero(logits > -np.inf)
@@ -43,58 +30,21 @@ def left(logits: Array) -> tuple[Array, Array]:
 
 
 def exp_below(logits: Array) -> Array:
-    """Exponentials, scaled so that the largest is 1: probabilities but for their total.
-
-    Parameters
-    ----------
-    logits : ndarray of float64, shape (n,)
-        Scores.
-
-    Returns
-    -------
-    ndarray, shape (n,)
-        ``exp(logits - max(logits))``.
-    """
+    """Exponentials, scaled so that the largest is 1: probabilities but for their total. logits (n,)."""
     out: Array = logits - logits.max()
     np.exp(out, out=out)  # in place: a second array of V numbers would cost more than their exponentials
     return out
 
 
 def only(logits: Array, ids: Array) -> Array:
-    """Remove all tokens but some.
-
-    Parameters
-    ----------
-    logits : ndarray of float64, shape (V,)
-        Scores.
-    ids : ndarray of int
-        Which tokens stay.
-
-    Returns
-    -------
-    ndarray, shape (V,)
-        Minus infinity everywhere else.
-    """
+    """Remove all tokens but some. logits (V,)."""
     out = np.full_like(logits, -np.inf)
     out[ids] = logits[ids]
     return out
 
 
 def largest(values: Array, count: int) -> Array:
-    """Find the largest numbers.
-
-    Parameters
-    ----------
-    values : ndarray of float, shape (n,)
-        Any numbers.
-    count : int
-        1 to n.
-
-    Returns
-    -------
-    ndarray of int, shape (count,)
-        Their places, in no particular order; lower places where numbers tie at the border.
-    """
+    """Find the largest numbers. values (n,)."""
     if count == len(values):
         return _all(count)
     groups = max(_GROUPS, 4 * count)

@@ -39,22 +39,6 @@ _PROBE = "What is the capital of Nepal?"
 def check(folder: Path, gemma: Gemma | None, model: str) -> None:
     """Refuse what could not be run.
 
-    Parameters
-    ----------
-    folder : Path
-        Holds one of the two files, or both.
-    gemma : Gemma or None
-        What answers for the hosted model here.
-    model : str
-        The hosted model.
-
-    Raises
-    ------
-    AiError
-        5006, with every rule that is broken.
-
-    Notes
-    -----
     The hosted rules want the shapes of Google's models. Here another model may answer under a hosted name; an adapter
     that fits that one is taken, too.
     """

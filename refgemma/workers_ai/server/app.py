@@ -43,46 +43,7 @@ def create_app(
     max_rows: int = ROWS,
     max_waiting: int = WAITING,
 ) -> Starlette:
-    """Make the server's application.
-
-    Parameters
-    ----------
-    models : mapping, optional
-        What answers under each hosted name, as `refgemma.workers_ai.AI` takes it; without any, the shipped model
-        answers under both.
-    loras : mapping, optional
-        Adapters by name, likewise; without models and adapters, those that ship.
-    pad : bool
-        Whether chunks of streams carry padding.
-    token : str, optional
-        Bearer token that requests must carry.
-    hosts : collection of str, optional
-        Host names under which requests may come; any, if none are given.
-    finetunes : str or Path, optional
-        Folder of uploaded finetunes; without one they are gone with the application.
-    max_rows : int
-        Requests that write at a time, of each loaded model.
-    max_waiting : int
-        Requests that may wait beside those; more get status 429.
-
-    Returns
-    -------
-    Starlette
-        An ASGI application; its ``state.service`` holds what is behind it.
-
-    Raises
-    ------
-    ValueError
-        If the token is empty, a name is not hosted, an adapter fits no model, or a file is broken.
-    FileNotFoundError
-        If there is no such model or adapter.
-
-    Examples
-    --------
-    >>> app = create_app(loras={"sailor": "pirate"})
-    >>> [finetune["name"] for finetune in app.state.service.finetunes.every()]
-    ['sailor']
-    """
+    """Make the server's application."""
     if token == "":
         raise ValueError("the token is empty: expected one that is hard to guess, or none at all")
     if loras is None:

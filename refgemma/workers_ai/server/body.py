@@ -14,25 +14,7 @@ from refgemma.workers_ai.server.limits import BODY_RATE, BODY_SECONDS, JSON_BYTE
 
 
 async def chunks(request: HttpRequest, most: int) -> AsyncIterator[bytes]:
-    """Body of a request, piece by piece.
-
-    Parameters
-    ----------
-    request : HttpRequest
-        Whose body was not read yet.
-    most : int
-        Bytes.
-
-    Yields
-    ------
-    bytes
-        The next piece.
-
-    Raises
-    ------
-    AiError
-        3006 where there are more bytes, 3007 where they come too slowly.
-    """
+    """Body of a request, piece by piece."""
     announced = request.headers.get("content-length", "")
     too_large = AiError(3006, f"Request is too large: expected a body of at most {most:,} bytes")
     if announced.isdecimal() and (len(announced) > 18 or int(announced) > most):
@@ -55,67 +37,18 @@ async def chunks(request: HttpRequest, most: int) -> AsyncIterator[bytes]:
 
 
 async def read_json(request: HttpRequest) -> Any:
-    """JSON of a request.
-
-    Parameters
-    ----------
-    request : HttpRequest
-        Of any content type: the pages' own curl examples send none, so curl says it is a form.
-
-    Returns
-    -------
-    object
-        As `json.loads` makes it.
-
-    Raises
-    ------
-    AiError
-        3003 where there is no body, 3006 where it is too large, 3007 where it comes too slowly, 3040 where many are
-        being read, 5006 where it is not JSON.
-    """
+    """JSON of a request."""
     body = await read_body(request)
     return await request.app.state.service.turns.run(parse, body)
 
 
 async def read_body(request: HttpRequest) -> bytes:
-    """Body of a request that is to be JSON.
-
-    Parameters
-    ----------
-    request : HttpRequest
-        Whose body was not read yet.
-
-    Returns
-    -------
-    bytes
-        For `parse`, which takes a while for a large one.
-
-    Raises
-    ------
-    AiError
-        3006 where it is too large, 3007 where it comes too slowly.
-    """
+    """Body of a request that is to be JSON."""
     return b"".join([chunk async for chunk in chunks(request, JSON_BYTES)])
 
 
 def parse(body: bytes) -> Any:
-    """Take bytes for JSON.
-
-    Parameters
-    ----------
-    body : bytes
-        In UTF-8.
-
-    Returns
-    -------
-    object
-        As `refgemma.workers_ai.strict_json` reads it.
-
-    Raises
-    ------
-    AiError
-        3003 where there is nothing, 5006 where it is not JSON.
-    """
+    """Take bytes for JSON."""
     if not body.strip():
         raise AiError(3003, "Missing body: expected a JSON object")
     try:

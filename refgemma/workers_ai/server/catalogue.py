@@ -22,18 +22,7 @@ MOST_PER_PAGE = 100
 
 
 def routes(ai: AI) -> list[Route]:
-    """Routes of the catalogue.
-
-    Parameters
-    ----------
-    ai : AI
-        The models.
-
-    Returns
-    -------
-    list of Route
-        Below ``/client/v4/accounts/{account}/ai``.
-    """
+    """Routes of the catalogue."""
 
     async def search(http: HttpRequest) -> Response:
         query = http.query_params
@@ -54,20 +43,7 @@ def routes(ai: AI) -> list[Route]:
 
 
 def answered_by(name: str, ai: AI) -> str:
-    """What answers under a hosted name.
-
-    Parameters
-    ----------
-    name : str
-        Hosted name.
-    ai : AI
-        The models.
-
-    Returns
-    -------
-    str
-        A phrase that says so where it is the shipped stand-in.
-    """
+    """What answers under a hosted name."""
     gemma = ai.models[name]
     what = gemma.name or f"a model of {gemma.config.num_parameters:,} parameters"
     return f"{what}, the small model that ships with refgemma, as a stand-in" if gemma.name == "tiny-it" else what

@@ -37,23 +37,7 @@ class ChatRequest(NamedTuple):
 
 
 def read_chat(body: Any) -> ChatRequest:
-    """Translate a request.
-
-    Parameters
-    ----------
-    body : object
-        JSON of the request.
-
-    Returns
-    -------
-    ChatRequest
-        The native inputs are yet to be validated.
-
-    Raises
-    ------
-    AiError
-        5006 for what cannot be translated.
-    """
+    """Translate a request."""
     if not isinstance(body, dict):
         raise AiError(5006, "the body is no object: expected model and messages")
     given = {name: value for name, value in body.items() if value is not None}
@@ -86,16 +70,6 @@ def check_messages(chat: ChatRequest) -> None:
     """Validate a request by what its model's page says of messages alone.
 
     The whole schema, which goes on to validate it, would miss a `prompt` first, and this interface has none.
-
-    Parameters
-    ----------
-    chat : ChatRequest
-        From `read_chat`.
-
-    Raises
-    ------
-    AiError
-        5006, in words that name only fields of this interface.
     """
     if chat.model not in HOSTED:
         return

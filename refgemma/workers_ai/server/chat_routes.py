@@ -25,18 +25,7 @@ from refgemma.workers_ai.server.streaming import Answer, EventStream, while_conn
 
 
 def routes(service: Service) -> list[Route]:
-    """Routes of OpenAI's interface.
-
-    Parameters
-    ----------
-    service : Service
-        What answers.
-
-    Returns
-    -------
-    list of Route
-        Below ``/client/v4/accounts/{account}/ai``.
-    """
+    """Routes of OpenAI's interface."""
 
     async def completions(http: HttpRequest) -> Response | ASGIApp:
         chat, prepared = await service.turns.run(_prepare, service, await read_body(http))

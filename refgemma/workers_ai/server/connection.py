@@ -16,24 +16,12 @@ class Connection(H11Protocol):
     _idle_after: object = ()  # the request after which it was found idle; at first what is no request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection.
-
-        Parameters
-        ----------
-        transport : Transport
-            Where to.
-        """
+        """Take a connection."""
         super().connection_made(transport)
         self._look = self.loop.call_later(HEAD_SECONDS, self._close_if_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let it go.
-
-        Parameters
-        ----------
-        exc : Exception or None
-            Why.
-        """
+        """Let it go."""
         self._look.cancel()
         super().connection_lost(exc)
 

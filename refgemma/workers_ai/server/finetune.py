@@ -22,75 +22,25 @@ _GIVEN = uuid.UUID("5c2c2f6e-9e52-4a83-9a5c-5d8f0f0d6a01")  # of ids for adapter
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune:
-    """What is told of a finetune.
+    """What is told of a finetune."""
 
-    Attributes
-    ----------
-    id : str
-        A UUID.
-    created_at, modified_at : str
-        ISO 8601, UTC.
-    model : str
-        Hosted model that it is for.
-    name : str
-        What its maker called it.
-    public : bool
-        Whether it is in the public list.
-    description : str
-        What its maker said of it.
-    """
-
-    id: str
-    created_at: str
-    model: str
-    modified_at: str
-    name: str
-    public: bool = False
-    description: str = ""
+    id: str  # a UUID
+    created_at: str  # ISO 8601, UTC
+    model: str  # hosted model that it is for
+    modified_at: str  # ISO 8601, UTC
+    name: str  # what its maker called it
+    public: bool = False  # whether it is in the public list
+    description: str = ""  # what its maker said of it
 
 
 def uploaded(fields: Any) -> Finetune:
-    """Finetune that a request describes.
-
-    Parameters
-    ----------
-    fields : object
-        Body of the request: ``model``, ``name``, and perhaps ``description`` and ``public``.
-
-    Returns
-    -------
-    Finetune
-        With a new id.
-
-    Raises
-    ------
-    AiError
-        5006 for an invalid field.
-    """
+    """Finetune that a request describes."""
     now = _now()
     return Finetune(id=str(uuid.uuid4()), created_at=now, modified_at=now, **_checked(fields))
 
 
 def given(name: str, ai: AI) -> Finetune:
-    """Finetune for an adapter that the server was started with.
-
-    Parameters
-    ----------
-    name : str
-        Of the adapter.
-    ai : AI
-        Which has it.
-
-    Returns
-    -------
-    Finetune
-        Of the first model that it fits; the same id every time.
-
-    Raises
-    ------
-    ValueError
-        If it fits none.
-    """
+    """Finetune for an adapter that the server was started with."""
     adapter = ai.loras[name]
     model = next((model for model in ai.models if fits(adapter, model, ai)), None)
     if model is None:
@@ -109,22 +59,7 @@ def given(name: str, ai: AI) -> Finetune:
 
 
 def fits(adapter: Adapter, model: str, ai: AI) -> bool:
-    """Whether an adapter fits a model.
-
-    Parameters
-    ----------
-    adapter : Adapter
-        The adapter.
-    model : str
-        Hosted name.
-    ai : AI
-        Which has it.
-
-    Returns
-    -------
-    bool
-        By shapes and names.
-    """
+    """Whether an adapter fits a model."""
     try:
         fit(adapter, ai.models[model].config)
     except ValueError:
@@ -133,20 +68,7 @@ def fits(adapter: Adapter, model: str, ai: AI) -> bool:
 
 
 def check_stored(finetune: Finetune, folder: str) -> None:
-    """Refuse a stored finetune that was not made here.
-
-    Parameters
-    ----------
-    finetune : Finetune
-        As it was read.
-    folder : str
-        Name of its folder.
-
-    Raises
-    ------
-    ValueError
-        If it was changed by hand.
-    """
+    """Refuse a stored finetune that was not made here."""
     if not all(isinstance(value, bool if name == "public" else str) for name, value in asdict(finetune).items()):
         raise ValueError("it holds a value of the wrong kind")
     if finetune.id != folder or not re.fullmatch(NAME_PATTERN, finetune.name):

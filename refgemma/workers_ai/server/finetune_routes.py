@@ -22,18 +22,7 @@ from refgemma.workers_ai.server.replies import reply, success
 
 
 def routes(finetunes: Finetunes) -> list[Route]:
-    """Routes of finetunes.
-
-    Parameters
-    ----------
-    finetunes : Finetunes
-        Where they are kept.
-
-    Returns
-    -------
-    list of Route
-        Below ``/client/v4/accounts/{account}/ai``.
-    """
+    """Routes of finetunes."""
     uploads = asyncio.Semaphore(UPLOADS)
 
     async def create(http: HttpRequest) -> Response:

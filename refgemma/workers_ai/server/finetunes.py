@@ -35,21 +35,7 @@ STAGE = ".new-"  # begins the name of a folder in which something is made ready
 
 
 class Finetunes:
-    """Finetunes that were uploaded, and those that the server was started with.
-
-    Parameters
-    ----------
-    ai : AI
-        Gets the adapter of every finetune that is complete, under its id and its name.
-    folder : Path, optional
-        Where they are kept, and looked for at the start; made if it is not there. One server has it at a time. Without
-        one they are gone with this object.
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be made.
-    """
+    """Finetunes that were uploaded, and those that the server was started with."""
 
     def __init__(self, ai: AI, folder: Path | None = None) -> None:
         self._ai = ai
@@ -72,39 +58,11 @@ class Finetunes:
             self._offer(finetune)
 
     def every(self, *, public: bool = False) -> list[dict[str, Any]]:
-        """What there is.
-
-        Parameters
-        ----------
-        public : bool
-            Only what anybody may use, which includes what the server was started with.
-
-        Returns
-        -------
-        list of dict
-            The oldest first.
-        """
+        """What there is."""
         return [asdict(finetune) for finetune in self._all if finetune.public or not public]
 
     def create(self, fields: Any) -> Finetune:
-        """Make a finetune without files.
-
-        Parameters
-        ----------
-        fields : object
-            Body of the request: ``model``, ``name``, and perhaps ``description`` and ``public``.
-
-        Returns
-        -------
-        Finetune
-            With a new id.
-
-        Raises
-        ------
-        AiError
-            5006 for an invalid field or a name that is taken, 5005 for a model that takes no adapters, 3040 where there
-            are as many finetunes as there may be.
-        """
+        """Make a finetune without files."""
         finetune = uploaded(fields)
         if finetune.model not in self._ai.models:
             served = " and ".join(self._ai.models)
@@ -121,22 +79,7 @@ class Finetunes:
         return finetune
 
     def add(self, key: str, file_name: str, source: Path) -> None:
-        """Add one of the two files, and with the second make the finetune usable.
-
-        Parameters
-        ----------
-        key : str
-            Id or name.
-        file_name : str
-            ``adapter_config.json`` or ``adapter_model.safetensors``.
-        source : Path
-            The file, which is moved from there if it is taken.
-
-        Raises
-        ------
-        AiError
-            3037 where there is no such finetune, 5006 where the file is not valid, or is there already.
-        """
+        """Add one of the two files, and with the second make the finetune usable."""
         finetune = self._by_key.get(key)
         if finetune is None or finetune.id not in self._uploads:
             raise AiError(3037, f"Finetune {short(key)} not found")
@@ -155,38 +98,14 @@ class Finetunes:
         self._offer(finetune)
 
     def check_complete(self, key: str) -> None:
-        """Tell a finetune that lacks files from one that is not there.
-
-        Parameters
-        ----------
-        key : str
-            Id or name.
-
-        Raises
-        ------
-        AiError
-            3039 for the former.
-        """
+        """Tell a finetune that lacks files from one that is not there."""
         finetune = self._by_key.get(key)
         missing = [] if finetune is None else self._missing(finetune)
         if missing:
             raise AiError(3039, f"Finetune {short(key)} is missing required files: {' and '.join(missing)}")
 
     def check_model(self, key: str | None, model: str) -> None:
-        """Make sure that a finetune is for a model.
-
-        Parameters
-        ----------
-        key : str or None
-            Id or name; None for no finetune.
-        model : str
-            Hosted name.
-
-        Raises
-        ------
-        AiError
-            5006, if it was made for another; those the server was started with are for every model that they fit.
-        """
+        """Make sure that a finetune is for a model."""
         finetune = None if key is None else self._by_key.get(key)
         if finetune is not None and finetune.id in self._uploads and finetune.model != model:
             raise AiError(5006, f"Finetune {short(finetune.name)} was made for {finetune.model}, not for {model}")

@@ -23,17 +23,7 @@ OPEN = ("/openapi.json", "/favicon.ico", *page.FILES)  # without a token: they t
 
 
 class Guard:
-    """Middleware that lets requests through, or answers them itself.
-
-    Parameters
-    ----------
-    app : ASGI application
-        What is guarded.
-    token : str, optional
-        Bearer token that requests must carry.
-    hosts : collection of str, optional
-        Names under which the server may be addressed; any, if none are given.
-    """
+    """Middleware that lets requests through, or answers them itself."""
 
     def __init__(self, app: ASGIApp, token: str | None = None, hosts: Collection[str] = ()) -> None:
         self._app = app
@@ -42,13 +32,7 @@ class Guard:
         self._open = 0  # requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check a request.
-
-        Parameters
-        ----------
-        scope, receive, send
-            As ASGI has them.
-        """
+        """Check a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

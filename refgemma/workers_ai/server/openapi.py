@@ -92,18 +92,7 @@ _CHAT = {
 
 
 def openapi(ai: AI) -> dict[str, Any]:
-    """Describe the server.
-
-    Parameters
-    ----------
-    ai : AI
-        The models it serves.
-
-    Returns
-    -------
-    dict
-        An OpenAPI document, version 3.1.
-    """
+    """Describe the server."""
     model: dict[str, Any] = {"name": "model", "in": "query", "required": True, "schema": {"enum": list(ai.models)}}
     finetune = {"name": "finetune", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     number = {"type": "integer", "minimum": 1, "maximum": 999_999}

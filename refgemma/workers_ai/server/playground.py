@@ -44,18 +44,7 @@ _NUMBERS = (
 
 
 def routes(service: Service) -> list[Route]:
-    """Routes of the playground.
-
-    Parameters
-    ----------
-    service : Service
-        What answers.
-
-    Returns
-    -------
-    list of Route
-        With their whole paths.
-    """
+    """Routes of the playground."""
     places = asyncio.Semaphore(RECORDED)
 
     async def info(http: HttpRequest) -> Response:

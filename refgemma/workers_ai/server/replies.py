@@ -31,58 +31,17 @@ OF_THE_API = {
 
 
 def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Response with JSON.
-
-    Parameters
-    ----------
-    value : object
-        What `json.dumps` takes.
-    status : int
-        Of HTTP.
-    headers : dict, optional
-        More of them.
-
-    Returns
-    -------
-    Response
-        Compact, in UTF-8.
-    """
+    """Response with JSON."""
     return Response(to_json(value), status, headers, media_type="application/json")
 
 
 def success(result: Any, **more: Any) -> Response:
-    """Response with a result.
-
-    Parameters
-    ----------
-    result : object
-        What was asked for.
-    **more
-        Fields after those of the envelope.
-
-    Returns
-    -------
-    Response
-        In the order of the documentation's example.
-    """
+    """Response with a result."""
     return reply({"result": result, "success": True, "errors": [], "messages": [], **more})
 
 
 def refusal(cause: AiError, path: str) -> Response:
-    """Response with an error of a model.
-
-    Parameters
-    ----------
-    cause : AiError
-        The error.
-    path : str
-        Of the request.
-
-    Returns
-    -------
-    Response
-        With the status that its code has.
-    """
+    """Response with an error of a model."""
     headers = {"connection": "close"} if cause.status in (408, 413) else {}  # the rest of the body is not read
     headers |= {"retry-after": "1"} if cause.code == 3040 else {}
     body = cause.envelope() | _beside(path, cause.status, cause.code, str(cause))
@@ -91,24 +50,7 @@ def refusal(cause: AiError, path: str) -> Response:
 
 
 def api_error(status: int, path: str, message: str | None = None, headers: dict[str, str] | None = None) -> Response:
-    """Response with an error of the interface.
-
-    Parameters
-    ----------
-    status : int
-        Of HTTP; a key of `OF_THE_API`.
-    path : str
-        Of the request.
-    message : str, optional
-        Another text.
-    headers : dict, optional
-        More of them.
-
-    Returns
-    -------
-    Response
-        In the envelope.
-    """
+    """Response with an error of the interface."""
     code, text = OF_THE_API[status]
     error = {"code": code, "message": message or text}
     beside = _beside(path, status, code, message or text)
@@ -118,22 +60,6 @@ def api_error(status: int, path: str, message: str | None = None, headers: dict[
 def openai_error(status: int, code: int, message: str) -> dict[str, Any]:
     """An error where OpenAI's clients look for it: their `APIError` is raised for it, in a stream, too.
 
-    Parameters
-    ----------
-    status : int
-        Of HTTP.
-    code : int
-        Of the service.
-    message : str
-        A sentence.
-
-    Returns
-    -------
-    dict
-        One field, ``error``.
-
-    References
-    ----------
     https://platform.openai.com/docs/guides/error-codes
     """
     kind = "invalid_request_error" if status < 429 else "server_error"

@@ -18,18 +18,7 @@ from refgemma.workers_ai.server.streaming import Answer, EventStream, while_conn
 
 
 def routes(service: Service) -> list[Route]:
-    """Routes of the native interface.
-
-    Parameters
-    ----------
-    service : Service
-        What answers.
-
-    Returns
-    -------
-    list of Route
-        Below ``/client/v4/accounts/{account}/ai``.
-    """
+    """Routes of the native interface."""
 
     async def run(http: HttpRequest) -> Response | ASGIApp:
         body, model = await read_body(http), http.path_params["model"]

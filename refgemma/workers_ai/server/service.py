@@ -26,87 +26,30 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A valid request, ready for an engine.
+    """A valid request, ready for an engine."""
 
-    Attributes
-    ----------
-    request : Request
-        What was asked for.
-    gemma : Gemma
-        The model that answers, without its adapter.
-    adapter : Adapter or None
-        The finetune.
-    tokens : list of int
-        The prompt.
-    settings : SamplingParams
-        How to sample.
-    """
-
-    request: Request
-    gemma: Gemma
-    adapter: Adapter | None
-    tokens: list[int]
-    settings: SamplingParams
+    request: Request  # what was asked for
+    gemma: Gemma  # the model that answers, without its adapter
+    adapter: Adapter | None  # the finetune
+    tokens: list[int]  # the prompt
+    settings: SamplingParams  # how to sample
 
 
 class Service:
-    """Models, engines and finetunes; may be used from any thread.
-
-    Parameters
-    ----------
-    ai : AI
-        Models and adapters by name.
-    finetunes : Finetunes
-        Adapters that users upload, and where they are kept.
-    max_rows : int
-        Requests that write at a time, of each loaded model.
-    max_waiting : int
-        Requests that may wait beside those.
-
-    Attributes
-    ----------
-    ai : AI
-        As given.
-    finetunes : Finetunes
-        As given.
-    turns : Turns
-        Where requests are read and prepared; as many at a time as the engines take.
-    closing : bool
-        Whether it was told to stop.
-    """
+    """Models, engines and finetunes; may be used from any thread."""
 
     def __init__(self, ai: AI, finetunes: Finetunes, *, max_rows: int = ROWS, max_waiting: int = WAITING) -> None:
-        self.ai = ai
-        self.finetunes = finetunes
+        self.ai = ai  # as given
+        self.finetunes = finetunes  # as given
         loaded = {id(gemma): gemma for gemma in ai.models.values()}
-        self.closing = False
+        self.closing = False  # whether it was told to stop
         self.turns = Turns(len(loaded) * (max_rows + max_waiting))
         self._engines = {
             key: Batching(gemma, max_rows=max_rows, max_waiting=max_waiting) for key, gemma in loaded.items()
         }
 
     def prepare(self, model: str, inputs: Any, *, stop: tuple[str, ...] = ()) -> Prepared:
-        """Validate a request, and make its prompt.
-
-        Parameters
-        ----------
-        model : str
-            Hosted name.
-        inputs : object
-            The body.
-        stop : tuple of str
-            Texts that end the answer, which the hosted schema has no field for.
-
-        Returns
-        -------
-        Prepared
-            For `submit`.
-
-        Raises
-        ------
-        AiError
-            If it is not valid, or names a finetune that is not there, not complete or not for this model.
-        """
+        """Validate a request, and make its prompt."""
         try:
             request = self.ai.read(model, inputs)
         except AiError as error:
@@ -124,27 +67,7 @@ class Service:
     def submit(
         self, prepared: Prepared, on_event: Callable[[Event | Exception], object], *, record: bool = False
     ) -> Stream:
-        """Put a request in the queue of its model.
-
-        Parameters
-        ----------
-        prepared : Prepared
-            From `prepare`.
-        on_event : callable
-            Told every event, as `Batching.submit` has it.
-        record : bool
-            Whether events are to hold the logits.
-
-        Returns
-        -------
-        Stream
-            To cancel.
-
-        Raises
-        ------
-        AiError
-            3040, if as many wait as may wait, or the server is about to stop; 5006, if the adapter cannot be used.
-        """
+        """Put a request in the queue of its model."""
         try:
             return self._engines[id(prepared.gemma)].submit(
                 prepared.tokens, prepared.settings, adapter=prepared.adapter, record=record, on_event=on_event
@@ -155,20 +78,7 @@ class Service:
             raise AiError(5006, f"this cannot be run: {error}") from None
 
     def usable(self, finetune: dict[str, Any], model: str) -> bool:
-        """Whether a model can run with a finetune.
-
-        Parameters
-        ----------
-        finetune : dict
-            From `Finetunes.every`.
-        model : str
-            Hosted name.
-
-        Returns
-        -------
-        bool
-            Whether it is complete, for this model, and fits what answers here.
-        """
+        """Whether a model can run with a finetune."""
         adapter = self.ai.loras.get(finetune["id"])
         try:
             self.finetunes.check_model(finetune["id"], model)
@@ -177,13 +87,7 @@ class Service:
         return adapter is not None and fits(adapter, model, self.ai)
 
     def close(self, timeout: float) -> None:
-        """Take no more requests, and wait for those that are there.
-
-        Parameters
-        ----------
-        timeout : float
-            Seconds after which the rest is dropped, with an error that says so.
-        """
+        """Take no more requests, and wait for those that are there."""
         self.closing = True
         threads = [threading.Thread(target=engine.close, args=(timeout,)) for engine in self._engines.values()]
         for thread in threads:
@@ -192,19 +96,7 @@ class Service:
             thread.join()
 
     def failure(self, error: Exception) -> AiError:
-        """What a failure is to whoever asked.
-
-        Parameters
-        ----------
-        error : Exception
-            From an engine, or what nobody expected.
-
-        Returns
-        -------
-        AiError
-            Itself if it is one; 3040 where there was no room, 3008 where the server stops, 3043 for all else, which
-            goes to the log.
-        """
+        """What a failure is to whoever asked."""
         if isinstance(error, AiError):
             return error
         if isinstance(error, Full):

@@ -41,26 +41,6 @@ def serve(
 ) -> None:
     """Serve an application until SIGTERM or SIGINT.
 
-    Parameters
-    ----------
-    app : Starlette
-        From `create_app`.
-    host : str
-        Address to listen on.
-    port : int
-        Its port; 0 takes a free one.
-    on_ready : callable, optional
-        ``on_ready(address)``, once requests are taken.
-
-    Raises
-    ------
-    OSError
-        If the port cannot be had.
-    ValueError
-        If it is none.
-
-    Notes
-    -----
     On a signal no more requests are taken, answers have `GRACE` seconds to finish, then streams end with an error. A
     process that SIGTERM ended says so in its exit status, 143 to a shell.
     """
@@ -86,33 +66,10 @@ def serve(
 def listen(host: str, port: int) -> socket.socket:
     """Socket to take connections from.
 
-    Parameters
-    ----------
-    host : str
-        Address to listen on.
-    port : int
-        Its port; 0 takes a free one.
-
-    Returns
-    -------
-    socket
-        Whose connections send what they are given at once.
-
-    Raises
-    ------
-    OSError
-        If the port cannot be had.
-    ValueError
-        If it is none.
-
-    Notes
-    -----
     Nagle's algorithm holds a small packet back until the one before it is acknowledged, which takes 40 ms where the
     other side delays that. asyncio turns it off, but only on sockets that name their protocol, and
     `socket.create_server` makes one that does not.
 
-    References
-    ----------
     https://docs.python.org/3/library/asyncio-eventloop.html#asyncio.loop.create_connection
     """
     if not 0 <= port < 2**16:
@@ -126,37 +83,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def hosts_of(host: str) -> tuple[str, ...]:
-    """Names under which a server may be addressed.
-
-    Parameters
-    ----------
-    host : str
-        Address that it listens on.
-
-    Returns
-    -------
-    tuple of str
-        Those of this machine where no other can reach it; empty, which is any, where others can.
-    """
+    """Names under which a server may be addressed."""
     local = host in ("localhost", "::1") or host.startswith("127.")
     return tuple(dict.fromkeys(("localhost", "127.0.0.1", "::1", host))) if local else ()
 
 
 def state(app: Starlette, address: str) -> dict[str, Any]:
-    """What is served, and where, for programs.
-
-    Parameters
-    ----------
-    app : Starlette
-        From `create_app`.
-    address : str
-        Where it listens.
-
-    Returns
-    -------
-    dict
-        ``address``; ``models``, by hosted name what answers; ``finetunes``, their names.
-    """
+    """What is served, and where, for programs."""
     service = app.state.service
     return {
         "address": address,
@@ -166,20 +99,7 @@ def state(app: Starlette, address: str) -> dict[str, Any]:
 
 
 def greeting(app: Starlette, address: str) -> str:
-    """What is served, and where, for people.
-
-    Parameters
-    ----------
-    app : Starlette
-        From `create_app`.
-    address : str
-        Where it listens.
-
-    Returns
-    -------
-    str
-        A few lines: what answers under which name, which adapters there are, where.
-    """
+    """What is served, and where, for people."""
     served = state(app, address)
     lines = [f"{name}: {what}" for name, what in served["models"].items()]
     lines.append(f"finetunes: {', '.join(served['finetunes']) or 'none yet'}")

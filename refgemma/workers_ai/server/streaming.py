@@ -29,17 +29,7 @@ class ClientGone(Exception):
 
 
 class Answer:
-    """Events of one request, in the event loop.
-
-    Parameters
-    ----------
-    service : Service
-        Which answers.
-    prepared : Prepared
-        The request.
-    record : bool
-        Whether events are to hold the logits.
-    """
+    """Events of one request, in the event loop."""
 
     def __init__(self, service: Service, prepared: Prepared, *, record: bool = False) -> None:
         self.prepared = prepared
@@ -48,18 +38,7 @@ class Answer:
         self._queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
 
     async def start(self) -> Answer:
-        """Put the request in the queue of its model.
-
-        Returns
-        -------
-        Answer
-            Itself, to iterate over once.
-
-        Raises
-        ------
-        AiError
-            If it is not taken.
-        """
+        """Put the request in the queue of its model."""
         # In a thread, since an adapter may have to be put on the model first.
         on_event = _onto(self._queue, asyncio.get_running_loop())
         self._stream = await asyncio.to_thread(self._service.submit, self.prepared, on_event, record=self._record)
@@ -75,18 +54,7 @@ class Answer:
                 return
 
     async def result(self) -> Generation:
-        """Wait for the end.
-
-        Returns
-        -------
-        Generation
-            The whole answer.
-
-        Raises
-        ------
-        AiError
-            If it failed.
-        """
+        """Wait for the end."""
         async for event in self:
             result = event.result
         assert result is not None  # the last event has it
@@ -109,25 +77,7 @@ def _onto(queue: asyncio.Queue[Event | Exception], loop: asyncio.AbstractEventLo
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Work for a client until it is done or the client is gone.
-
-    Parameters
-    ----------
-    receive : callable
-        Of the request, its body read.
-    work : coroutine
-        Cancelled when the client goes.
-
-    Returns
-    -------
-    object
-        What the work gives.
-
-    Raises
-    ------
-    ClientGone
-        If it was cancelled for that.
-    """
+    """Work for a client until it is done or the client is gone."""
     working, watching = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
@@ -147,17 +97,6 @@ async def _gone(receive: Receive) -> None:
 class EventStream:
     """A response of server-sent events.
 
-    Parameters
-    ----------
-    answer : Answer
-        Started; cancelled when the response ends for whatever reason.
-    body : async iterator of bytes
-        What is made of it, event by event.
-    last_words : callable
-        What the last event holds should the answer fail half-way; by default the error as the REST interface writes it.
-
-    Notes
-    -----
     No ``[DONE]`` follows a failure: clients take such a stream for cut off, which it is.
     """
 
@@ -172,13 +111,7 @@ class EventStream:
         self._last_words = last_words
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it.
-
-        Parameters
-        ----------
-        scope, receive, send
-            As ASGI has them.
-        """
+        """Send it."""
         try:
             await while_connected(receive, self._send_all(send))
         except ClientGone:

@@ -21,38 +21,14 @@ THREADS = 4  # which share one interpreter: more would only take from those that
 
 
 class Turns:
-    """Threads, and a queue with a bound before them.
-
-    Parameters
-    ----------
-    most : int
-        Pieces of work at a time, those that wait included.
-    """
+    """Threads, and a queue with a bound before them."""
 
     def __init__(self, most: int) -> None:
         self._pool = ThreadPoolExecutor(THREADS, "refgemma-prepare")
         self._places = threading.BoundedSemaphore(most)
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do work in its turn.
-
-        Parameters
-        ----------
-        work : callable
-            What is called in a thread.
-        *args, **kwargs
-            What with.
-
-        Returns
-        -------
-        object
-            What it gives.
-
-        Raises
-        ------
-        AiError
-            3040, if there is no place; or what the work raises.
-        """
+        """Do work in its turn."""
         if not self._places.acquire(blocking=False):
             raise AiError(3040, "Capacity temporarily exceeded, please try again.")
         try:

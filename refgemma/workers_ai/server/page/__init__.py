@@ -37,13 +37,7 @@ _HEADERS = {
 
 
 def routes() -> list[Route]:
-    """Routes of the page.
-
-    Returns
-    -------
-    list of Route
-        One a file.
-    """
+    """Routes of the page."""
     return [Route(path, _file(*where), methods=["GET"]) for path, where in FILES.items()]
 
 
