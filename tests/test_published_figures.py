@@ -15,7 +15,7 @@ import pytest
 
 import refgemma
 from refgemma.config import SIZES, read_config
-from refgemma.oracle.figures import (
+from refgemma.oracle.published.figures import (
     DATA,
     FAMILIES,
     Figure,
@@ -27,8 +27,8 @@ from refgemma.oracle.figures import (
     read_figures,
     read_json,
 )
-from refgemma.oracle.measures import MEASURES, NEAR_TIE, measure
-from refgemma.oracle.verify import KINDS
+from refgemma.oracle.published.measures import MEASURES, NEAR_TIE, measure
+from refgemma.oracle.published.verify import KINDS
 from tests.checkpoint.files import write_model
 from tests.models import random_model
 from tests.truth import truth_logits, truth_row

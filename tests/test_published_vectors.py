@@ -1,6 +1,6 @@
 """Single operations and a tiny whole model against values that public code gives; no checkpoint is needed.
 
-`refgemma/oracle/data/operations.json` holds constants from the tests of other repositories,
+`refgemma/oracle/published/data/operations.json` holds constants from the tests of other repositories,
 `goldens/deepmind_gemma1_mqa.npz` a run of Google's own Flax code. Each check also sees the usual mistake.
 """
 
@@ -21,7 +21,7 @@ from refgemma.ops.linear import linear
 from refgemma.ops.mlp import gelu
 from refgemma.ops.norm import rms_norm
 from refgemma.ops.rope import rope, rope_table
-from refgemma.oracle.figures import read_json
+from refgemma.oracle.published.figures import read_json
 from tests import truth
 from tests.models import widened
 

@@ -22,7 +22,7 @@ from refgemma import oracle
 from refgemma.cli.files import check_apart, output_file, read_text
 from refgemma.cli.options import add_json, token_ids
 from refgemma.cli.terminal import print_json, progress_bar
-from refgemma.oracle.picture import draw, format_of
+from refgemma.oracle.reporting.picture import draw, format_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from refgemma.checkpoint import find_model
+from refgemma.checkpoint.health.doctor import examine
+from refgemma.checkpoint.health.folder import Remark
 from refgemma.cli.terminal import print_json, print_table, progress_bar
-from refgemma.oracle.doctor import examine
-from refgemma.oracle.patient import Remark
 
 _SIGNS = {"wrong": "WRONG", "look": "look", "fine": "fine"}
 

@@ -17,7 +17,7 @@ from refgemma.checkpoint import find_model
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar, size
 from refgemma.config import SIZES, Config, read_config
-from refgemma.oracle.vectors import write_vectors
+from refgemma.oracle.test_vectors.write import write_vectors
 from refgemma.text.tokenizer import Tokenizer
 
 

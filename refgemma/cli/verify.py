@@ -25,10 +25,10 @@ from refgemma.cli.terminal import print_json, print_table, progress_bar, show
 from refgemma.config import Config, read_config
 from refgemma.gemma import load
 from refgemma.numerics import PROFILES
-from refgemma.oracle.figures import FAMILIES, Figure, figures_of, models, read_figures
-from refgemma.oracle.golden import golden_figures, known_file
-from refgemma.oracle.recognise import Recognised, about_parameters, recognise
-from refgemma.oracle.verify import Outcome, all_on_record, on_record, verify
+from refgemma.oracle.published.figures import FAMILIES, Figure, figures_of, models, read_figures
+from refgemma.oracle.published.golden import golden_figures, known_file
+from refgemma.oracle.published.recognise import Recognised, about_parameters, recognise
+from refgemma.oracle.published.verify import Outcome, all_on_record, on_record, verify
 
 _FAMILY_OF_TYPE = {"gemma2": "gemma2", "gemma3": "gemma3", "gemma3_text": "gemma3"}
 

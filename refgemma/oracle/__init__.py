@@ -6,10 +6,10 @@ through the reference, so that each operation is judged on that engine's own inp
 
 from refgemma.oracle.compare import compare
 from refgemma.oracle.diagnose import diagnose
-from refgemma.oracle.diagnosis import Diagnosis
-from refgemma.oracle.foreign import read_foreign
-from refgemma.oracle.report import Report
-from refgemma.oracle.trace import Trace, read_trace, trace
-from refgemma.oracle.verdict import Finding
+from refgemma.oracle.diagnosis.result import Diagnosis
+from refgemma.oracle.foreign.reader import read_foreign
+from refgemma.oracle.judging.grades import Finding
+from refgemma.oracle.reporting.report import Report
+from refgemma.oracle.traces.trace import Trace, read_trace, trace
 
 __all__ = ["Diagnosis", "Finding", "Report", "Trace", "compare", "diagnose", "read_foreign", "read_trace", "trace"]

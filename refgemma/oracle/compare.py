@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike
 from refgemma.checkpoint.load import Progress
 from refgemma.gemma import Gemma, LoraNames
 from refgemma.numerics import Array
-from refgemma.oracle.fingerprint import fingerprint
-from refgemma.oracle.judge import as_told, judged_operations, judged_run, without_the_last_token
+from refgemma.oracle.judging.judge import as_told, judged_operations, judged_run, without_the_last_token
 from refgemma.oracle.models import read_theirs, weights_of
-from refgemma.oracle.report import Report
-from refgemma.oracle.trace import Trace, read_trace
-from refgemma.oracle.trace_file import is_ours
+from refgemma.oracle.reporting.report import Report
+from refgemma.oracle.traces.file import is_ours
+from refgemma.oracle.traces.fingerprint import fingerprint
+from refgemma.oracle.traces.trace import Trace, read_trace
 
 
 def compare(
@@ -38,7 +38,7 @@ def compare(
     a : Trace, str, Path or None
         Ours, which names the model and the tokens; None if `model` is given and `b` holds its tokens.
     b : Trace, str or Path
-        What is judged: a file of ours, or of another engine, see `refgemma.oracle.foreign.read_foreign`.
+        What is judged: a file of ours, or of another engine, see `refgemma.oracle.foreign.reader.read_foreign`.
     model : Gemma, str or Path, optional
         The model, where `a` does not tell; or the name of a revealing one, such as "reveal-gqa".
     lora : str or Path, or a sequence of them

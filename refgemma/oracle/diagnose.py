@@ -16,19 +16,19 @@ from refgemma.config import Config
 from refgemma.gemma import Gemma, LoraNames
 from refgemma.model import Params
 from refgemma.numerics import Array
-from refgemma.oracle.diagnosis import TIE, Cause, Diagnosis
-from refgemma.oracle.judge import as_told
+from refgemma.oracle.bugs.catalogue import VARIANTS, Variant, find
+from refgemma.oracle.bugs.setups import Setup
+from refgemma.oracle.diagnosis.by_logits import FreeTrial
+from refgemma.oracle.diagnosis.by_sites import CLOSER
+from refgemma.oracle.diagnosis.by_trace import ForcedTrial
+from refgemma.oracle.diagnosis.candidate import fits, overflows
+from refgemma.oracle.diagnosis.explanation import honest_setup, with_variants
+from refgemma.oracle.diagnosis.result import TIE, Cause, Diagnosis
+from refgemma.oracle.judging.judge import as_told
+from refgemma.oracle.judging.precision import arithmetic_of
 from refgemma.oracle.models import read_theirs, weights_of
-from refgemma.oracle.precision import arithmetic_of
-from refgemma.oracle.setups import Setup
-from refgemma.oracle.tensor_names import names_of
-from refgemma.oracle.theirs import fits, overflows
-from refgemma.oracle.trace import Trace
-from refgemma.oracle.trial import honest_setup, with_variants
-from refgemma.oracle.trial_forced import ForcedTrial
-from refgemma.oracle.trial_free import FreeTrial
-from refgemma.oracle.trial_sites import CLOSER
-from refgemma.oracle.variants import VARIANTS, Variant, find
+from refgemma.oracle.operations import names_of
+from refgemma.oracle.traces.trace import Trace
 
 _BOS = 2  # of every Gemma
 _OVERFLOW = 1.8e19  # what has no square in float32 and bfloat16
@@ -80,10 +80,10 @@ def diagnose(
 
     Notes
     -----
-    Of a trace each operation is judged on their own inputs (`refgemma.oracle.forced`), with each known bug in the
+    Of a trace each operation is judged on their own inputs (`refgemma.oracle.judging.forced`), with each known bug in the
     reference in turn: an explanation is right if nothing is wrong any more. Where no operation is wrong, but the logits
     are not those of the model, the logits are explained. A bug that is in some layers only is found,
-    too, as it explains the operations of these and none of the others (`refgemma.oracle.sites`). Of final logits alone
+    too, as it explains the operations of these and none of the others (`refgemma.oracle.bugs.sites`). Of final logits alone
     the reference is run by itself, and a bug is everywhere. What fits is ordered by how well it does.
     """
     params, config = weights_of(model, lora)

@@ -12,15 +12,15 @@ from refgemma.config import Config
 from refgemma.device import placed
 from refgemma.gemma import Gemma, LoraNames, load
 from refgemma.model import Params
-from refgemma.oracle import revealing
-from refgemma.oracle.foreign import read_foreign
-from refgemma.oracle.trace import Trace, read_trace
-from refgemma.oracle.trace_file import is_ours
+from refgemma.oracle.foreign.reader import read_foreign
+from refgemma.oracle.formula_models import formula
+from refgemma.oracle.traces.file import is_ours
+from refgemma.oracle.traces.trace import Trace, read_trace
 
 
 def weights_of(model: Gemma | str | Path, lora: LoraNames = ()) -> tuple[Params, Config]:
     """Weights and configuration of a model."""
-    known = revealing.find(model) if isinstance(model, str) else None
+    known = formula.find(model) if isinstance(model, str) else None
     if lora and (known is not None or isinstance(model, Gemma)):
         raise ValueError("adapters are put on a model by its folder or name only: give it with them on")
     if known is not None:
@@ -46,7 +46,7 @@ def read_theirs(
     """Read what another engine computed."""
     if is_ours(path):
         return read_trace(path, config=config)
-    known = revealing.find(model) if isinstance(model, str) else None
+    known = formula.find(model) if isinstance(model, str) else None
     if tokens is None and known is not None:
         tokens, positions = known.tokens, known.positions
     ids, places = (None if array is None else np.atleast_2d(np.asarray(array)) for array in (tokens, positions))

@@ -7,10 +7,11 @@ import pytest
 
 from refgemma import oracle
 from refgemma.cli import main
-from refgemma.oracle.publish import trace_of
-from refgemma.oracle.revealing import find
-from refgemma.oracle.trial import with_variants
-from refgemma.oracle.variants import find as variant_of
+from refgemma.oracle.bugs import port
+from refgemma.oracle.bugs.catalogue import find as variant_of
+from refgemma.oracle.diagnosis.explanation import with_variants
+from refgemma.oracle.formula_models.formula import find
+from refgemma.oracle.formula_models.publish import trace_of
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def dumps(tmp_path):
     trace, honest = trace_of(model)
     (wrong,) = with_variants(honest, [variant_of("C2")])
     np.save(tmp_path / "right.npy", trace.tensors["logits"].astype(np.float32))
-    np.save(tmp_path / "silu.npy", oracle.departures.run(wrong).astype(np.float32))
+    np.save(tmp_path / "silu.npy", port.run(wrong).astype(np.float32))
     act = trace.tensors["layers.0.mlp.gate"]
     silu = {"blk.0.gate": act.astype(np.float32), "blk.0.act": (act / (1 + np.exp(-act))).astype(np.float32)}
     np.savez(tmp_path / "named.npz", **silu)

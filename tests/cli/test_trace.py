@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refgemma import oracle
-from refgemma.oracle.tensor_names import names_of
+from refgemma.oracle.operations import names_of
 
 
 def test_a_prompt_and_the_same_tokens(run, gemma, folder, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refgemma.numerics import PROFILES, Bfloat16Matrix, from_bfloat16, to_bfloat16
-from refgemma.oracle.arithmetic import CONSTANTS, UNIT, arithmetic_of, confidence, params_in
+from refgemma.oracle.bounds.arithmetic import CONSTANTS, UNIT, arithmetic_of, confidence, params_in
 from tests.models import map_params, random_model
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from refgemma.numerics import from_bfloat16, to_bfloat16
-from refgemma.oracle.arrays_file import read_arrays
+from refgemma.oracle.foreign.arrays_file import read_arrays
 from tests.checkpoint.files import safetensors_bytes
 
 NUMBERS = np.random.default_rng(5).normal(size=(2, 3, 4)).astype(np.float32)

@@ -10,9 +10,9 @@ from refgemma.ops.attention import attention_probs
 from refgemma.ops.mlp import gelu
 from refgemma.ops.norm import rms_norm
 from refgemma.ops.rope import rope, rope_table
-from refgemma.oracle import bounds, bounds_curves, bounds_products, bounds_sums
-from refgemma.oracle.arithmetic import UNIT, arithmetic_of, confidence
-from refgemma.oracle.known import BRIDGED, Known
+from refgemma.oracle.bounds import elementwise, products, rounding, sums
+from refgemma.oracle.bounds.arithmetic import UNIT, arithmetic_of, confidence
+from refgemma.oracle.bounds.slack import BRIDGED, Known
 
 F32 = arithmetic_of("float32")
 U = UNIT["float32"]
@@ -26,11 +26,11 @@ def wide(x):
     return np.asarray(x, np.float64)
 
 
-def summed_one_by_one(products):
+def summed_one_by_one(addends):
     """Float32 sums along the last axis, each addition rounded, in the order given."""
-    total = np.zeros(products.shape[:-1], np.float32)
-    for k in range(products.shape[-1]):
-        total = total + products[..., k]
+    total = np.zeros(addends.shape[:-1], np.float32)
+    for k in range(addends.shape[-1]):
+        total = total + addends[..., k]
     return total
 
 
@@ -41,10 +41,10 @@ def test_the_worst_order_of_a_sum_is_within_the_worst_case_and_an_added_unit_is_
     rng = np.random.default_rng(0)
     n = 300
     x, w = single(np.abs(rng.normal(size=(1, 200, n)))), single(np.abs(rng.normal(size=(1, n))))
-    products = np.sort(x * w, axis=-1)[..., ::-1]  # all positive, largest first: every addition rounds a large number
+    addends = np.sort(x * w, axis=-1)[..., ::-1]  # all positive, largest first: every addition rounds a large number
     exact = wide(x) @ wide(w).T
-    bound = bounds_products.product(exact, Known(wide(x)), w, F32)
-    error = np.abs(summed_one_by_one(products)[..., None] - exact)
+    bound = products.product(exact, Known(wide(x)), w, F32)
+    error = np.abs(summed_one_by_one(addends)[..., None] - exact)
     assert np.all(error <= bound.worst)
     assert np.all(error <= bound.likely)  # sums that only grow are what chance is reckoned with, too
     assert np.all(np.abs(exact * (1 + 2 * n * U) - exact) > bound.worst)
@@ -56,9 +56,9 @@ def test_the_spread_of_sums_in_random_order_is_as_reckoned():
     for shift in (0.0, 3.0):  # sums that cancel, sums that grow
         x, w = single(rng.normal(size=n) + shift), single(rng.normal(size=n) + shift)
         exact = np.sum(wide(x) * wide(w))
-        products = np.stack([rng.permutation(x * w) for _ in range(orders)])
-        spread = np.sqrt(np.mean(np.square(summed_one_by_one(products) - exact)))
-        sigma = math.sqrt(bounds_sums.chance_of_sum(exact, np.sum(np.square(wide(x) * wide(w))), n, U))
+        addends = np.stack([rng.permutation(x * w) for _ in range(orders)])
+        spread = np.sqrt(np.mean(np.square(summed_one_by_one(addends) - exact)))
+        sigma = math.sqrt(sums.chance_of_sum(exact, np.sum(np.square(wide(x) * wide(w))), n, U))
         # A rounding is spread over the whole interval and the unit is reached above a power of two alone: its standard
         # deviation is 1 / sqrt(3) of the bound times 0.5 to 1. Sums that cancel are given 1/2 where orders have 1/6 on
         # average: another 1 / sqrt(3) at most. Measured 0.30 and 0.31.
@@ -69,7 +69,7 @@ def test_a_product_is_judged_far_more_sharply_by_chance_than_in_the_worst_case()
     rng = np.random.default_rng(2)
     x, w = single(rng.normal(size=(1, 50, 2048))), single(rng.normal(size=(64, 2048)))
     exact = wide(x) @ wide(w).T
-    bound = bounds_products.product(exact, Known(wide(x)), w, F32)
+    bound = products.product(exact, Known(wide(x)), w, F32)
     error = np.abs(x @ w.T - exact)
     assert np.all(error <= bound.likely)
     assert np.median(bound.worst / bound.likely) > 10
@@ -88,11 +88,11 @@ def test_magnitudes_are_taken_from_any_kind_of_weight(stored):
     w = from_bfloat16(to_bfloat16(w))
     base = Bfloat16Matrix(to_bfloat16(w)) if stored == "bfloat16" else w
     x = np.abs(rng.normal(size=(2, 3, 20)))
-    (linear,), (square,) = bounds_products.against(base, [x], [x])
+    (linear,), (square,) = products.against(base, [x], [x])
     np.testing.assert_allclose(linear, x @ np.abs(wide(w)).T, rtol=1e-12)
     np.testing.assert_allclose(square, x @ np.square(wide(w)).T, rtol=1e-12)
     a, b = single(rng.normal(size=(4, 20))), single(rng.normal(size=(30, 4)))
-    (adapted,), _ = bounds_products.against(Adapted(base, (Delta(a=a, b=b, scale=-2.0),)), [x], [])
+    (adapted,), _ = products.against(Adapted(base, (Delta(a=a, b=b, scale=-2.0),)), [x], [])
     np.testing.assert_allclose(adapted, x @ (np.abs(wide(w)) + 2 * np.abs(wide(b)) @ np.abs(wide(a))).T, rtol=1e-12)
 
 
@@ -102,7 +102,7 @@ def test_norms_of_every_order_and_the_mistakes_in_them():
     x, weight = single(rng.normal(size=(1, 400, D))), single(rng.normal(size=D) * 0.4)
     x[0, ::4] *= single(1e-3)  # quiet ones, where eps counts
     exact = rms_norm(wide(x), wide(weight), eps=1e-6, numerics=PROFILES["float64"])
-    bound = bounds.norm(exact, Known(wide(x)), weight, 1e-6, F32)
+    bound = rounding.norm(exact, Known(wide(x)), weight, 1e-6, F32)
 
     def norm(square_sum, root=lambda m: 1 / np.sqrt(m), eps=1e-6):
         return x * root(square_sum[..., None] / single(D) + single(eps)) * (1 + weight)
@@ -140,7 +140,7 @@ def test_numpy_s_own_curves_are_within_the_allowance_for_libraries():
         "cos": ulps(np.cos(angle), np.cos(wide(angle))).max(),
         "sin": ulps(np.sin(angle), np.sin(wide(angle))).max(),
     }
-    assert max(worst.values()) <= bounds_curves.LIBRARY, worst
+    assert max(worst.values()) <= elementwise.LIBRARY, worst
 
 
 @pytest.mark.parametrize("H", [16, 24, 256])
@@ -150,7 +150,7 @@ def test_rotation_contains_both_ways_to_form_an_angle_in_float32(H):
     positions = np.concatenate([np.arange(300), rng.integers(300, 8192, 200), rng.integers(8192, 131072, 200)])[None]
     x = single(rng.normal(size=(1, positions.shape[1], 2, H)))
     exact = rope(wide(x), *rope_table(positions, H, 1e4, numerics=PROFILES["float64"]), numerics=PROFILES["float64"])
-    bound = bounds_curves.rotation(exact, Known(wide(x)), positions, 1e4, F32)
+    bound = elementwise.rotation(exact, Known(wide(x)), positions, 1e4, F32)
     timescale = single(1e4) ** (single(np.arange(0, H, 2)) / single(H))
     at = single(positions)[..., None]
     logarithm = np.exp(single(np.arange(0, H, 2) / H) * single(-math.log(1e4)))  # frequencies by an exponential
@@ -173,7 +173,7 @@ def test_softmax():
     allowed = np.tril(np.ones((40, 40), bool))[None]
     scores = single(rng.normal(size=(1, 3, 40, 40)) * 10)
     exact = attention_probs(wide(scores), allowed, numerics=PROFILES["float64"])
-    bound = bounds_curves.softmax(exact, Known(wide(scores)), allowed, F32)
+    bound = elementwise.softmax(exact, Known(wide(scores)), allowed, F32)
     assert np.all(np.abs(attention_probs(scores, allowed) - exact) <= bound.worst)
     masked = np.where(allowed[:, None], scores, single(-np.inf))
     powers = np.exp2((masked - masked.max(axis=-1, keepdims=True)) * single(1 / math.log(2)))
@@ -182,7 +182,7 @@ def test_softmax():
     assert np.any(np.abs(attention_probs(rounded, allowed) - exact) > bound.worst)
     # Scores known up to a slack: whatever they are within it, the bound holds. Large ones, too, where it is not linear.
     for slack in (1e-3, 0.5):
-        loose = bounds_curves.softmax(exact, Known(wide(scores), np.full(scores.shape, slack), 0.0), allowed, F32)
+        loose = elementwise.softmax(exact, Known(wide(scores), np.full(scores.shape, slack), 0.0), allowed, F32)
         moved = wide(scores) + slack * rng.choice([-1, 1], size=scores.shape)
         error = np.abs(attention_probs(moved, allowed, numerics=PROFILES["float64"]) - exact)
         assert np.all(error <= exact * np.expm1(2 * slack) + 1e-12)
@@ -194,7 +194,7 @@ def test_gelu_of_every_bfloat16_number():
     x = (bits << 16).view(np.float32)
     x = x[np.abs(x) < 1e4][None, None]
     exact = gelu(wide(x), numerics=PROFILES["float64"])
-    bound = bounds_curves.gelu(exact, Known(wide(x)), F32)
+    bound = elementwise.gelu(exact, Known(wide(x)), F32)
     sigmoid = x / (1 + np.exp(np.minimum(-2 * single(math.sqrt(2 / math.pi)) * (x + single(0.044715) * x * x * x), 88)))
     for theirs in (gelu(x, numerics=FLOAT32), sigmoid):
         assert np.all(np.abs(theirs - exact) <= bound.worst)
@@ -212,8 +212,8 @@ def test_what_is_bridged_is_allowed_for():
     x, w = rng.normal(size=(1, 30, 50)), rng.normal(size=(40, 50))
     exact = x @ w.T
     slack = 1e-3 * np.abs(x)
-    given = bounds_products.product(exact, Known(x), w, F32)
-    bridged = bounds_products.product(exact, Known(x, slack, np.square(slack)), w, F32)
+    given = products.product(exact, Known(x), w, F32)
+    bridged = products.product(exact, Known(x, slack, np.square(slack)), w, F32)
     moved = (x + rng.uniform(-1, 1, size=x.shape) * slack) @ w.T
     error = np.abs(moved - exact)
     assert np.any(error > given.worst)
@@ -238,13 +238,13 @@ def test_slack_never_makes_a_bound_smaller(name):
     p64 = PROFILES["float64"]
     turned = rope(x, *rope_table(positions, 12, 1e4, numerics=p64), numerics=p64)
     cases = [
-        (lambda k: bounds.norm(rms_norm(flat, up[0, 0], eps=1e-6, numerics=p64), k, up[0, 0], 1e-6, a), flat),
-        (lambda k: bounds.added(flat + up, k, Known(up), "out", a), flat),
-        (lambda k: bounds_products.product(flat @ flat[0].T, k, flat[0], a), flat),
-        (lambda k: bounds_curves.rotation(turned, k, positions, 1e4, a), x),
-        (lambda k: bounds_curves.softmax(attention_probs(scores, allowed, numerics=p64), k, allowed, a), scores),
-        (lambda k: bounds_curves.gelu(gelu(flat, numerics=p64), k, a), flat),
-        (lambda k: bounds_curves.gated(flat * up, k, Known(up), a), flat),
+        (lambda k: rounding.norm(rms_norm(flat, up[0, 0], eps=1e-6, numerics=p64), k, up[0, 0], 1e-6, a), flat),
+        (lambda k: rounding.added(flat + up, k, Known(up), "out", a), flat),
+        (lambda k: products.product(flat @ flat[0].T, k, flat[0], a), flat),
+        (lambda k: elementwise.rotation(turned, k, positions, 1e4, a), x),
+        (lambda k: elementwise.softmax(attention_probs(scores, allowed, numerics=p64), k, allowed, a), scores),
+        (lambda k: elementwise.gelu(gelu(flat, numerics=p64), k, a), flat),
+        (lambda k: elementwise.gated(flat * up, k, Known(up), a), flat),
     ]
     for bound_of, value in cases:
         exact = bound_of(Known(value))
@@ -263,7 +263,7 @@ def test_slack_of_a_norm_is_what_its_input_can_do():
     rng = np.random.default_rng(0)
     x, weight, worst = rng.normal(size=(1, 1, 8)), rng.normal(size=8), 1e-4 * rng.uniform(size=(1, 1, 8))
     y = rms_norm(x, weight, eps=1e-6, numerics=PROFILES["float64"])
-    plain, slack = (bounds.norm(y, known, weight, 1e-6, F32).worst for known in (Known(x), Known(x, worst, worst**2)))
+    plain, slack = (rounding.norm(y, known, weight, 1e-6, F32).worst for known in (Known(x), Known(x, worst, worst**2)))
     for i in range(8):
         away = -np.sign(x)
         away[..., i] *= -1
@@ -277,7 +277,7 @@ def test_slack_of_gelu_is_what_its_input_can_do():
     x = np.linspace(-6, 6, 241)
     for off in (1e-3, 0.3, 1.0):
         plain, slack = (
-            bounds_curves.gelu(gelu(x, numerics=PROFILES["float64"]), known, F32).worst
+            elementwise.gelu(gelu(x, numerics=PROFILES["float64"]), known, F32).worst
             for known in (Known(x), Known(x, np.full_like(x, off), np.full_like(x, off**2)))
         )
         moved = np.maximum(

@@ -13,10 +13,10 @@ from refgemma.numerics import PROFILES
 from refgemma.ops.attention import attention_probs
 from refgemma.ops.mlp import gelu
 from refgemma.ops.norm import rms_norm
-from refgemma.oracle import bounds, bounds_curves, bounds_products, bounds_sums
-from refgemma.oracle.arithmetic import UNIT, arithmetic_of, confidence
-from refgemma.oracle.drift import SEEDS, WRONG
-from refgemma.oracle.known import Known
+from refgemma.oracle.bounds import elementwise, products, rounding, sums
+from refgemma.oracle.bounds.arithmetic import UNIT, arithmetic_of, confidence
+from refgemma.oracle.bounds.slack import Known
+from refgemma.oracle.judging.free_run import SEEDS, WRONG
 from tests.oracle.test_bounds import single, summed_one_by_one, wide
 
 F32, P64 = arithmetic_of("float32"), PROFILES["float64"]
@@ -29,11 +29,11 @@ def test_chance_of_a_sum():
     n = 12
     # Nothing but the straight line from 0 to s: sum of (k s / n)**2 over k = s**2 (n/3 + 1/2 + 1/(6n)) -> n s**2 / 3.
     line = sum((k * 6.0 / 1000) ** 2 for k in range(1, 1001)) / 1000
-    assert bounds_sums.chance_of_sum(6.0, 0.0, n, 1.0) == pytest.approx(n * line, rel=2e-3)
+    assert sums.chance_of_sum(6.0, 0.0, n, 1.0) == pytest.approx(n * line, rel=2e-3)
     # Nothing but the bridge: n q**2 / 2, 96 of 100 orders are below; and one rounding of each product, q**2.
-    assert bounds_sums.chance_of_sum(0.0, 4.0, n, 1.0) == pytest.approx((n / 2 + 1) * 4.0)
+    assert sums.chance_of_sum(0.0, 4.0, n, 1.0) == pytest.approx((n / 2 + 1) * 4.0)
     # The two are added, since the line and the bridge are independent; and the unit is squared.
-    assert bounds_sums.chance_of_sum(6.0, 4.0, n, 0.5) == pytest.approx(0.25 * (12 * (12 + 2) + 4))
+    assert sums.chance_of_sum(6.0, 4.0, n, 0.5) == pytest.approx(0.25 * (12 * (12 + 2) + 4))
 
 
 def test_the_bridge_of_sums_in_random_order():
@@ -52,7 +52,7 @@ def test_a_product_is_n_roundings():
     rng = np.random.default_rng(1)
     for n in (7, 512):
         x, w = rng.normal(size=(1, 3, n)), rng.normal(size=(5, n))
-        bound = bounds_products.product(x @ w.T, Known(x), w, F32)
+        bound = products.product(x @ w.T, Known(x), w, F32)
         np.testing.assert_allclose(bound.worst, n * U * np.abs(x) @ np.abs(w).T, rtol=NEAR)
         s, q2 = x @ w.T, np.square(x) @ np.square(w).T
         chance = confidence(15) * U * np.sqrt(n * (np.square(s) / 3 + q2 / 2) + q2)
@@ -66,7 +66,7 @@ def test_scores_are_the_roundings_of_a_head_and_two():
     q, k = rng.normal(size=(1, 5, 4, H)), rng.normal(size=(1, 5, 2, H))
     keys = np.repeat(k, 2, axis=2)  # head n reads key head n // 2
     exact = np.einsum("btnh,bsnh->bnts", q, keys) * 0.3
-    bound = bounds_products.scores(exact, Known(q), Known(k), 0.3, F32)
+    bound = products.scores(exact, Known(q), Known(k), 0.3, F32)
     magnitude = np.einsum("btnh,bsnh->bnts", np.abs(q), np.abs(keys)) * 0.3
     np.testing.assert_allclose(bound.worst, (H + 2) * U * magnitude, rtol=NEAR)
 
@@ -78,7 +78,7 @@ def test_a_mix_has_the_roundings_of_the_keys_that_its_own_query_sees():
     probs = attention_probs(rng.normal(size=(1, 2, T, T)), allowed, numerics=P64)
     v = rng.normal(size=(1, T, 1, 6))
     exact = np.einsum("bnts,bsh->btnh", probs, v[:, :, 0])
-    bound = bounds_products.mix(exact, Known(probs), Known(v), allowed.sum(-1), F32)
+    bound = products.mix(exact, Known(probs), Known(v), allowed.sum(-1), F32)
     magnitude = np.einsum("bnts,bsh->btnh", probs, np.abs(v[:, :, 0]))
     seen = np.arange(1, T + 1)[None, :, None, None]
     np.testing.assert_allclose(bound.worst, seen * U * magnitude, rtol=NEAR)  # 1 for the first query, 40 for the last
@@ -89,7 +89,7 @@ def test_a_norm_is_half_the_roundings_of_its_sum_and_eight(D):
     rng = np.random.default_rng(D)
     x, weight = rng.normal(size=(1, 4, D)), rng.normal(size=D) * 0.3
     exact = rms_norm(x, weight, eps=1e-6, numerics=P64)
-    bound = bounds.norm(exact, Known(x), weight, 1e-6, F32)
+    bound = rounding.norm(exact, Known(x), weight, 1e-6, F32)
     # Under the root, which halves: D squares and D - 1 additions make D in a row, the division, eps. Then seven.
     want = ((D + 3) / 2 + 7) * U * np.abs(exact)
     np.testing.assert_allclose(bound.worst, want, rtol=5 * NEAR)
@@ -105,10 +105,10 @@ def test_a_norm_is_half_the_roundings_of_its_sum_and_eight(D):
 
 def test_a_residual_add_is_one_rounding():
     x, change = np.full((1, 1, 3), 1.0), np.array([[[2.0, -3.0, 0.5]]])
-    bound = bounds.added(x + change, Known(x), Known(change), "out", F32)
+    bound = rounding.added(x + change, Known(x), Known(change), "out", F32)
     np.testing.assert_allclose(bound.worst, U * np.abs(x + change), rtol=1e-12)
     np.testing.assert_allclose(bound.likely, bound.worst, rtol=1e-12)
-    narrow = bounds.added(x + change, Known(x), Known(change), "out", arithmetic_of("bfloat16"))
+    narrow = rounding.added(x + change, Known(x), Known(change), "out", arithmetic_of("bfloat16"))
     np.testing.assert_allclose(narrow.worst, UNIT["bfloat16"] * np.abs(x + change), rtol=5e-3)
     # It is reached: 1 + 2**-24 is rounded to 1 (to even), by u.
     assert float(single(1) + single(U)) - (1 + U) == -U
@@ -116,7 +116,7 @@ def test_a_residual_add_is_one_rounding():
 
 def test_a_gated_product_is_one_rounding():
     act, up = np.array([[[1.5, -2.0]]]), np.array([[[0.3, 7.0]]])
-    bound = bounds_curves.gated(act * up, Known(act), Known(up), F32)
+    bound = elementwise.gated(act * up, Known(act), Known(up), F32)
     np.testing.assert_allclose(bound.worst, U * np.abs(act * up), rtol=1e-12)
 
 
@@ -130,7 +130,7 @@ def test_a_softmax_has_three_roundings_of_each_argument():
         scores = np.array([0.0, -d]).reshape(1, 1, 1, 2)
         allowed = np.ones((1, 1, 2), bool)
         exact = attention_probs(scores, allowed, numerics=P64)
-        bound = bounds_curves.softmax(exact, Known(scores), allowed, F32)
+        bound = elementwise.softmax(exact, Known(scores), allowed, F32)
         relative = bound.worst / (exact * U)
         assert relative[0, 0, 0, 1] == pytest.approx(3 * d + 8 + 8 + 2 + 2, rel=NEAR)
         assert relative[0, 0, 0, 0] == pytest.approx(8 + 8 + 2 + 2, rel=5e-3)
@@ -141,7 +141,7 @@ def test_a_sum_in_softmax_grows_with_the_keys():
     for n in (4, 1000):
         scores, allowed = np.zeros((1, 1, 1, n)), np.ones((1, 1, n), bool)
         exact = np.full(scores.shape, 1 / n)
-        bound = bounds_curves.softmax(exact, Known(scores), allowed, F32)
+        bound = elementwise.softmax(exact, Known(scores), allowed, F32)
         np.testing.assert_allclose(bound.worst, (16 + n + 2) * U / n, rtol=NEAR)
         chance = confidence(n) * math.sqrt(n / 3 + (n / 2 + 1) / n)
         np.testing.assert_allclose(bound.likely, min(18 + chance, 18 + n) * U / n, rtol=NEAR)
@@ -155,7 +155,7 @@ def test_what_a_division_divides_is_off_already():
     scores = np.concatenate([[0.0], np.full(n - 1, -9.0)]).reshape(1, 1, 1, n)
     allowed = np.ones((1, 1, n), bool)
     exact = attention_probs(scores, allowed, numerics=P64)
-    bound = bounds_curves.softmax(exact, Known(scores), allowed, a)
+    bound = elementwise.softmax(exact, Known(scores), allowed, a)
     own = 9.0 * (3 * a.unit + a.at("attn.shifted")) + 8 * a.unit + a.at("attn.exp")
     first = 8 * a.unit + a.at("attn.exp")
     factor = math.exp(own) * float(np.sum(exact * np.exp([first] + [own] * (n - 1))))
@@ -168,7 +168,7 @@ def test_what_a_division_divides_is_off_already():
 def test_gelu_on_its_straight_side():
     """Far to the right 1 + tanh is 2 and flat: the library's 8 halved, its sum's, two products. Left to none: 0."""
     x = np.array([[[20.0]]])
-    bound = bounds_curves.gelu(gelu(x, numerics=P64), Known(x), F32)
+    bound = elementwise.gelu(gelu(x, numerics=P64), Known(x), F32)
     assert bound.worst[0, 0, 0] == pytest.approx((8 / 2 + 1 + 2) * U * 20, rel=NEAR)
 
 
@@ -177,7 +177,7 @@ def test_lane_zero_of_a_rotation_has_no_angle_to_round():
     x = np.ones((1, 1, 1, 8))
     positions = np.array([[700]])
     y = np.full((1, 1, 1, 8), 0.5)
-    bound = bounds_curves.rotation(y, Known(x), positions, 1e4, F32)
+    bound = elementwise.rotation(y, Known(x), positions, 1e4, F32)
     want = (8 + 2) * U * (abs(math.cos(700)) + abs(math.sin(700)))
     assert bound.worst[0, 0, 0, 0] == pytest.approx(want, rel=NEAR)
     assert bound.worst[0, 0, 0, 1] > 100 * want  # the next one is off by hundreds of units
@@ -191,7 +191,7 @@ def test_float16_underflows_by_half_its_smallest_number():
     off = np.abs(x.astype(np.float16).astype(np.float64) - x)
     assert 0.999 * a.tiny < off.max() <= a.tiny
     zero = Known(np.zeros((1, 1, 1)))
-    assert bounds.added(np.zeros((1, 1, 1)), zero, zero, "out", a).worst == a.tiny
+    assert rounding.added(np.zeros((1, 1, 1)), zero, zero, "out", a).worst == a.tiny
 
 
 # ---- sums with one large addend
@@ -205,7 +205,7 @@ def test_a_norm_with_a_massive_channel(D, channel):
     x, weight = single(rng.normal(size=(1, 8, D)) * 0.15), single(rng.normal(size=D) * 0.3)
     x[..., 0] = channel
     exact = rms_norm(wide(x), wide(weight), eps=1e-6, numerics=P64)
-    bound = bounds.norm(exact, Known(wide(x)), weight, 1e-6, F32)
+    bound = rounding.norm(exact, Known(wide(x)), weight, 1e-6, F32)
     mean = summed_one_by_one(x * x)[..., None] / single(D)
     error = np.abs(x * (1 / np.sqrt(mean + single(1e-6))) * (1 + weight) - exact)
     assert np.all(error <= bound.likely)
@@ -213,7 +213,7 @@ def test_a_norm_with_a_massive_channel(D, channel):
     x[..., 1] = -channel
     x[..., 2:4] = channel / 2
     exact = rms_norm(wide(x), wide(weight), eps=1e-6, numerics=P64)
-    bound = bounds.norm(exact, Known(wide(x)), weight, 1e-6, F32)
+    bound = rounding.norm(exact, Known(wide(x)), weight, 1e-6, F32)
     mean = summed_one_by_one(x * x)[..., None] / single(D)
     assert np.all(np.abs(x * (1 / np.sqrt(mean + single(1e-6))) * (1 + weight) - exact) <= bound.likely)
 
@@ -225,18 +225,16 @@ def test_a_product_with_one_large_addend_first(n):
     x[..., 0] = 3000
     w = np.ones((2, n), np.float32)
     exact = wide(x) @ wide(w).T
-    bound = bounds_products.product(exact, Known(wide(x)), w, F32)
+    bound = products.product(exact, Known(wide(x)), w, F32)
     error = np.abs(summed_one_by_one(x)[..., None] - exact)
     assert np.all(error <= bound.likely)
     # Chance alone: what the roundings would add up to if they fell either way. It is exceeded, from 2048 on.
-    chance = confidence(exact.size) * np.sqrt(
-        bounds_sums.chance_of_sum(exact, np.square(wide(x)).sum(-1)[..., None], n, U)
-    )
+    chance = confidence(exact.size) * np.sqrt(sums.chance_of_sum(exact, np.square(wide(x)).sum(-1)[..., None], n, U))
     assert bool(np.all(error <= chance)) == (n < 2048)
     # Nothing is granted to sums of many addends of a size.
     plain = rng.normal(size=(1, 4, n))
     squares, magnitude = np.square(plain).sum(-1), np.abs(plain).sum(-1)
-    assert np.all(bounds_sums.swallowed_by_one(magnitude, squares, n, U) == 0)
+    assert np.all(sums.swallowed_by_one(magnitude, squares, n, U) == 0)
 
 
 def test_a_softmax_of_very_many_unlikely_keys():
@@ -246,7 +244,7 @@ def test_a_softmax_of_very_many_unlikely_keys():
     scores[..., 0] = 0
     allowed = np.ones((1, 1, n), bool)
     exact = attention_probs(scores, allowed, numerics=P64)
-    bound = bounds_curves.softmax(exact, Known(scores), allowed, F32)
+    bound = elementwise.softmax(exact, Known(scores), allowed, F32)
     powers = np.exp(single(scores))
     error = np.abs(powers / summed_one_by_one(powers)[..., None] - exact)
     assert error[0, 0, 0, 0] > 4e-4  # it happens
@@ -259,8 +257,8 @@ def test_what_is_swallowed():
     large, small = 1.0, np.array([u / 4, u / 2, u, 1.9 * u, 3 * u])
     addends = np.concatenate([[large], small])
     # All but the last are below the spacing 2 u of numbers near one: the third and fourth may lose u at most.
-    assert bounds_sums.swallowed(addends, u)[0] == pytest.approx(u / 4 + u / 2 + u + u, rel=0.02)
-    assert bounds_sums.swallowed(np.ones(50), u)[0] == 0
+    assert sums.swallowed(addends, u)[0] == pytest.approx(u / 4 + u / 2 + u + u, rel=0.02)
+    assert sums.swallowed(np.ones(50), u)[0] == 0
 
 
 # ---- measured budgets

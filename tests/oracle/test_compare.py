@@ -13,10 +13,12 @@ import refgemma.model
 from refgemma.config import Config
 from refgemma.model import forward
 from refgemma.numerics import from_bfloat16
-from refgemma.oracle import Trace, compare, revealing, steps, trace
-from refgemma.oracle.fingerprint import fingerprint
-from refgemma.oracle.report import Report, grouped
-from refgemma.oracle.verdict import Finding, not_given
+from refgemma.oracle import Trace, compare, trace
+from refgemma.oracle.bounds import flow
+from refgemma.oracle.formula_models import formula
+from refgemma.oracle.judging.grades import Finding, not_given
+from refgemma.oracle.reporting.report import Report, grouped
+from refgemma.oracle.traces.fingerprint import fingerprint
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of
 from tests.peers.make_bfloat16_goldens import golden_model
@@ -165,7 +167,7 @@ def test_logits_of_the_last_few_positions(kept, monkeypatch):
     alone = replace(whole, tensors={"logits": few}, meta={"last": "true"})
     beside = replace(whole, tensors=dict(whole.tensors) | {"logits": few}, ends=frozenset({"logits"}))
     for chunk in (512, 4):
-        monkeypatch.setattr(steps, "_CHUNK", chunk)
+        monkeypatch.setattr(flow, "_CHUNK", chunk)
         for given in (alone, beside):
             report = compare(None, given, model=judge)
             assert report.ok
@@ -495,7 +497,7 @@ def test_merged_weights_are_within_rounding_of_the_attached_adapter(with_pirate)
 
 def test_logits_of_a_revealing_model(tmp_path):
     path = tmp_path / "logits.npy"
-    known = revealing.find("reveal-gqa")
+    known = formula.find("reveal-gqa")
     right = forward(known.params, known.config, known.tokens, positions=known.positions)
     np.save(path, right)
     assert compare(None, path, model="reveal-gqa").ok

@@ -11,13 +11,13 @@ import pytest
 
 from refgemma.numerics import FLOAT32, PROFILES
 from refgemma.oracle import diagnose
-from refgemma.oracle.departures import run
-from refgemma.oracle.diagnosis import Cause, Diagnosis
-from refgemma.oracle.publish import trace_of
-from refgemma.oracle.revealing import MODELS, find
-from refgemma.oracle.setups import Setup
-from refgemma.oracle.trace import Trace
-from refgemma.oracle.variants import find as variant_of
+from refgemma.oracle.bugs.catalogue import find as variant_of
+from refgemma.oracle.bugs.port import run
+from refgemma.oracle.bugs.setups import Setup
+from refgemma.oracle.diagnosis.result import Cause, Diagnosis
+from refgemma.oracle.formula_models.formula import MODELS, find
+from refgemma.oracle.formula_models.publish import trace_of
+from refgemma.oracle.traces.trace import Trace
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of
 from tests.oracle.test_stored import NARROW, SEEN

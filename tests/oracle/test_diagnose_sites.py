@@ -12,10 +12,10 @@ import pytest
 from refgemma.model import forward
 from refgemma.numerics import FLOAT64
 from refgemma.oracle import diagnose
-from refgemma.oracle.sites import sites_of, words
-from refgemma.oracle.tensor_names import names_of, split_name
-from refgemma.oracle.trace import Trace
-from refgemma.oracle.variants import VARIANTS, find
+from refgemma.oracle.bugs.catalogue import VARIANTS, find
+from refgemma.oracle.bugs.sites import sites_of, words
+from refgemma.oracle.operations import names_of, split_name
+from refgemma.oracle.traces.trace import Trace
 from tests.models import random_model, widened
 from tests.oracle.gemmas import gemma_of
 

@@ -12,9 +12,9 @@ import pytest
 from refgemma.model import forward
 from refgemma.numerics import FLOAT32, PROFILES, from_bfloat16, to_bfloat16
 from refgemma.oracle import diagnose
-from refgemma.oracle.revealing import find
-from refgemma.oracle.tensor_names import split_name
-from refgemma.oracle.trace import Trace
+from refgemma.oracle.formula_models.formula import find
+from refgemma.oracle.operations import split_name
+from refgemma.oracle.traces.trace import Trace
 from tests.models import Model, map_params
 from tests.oracle.gemmas import gemma_of
 from tests.tiny_it import tiny_it

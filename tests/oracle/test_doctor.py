@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from refgemma.checkpoint import StoredTensor, describe, find_model
+from refgemma.checkpoint.health.doctor import examine
+from refgemma.checkpoint.health.folder import Patient
+from refgemma.checkpoint.health.numbers import about_norms, numbers_of
+from refgemma.checkpoint.health.shapes import published_size, sizes_of
 from refgemma.cli import main
 from refgemma.config import SIZES
 from refgemma.numerics import from_bfloat16
-from refgemma.oracle.doctor import examine
-from refgemma.oracle.doctor_numbers import about_norms, numbers_of
-from refgemma.oracle.doctor_shapes import published_size, sizes_of
-from refgemma.oracle.figures import read_json
-from refgemma.oracle.patient import Patient
+from refgemma.oracle.published.figures import read_json
 from tests.checkpoint.files import safetensors_bytes, write_model, write_shards
 from tests.models import hf_config, hf_tensors, random_model
 

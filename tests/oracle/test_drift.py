@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from refgemma.numerics import PROFILES
-from refgemma.oracle import steps
-from refgemma.oracle.drift import drift, judge_free
-from refgemma.oracle.tensor_names import split_name
-from refgemma.oracle.trace import trace
+from refgemma.oracle.bounds import flow
+from refgemma.oracle.judging.free_run import drift, judge_free
+from refgemma.oracle.operations import split_name
+from refgemma.oracle.traces.trace import trace
 from tests.bfloat16 import narrow_params
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of
@@ -59,7 +59,7 @@ def test_verdicts_are_repeatable_and_the_same_for_chunks(monkeypatch):
     logits = run(model).tensors["logits"]
     assert free(model, logits, "float32") == free(model, logits, "float32")
     whole = free(model, logits, "float32")
-    monkeypatch.setattr(steps, "_CHUNK", 6)
+    monkeypatch.setattr(flow, "_CHUNK", 6)
     pieces = free(model, logits, "float32")  # other noise, the same size
     assert 0.3 < pieces.likely / whole.likely < 3
 
@@ -69,7 +69,7 @@ def test_the_last_position_in_chunks(monkeypatch):
     last = 16 - model.real[:, ::-1].argmax(axis=1)
     logits = run(model).tensors["logits"][np.arange(len(last)), last]
     for chunk in (512, 16, 5):
-        monkeypatch.setattr(steps, "_CHUNK", chunk)
+        monkeypatch.setattr(flow, "_CHUNK", chunk)
         found = free(model, logits, "float32")
         assert found.grade == "inside rounding"
         assert found.where[1] == last[found.where[0]]

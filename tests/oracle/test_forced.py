@@ -11,12 +11,12 @@ import pytest
 from refgemma.cache import KVCache
 from refgemma.model import forward
 from refgemma.numerics import PROFILES, from_bfloat16, to_bfloat16
-from refgemma.oracle import steps
-from refgemma.oracle.arithmetic import arithmetic_of
-from refgemma.oracle.forced import judge_forced
-from refgemma.oracle.tensor_names import names_of, split_name
-from refgemma.oracle.trace import Trace
-from refgemma.oracle.verdict import first_wrong
+from refgemma.oracle.bounds import flow
+from refgemma.oracle.bounds.arithmetic import arithmetic_of
+from refgemma.oracle.judging.forced import judge_forced
+from refgemma.oracle.judging.grades import first_wrong
+from refgemma.oracle.operations import names_of, split_name
+from refgemma.oracle.traces.trace import Trace
 from tests.bfloat16 import narrow_params
 from tests.models import digest, random_model
 from tests.peers.make_bfloat16_goldens import GOLDENS, golden_model
@@ -155,7 +155,7 @@ def test_an_error_is_wrong_where_it_is_made_and_nowhere_else(arithmetic):
 
 
 def test_the_index_of_the_worst_is_that_of_the_whole_tensor(monkeypatch):
-    monkeypatch.setattr(steps, "_CHUNK", 5)
+    monkeypatch.setattr(flow, "_CHUNK", 5)
     model = model_of(1)
     last = int(np.flatnonzero(model.real[0])[-1])
     theirs = run(model)
@@ -262,7 +262,7 @@ def test_last_positions_alone_of_a_text_in_chunks(monkeypatch):
     rows = {n: np.stack([x[[t]] for x, t in zip(theirs.tensors[n], ends, strict=True)]) for n in kept}
     last = replace(theirs, tensors=rows, meta={"last": "true"})
     for chunk in (512, 16, 5):
-        monkeypatch.setattr(steps, "_CHUNK", chunk)
+        monkeypatch.setattr(flow, "_CHUNK", chunk)
         findings = [f for f in judge(model, last) if f.grade != "not given"]
         assert [f.name for f in findings] == kept  # each was compared
         assert {f.grade for f in findings} == {"inside rounding"}

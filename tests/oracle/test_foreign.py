@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from refgemma.config import Config
 from refgemma.numerics import from_bfloat16, to_bfloat16
 from refgemma.oracle import read_foreign, read_trace
-from refgemma.oracle.tensor_names import names_of
+from refgemma.oracle.operations import names_of
 from tests.checkpoint.files import safetensors_bytes
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of, tapped

@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from refgemma.oracle.layout import arrange, layouts, parts, said
+from refgemma.oracle.foreign.axes import arrange, layouts, parts, said
 
 SIZES = {"B": 2, "T": 5, "S": 5, "N": 6, "K": 3, "H": 4, "D": 7, "F": 11, "V": 13}
 AXES = ["BTD", "BTNH", "BTKH", "BTF", "BTV"]

@@ -3,8 +3,8 @@
 import pytest
 
 from refgemma.config import SIZES
-from refgemma.oracle.names import mapped, match
-from refgemma.oracle.tensor_names import axes_of, names_of, split_name
+from refgemma.oracle.foreign.names import mapped, match
+from refgemma.oracle.operations import axes_of, names_of, split_name
 
 CONFIG = SIZES["gemma-2b"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from refgemma.numerics import from_bfloat16, to_bfloat16
-from refgemma.oracle.pattern import pattern
+from refgemma.oracle.judging.patterns import pattern
 
 UNIT = 2.0**-24
 B, T, N, H = 2, 24, 4, 16

@@ -5,7 +5,7 @@ import pytest
 
 from refgemma.numerics import from_bfloat16, to_bfloat16
 from refgemma.oracle import Trace
-from refgemma.oracle.precision import arithmetic_of, narrowest
+from refgemma.oracle.judging.precision import arithmetic_of, narrowest
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of, tapped
 

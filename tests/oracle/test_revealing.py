@@ -10,10 +10,10 @@ import pytest
 from refgemma.numerics import from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted
 from refgemma.oracle import diagnose, read_trace
-from refgemma.oracle.publish import FOLDER, coverage, main, trace_of
-from refgemma.oracle.revealing import MODELS, find, tensors_of
-from refgemma.oracle.tensor_names import names_of
-from refgemma.oracle.variants import VARIANTS
+from refgemma.oracle.bugs.catalogue import VARIANTS
+from refgemma.oracle.formula_models.formula import MODELS, find, tensors_of
+from refgemma.oracle.formula_models.publish import FOLDER, coverage, main, trace_of
+from refgemma.oracle.operations import names_of
 from tests.judge import FLOAT64_BOUND, error
 from tests.truth import truth_logits
 

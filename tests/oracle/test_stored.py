@@ -7,10 +7,10 @@ import pytest
 
 from refgemma.numerics import from_bfloat16, to_bfloat16
 from refgemma.oracle import compare
-from refgemma.oracle.arithmetic import UNIT
-from refgemma.oracle.drift import drift
-from refgemma.oracle.stored import as_stored, looks_stored, lost
-from refgemma.oracle.verdict import Finding
+from refgemma.oracle.bounds.arithmetic import UNIT
+from refgemma.oracle.judging.free_run import drift
+from refgemma.oracle.judging.grades import Finding
+from refgemma.oracle.judging.storage import as_stored, looks_stored, lost
 from tests.bfloat16 import narrow_params
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of

@@ -11,8 +11,9 @@ from safetensors.numpy import load_file
 
 import refgemma
 from refgemma.numerics import from_bfloat16, to_bfloat16
-from refgemma.oracle import Trace, read_trace, record, trace
-from refgemma.oracle.tensor_names import names_of
+from refgemma.oracle import Trace, read_trace, trace
+from refgemma.oracle.operations import names_of
+from refgemma.oracle.traces import recording
 from tests.checkpoint.files import safetensors_bytes
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of, tapped
@@ -49,7 +50,7 @@ def test_a_trace_is_what_the_tap_sees(seed, numerics):
 def test_chunks_concatenate_by_position(seed, monkeypatch):
     model = random_model(seed, num_tokens=23)
     whole = trace_of(model, "float64").tensors
-    monkeypatch.setattr(record, "CHUNK", 5)
+    monkeypatch.setattr(recording, "CHUNK", 5)
     pieces = trace_of(model, "float64").tensors
     for name in whole:
         # Float64 sums in another order, some hundred terms, four layers at most; a shifted chunk is off by whole parts.
@@ -71,7 +72,7 @@ def test_later_keys_and_padding_are_zero():
 @pytest.mark.parametrize("chunk", [512, 4])
 @pytest.mark.parametrize("seed", range(6))
 def test_the_last_position_of_each_row(seed, chunk, monkeypatch):
-    monkeypatch.setattr(record, "CHUNK", chunk)  # rows end in different chunks
+    monkeypatch.setattr(recording, "CHUNK", chunk)  # rows end in different chunks
     model = random_model(seed, num_tokens=11)
     whole, last = trace_of(model, "float64"), trace_of(model, "float64", last=True)
     assert last.last
@@ -193,7 +194,7 @@ def test_bad_use_is_a_sentence(tokens, options, words):
 
 
 def test_progress_counts_layers(monkeypatch):
-    monkeypatch.setattr(record, "CHUNK", 4)
+    monkeypatch.setattr(recording, "CHUNK", 4)
     model = random_model(3, num_tokens=10, num_layers=3)
     seen = []
     trace_of(model, progress=lambda done, total: seen.append((done, total)))

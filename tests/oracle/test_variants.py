@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from refgemma.numerics import FLOAT32, FLOAT64, PROFILES
-from refgemma.oracle import departures
-from refgemma.oracle.departures import run
-from refgemma.oracle.setups import Setup
-from refgemma.oracle.tensor_names import FIRST, IN_LAYER, LAST
-from refgemma.oracle.trial import with_variants
-from refgemma.oracle.variants import VARIANTS, find
+from refgemma.oracle.bugs import port
+from refgemma.oracle.bugs.catalogue import VARIANTS, find
+from refgemma.oracle.bugs.port import run
+from refgemma.oracle.bugs.setups import Setup
+from refgemma.oracle.diagnosis.explanation import with_variants
+from refgemma.oracle.operations import FIRST, IN_LAYER, LAST
 from tests.judge import FLOAT64_BOUND, error
 from tests.models import random_model, widened
 from tests.truth import BUGS, truth_logits
@@ -90,7 +90,7 @@ def test_a_run_in_chunks_is_the_run_in_one(variant, monkeypatch):
     narrow = variant.key == "G1"
     honest = setup_of(model, numerics=PROFILES["bf16-transformers"], params=model.params) if narrow else setup_of(model)
     whole = [(setup, run(setup)) for setup in variant.setups(honest)]
-    monkeypatch.setattr(departures, "CHUNK", 4)
+    monkeypatch.setattr(port, "CHUNK", 4)
     for setup, want in whole:
         if narrow:  # only this one makes cached and full runs differ
             assert error(run(setup), want) > 1e-4

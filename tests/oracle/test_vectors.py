@@ -21,7 +21,7 @@ from refgemma.ops.linear import linear
 from refgemma.ops.mlp import gelu
 from refgemma.ops.norm import rms_norm
 from refgemma.ops.rope import rope, rope_table
-from refgemma.oracle.vectors import write_vectors
+from refgemma.oracle.test_vectors.write import write_vectors
 from refgemma.text.tokenizer import Tokenizer
 from tests import truth
 from tests.models import hf_config, random_config

@@ -13,10 +13,10 @@ from refgemma.checkpoint import find_model
 from refgemma.checkpoint.folder import read_folder
 from refgemma.cli import main
 from refgemma.config import SIZES, read_config
-from refgemma.oracle.figures import DATA, figures_of, models, read_json
-from refgemma.oracle.golden import golden_figures, known_file, measure_golden
-from refgemma.oracle.recognise import checksums, recognise
-from refgemma.oracle.verify import on_record, verify
+from refgemma.oracle.published.figures import DATA, figures_of, models, read_json
+from refgemma.oracle.published.golden import golden_figures, known_file, measure_golden
+from refgemma.oracle.published.recognise import checksums, recognise
+from refgemma.oracle.published.verify import on_record, verify
 from tests.bfloat16 import nearest
 from tests.checkpoint.files import write_model
 from tests.models import random_model

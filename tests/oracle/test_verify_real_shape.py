@@ -5,9 +5,9 @@ import tracemalloc
 
 import pytest
 
+from refgemma.checkpoint.health.doctor import examine
 from refgemma.cli import main
-from refgemma.oracle.doctor import examine
-from refgemma.oracle.figures import figures_of
+from refgemma.oracle.published.figures import figures_of
 from tests.test_real_shape import folder  # noqa: F401
 
 # Of NumPy's own arrays, weights stay mapped: 64 rows of 256,000 logits in float32 once and in float64 four times are

@@ -13,7 +13,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 from transformers.models.gemma import modeling_gemma
 
-from refgemma.oracle.trace import Trace
+from refgemma.oracle.traces.trace import Trace
 from tests.peers.planted import peer_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -1,4 +1,4 @@
-"""Write refgemma/oracle/data/tiny_it_figures.json: figures of the shipped model, as transformers computes them.
+"""Write refgemma/oracle/published/data/tiny_it_figures.json: figures of the shipped model, as transformers computes them.
 
 Run ``python -m tests.peers.make_tiny_it_figures`` where torch and transformers are installed, whenever weights/tiny-it
 changes. No code of `refgemma` computes anything here: ids are SentencePiece's, and sums are NumPy's.
@@ -47,7 +47,7 @@ def main():
     import transformers
 
     from refgemma.checkpoint import read_safetensors
-    from refgemma.oracle.recognise import checksums  # a format, no figure
+    from refgemma.oracle.published.recognise import checksums  # a format, no figure
 
     spm = sentencepiece.SentencePieceProcessor(model_file=str(FOLDER / "tokenizer.model"))
     peer = load_peer("float32")

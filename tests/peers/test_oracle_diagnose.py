@@ -11,8 +11,8 @@ import pytest
 
 from refgemma.config import Config
 from refgemma.oracle import diagnose
-from refgemma.oracle.revealing import MODELS, find
-from refgemma.oracle.trace import Trace
+from refgemma.oracle.formula_models.formula import MODELS, find
+from refgemma.oracle.traces.trace import Trace
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of
 from tests.tiny_it import tiny_it

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from refgemma.oracle import diagnose
-from refgemma.oracle.revealing import find
-from refgemma.oracle.trace import Trace
+from refgemma.oracle.formula_models.formula import find
+from refgemma.oracle.traces.trace import Trace
 from tests.peers.test_oracle_diagnose import Batch
 from tests.tiny_it import tiny_it
 

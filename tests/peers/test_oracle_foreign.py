@@ -9,8 +9,8 @@ import pytest
 import refgemma
 from refgemma.checkpoint import find_model
 from refgemma.oracle import compare, read_foreign, trace
-from refgemma.oracle.names import match
-from refgemma.oracle.tensor_names import names_of
+from refgemma.oracle.foreign.names import match
+from refgemma.oracle.operations import names_of
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refgemma.oracle import revealing
-from refgemma.oracle.bounds_curves import LIBRARY
-from refgemma.oracle.drift import judge_free
-from refgemma.oracle.forced import judge_forced
-from refgemma.oracle.tensor_names import split_name
+from refgemma.oracle.bounds.elementwise import LIBRARY
+from refgemma.oracle.formula_models import formula
+from refgemma.oracle.judging.forced import judge_forced
+from refgemma.oracle.judging.free_run import judge_free
+from refgemma.oracle.operations import split_name
 from tests.bfloat16 import narrow_params
 from tests.models import random_model
 
@@ -100,7 +100,7 @@ def test_no_honest_run_is_outside_the_free_running_budget(honest):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_revealing_models_run_honestly(honest, dtype):
     """Among them positions beyond 131,000, where float32 angles are off by 0.01 (D3)."""
-    for model in revealing.MODELS:
+    for model in formula.MODELS:
         if model.rank:
             continue  # transformers alone has no adapters
         model = as_random_model(model)

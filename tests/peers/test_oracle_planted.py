@@ -7,11 +7,11 @@ The bugs are torch code of `tests.peers.planted`; the revealing models show them
 import numpy as np
 import pytest
 
-from refgemma.oracle import revealing
-from refgemma.oracle.forced import judge_forced
-from refgemma.oracle.tensor_names import split_name
-from refgemma.oracle.trace import Trace
-from refgemma.oracle.verdict import first_wrong
+from refgemma.oracle.formula_models import formula
+from refgemma.oracle.judging.forced import judge_forced
+from refgemma.oracle.judging.grades import first_wrong
+from refgemma.oracle.operations import split_name
+from refgemma.oracle.traces.trace import Trace
 
 pytestmark = pytest.mark.peers
 
@@ -88,7 +88,7 @@ def test_every_bug_that_a_run_can_show_is_here(planted):
 @pytest.mark.parametrize(("bug", "dtype", "held", "words"), HELD, ids=[f"{bug} {dtype}" for bug, dtype, *_ in HELD])
 def test_a_bug_is_wrong_at_the_operation_that_holds_it(planted, bug, dtype, held, words):
     shown = []
-    for model in revealing.MODELS:
+    for model in formula.MODELS:
         findings = judged(planted, model, [bug], dtype)
         wrong = {split_name(finding.name)[1] for finding in findings if finding.grade == "wrong"}
         assert wrong <= held, model.name  # and nothing else, before or after
@@ -107,14 +107,14 @@ def test_a_bug_is_wrong_at_the_operation_that_holds_it(planted, bug, dtype, held
 @pytest.mark.parametrize("bug", ["D3", "D3 divided"])
 def test_either_way_to_form_angles_in_float32_is_rounding(planted, bug):
     """Even at position 131071, where the two differ by 0.01."""
-    for model in revealing.MODELS:
+    for model in formula.MODELS:
         findings = judged(planted, model, [bug], "float32")
         assert all(finding.grade == "inside rounding" for finding in findings)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_bug_is_no_finding(planted, dtype):
-    for model in revealing.MODELS:
+    for model in formula.MODELS:
         assert all(finding.grade == "inside rounding" for finding in judged(planted, model, (), dtype))
 
 
@@ -122,7 +122,7 @@ def test_no_bug_is_no_finding(planted, dtype):
 def test_two_bugs_are_seen_both(planted, seed):
     """Forced: the second is not hidden behind the first."""
     rng = np.random.default_rng(seed)
-    model = revealing.MODELS[0]
+    model = formula.MODELS[0]
     pool = {
         bug: held for bug, dtype, held, _ in HELD if dtype == "float32" and bug in ("A1", "B1", "C1", "D7", "E2", "E6")
     }

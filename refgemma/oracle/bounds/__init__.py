@@ -1,0 +1,1 @@
+"""How far correct rounding can move the result of each operation."""

@@ -1,0 +1,1 @@
+"""Known bugs of Gemma ports, each runnable in the reference."""

@@ -1,0 +1,218 @@
+"""The reference, run with departures from Gemma, each a field of a `Setup`, so that any two can be put together.
+
+Nothing of the model is written twice. What a port may do differently goes in through config, params, the rounding
+points of `numerics`, or the tap: the tap is given what the reference computed, and returns what a port with that habit
+would have in its place, made by the functions of `refgemma.ops` from the tensors that went before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias, cast
+
+import numpy as np
+
+from refgemma.cache import KVCache
+from refgemma.generation import CHUNK
+from refgemma.model import LayerParams, Tap, forward, identity
+from refgemma.numerics import Array, Numerics, from_bfloat16, to_bfloat16
+from refgemma.ops.attention import attention_mix, attention_scores
+from refgemma.ops.linear import table_rows
+from refgemma.ops.mlp import gelu
+from refgemma.ops.norm import rms_norm
+from refgemma.ops.rope import rope, rope_table
+from refgemma.oracle.bugs.setups import Setup
+from refgemma.oracle.operations import split_name
+
+GoesOn: TypeAlias = Callable[[str, Array, slice], Array]
+
+_CACHED = ("attn.k_rope", "attn.v")  # what later chunks read, too
+
+
+@dataclass
+class Chunks:
+    """Which positions a run in chunks is at, told by the names that go by."""
+
+    now: slice = field(default_factory=lambda: slice(0, 0))  # of the T positions
+
+    def at(self, name: str, value: Array) -> slice:
+        """Positions of a tensor."""
+        if name == "embed":
+            self.now = slice(self.now.stop, self.now.stop + value.shape[1])
+        return self.now
+
+
+def run(setup: Setup, tap: Tap = identity) -> Array:
+    """Run the reference with the departures of a setup."""
+    B, T = setup.tokens.shape
+    cache = KVCache(setup.config, batch=B, capacity=T, dtype=setup.numerics.dtype)
+    departs = departing(setup, tap)
+    logits = []
+    for start in range(0, T, CHUNK):
+        chunk = slice(start, start + CHUNK)
+        logits.append(
+            forward(
+                setup.params,
+                setup.config,
+                setup.tokens[:, chunk],
+                positions=setup.positions[:, chunk],
+                cache=cache,
+                numerics=setup.numerics,
+                tap=departs,
+            )
+        )
+    return np.concatenate(logits, axis=1)
+
+
+def departing(setup: Setup, tap: Tap = identity, *, instead: GoesOn | None = None) -> Tap:
+    """Tap that turns the reference into a port with the habits of a setup."""
+    seen: dict[str, Array] = {}  # by step, of this layer and chunk; "stream" is what enters it
+    keys: dict[tuple[int, str], list[Array]] = {}  # of all chunks
+    chunks = Chunks()
+
+    def tap_and_remember(name: str, value: Array) -> Array:
+        i, step = split_name(name)
+        chunk = chunks.at(name, value)
+        value = _departed(setup, i, step, value, seen, chunk).astype(value.dtype, copy=False)
+        value = tap(name, value)
+        on = value if instead is None else instead(name, value, chunk)
+        if step in ("embed", "out"):
+            seen.clear()
+            seen["stream"] = on
+            return value
+        seen[step] = on
+        if i is not None and step in _CACHED:
+            past = keys.setdefault((i, step), [])
+            past.append(on)
+            seen["every " + step] = np.concatenate(past, axis=1)  # BSKH
+        return value
+
+    return tap_and_remember
+
+
+def _departed(setup: Setup, i: int | None, step: str, value: Array, seen: dict[str, Array], chunk: slice) -> Array:
+    """One tensor as a port with these habits has it; `value` itself where they do not touch it."""
+    if step == "embed":
+        return _embedding(setup, value, chunk)
+    if step == "logits":
+        return value * math.sqrt(setup.config.hidden_size) if setup.head_scaled else value
+    if step == "final_norm":
+        return _norm(setup, seen["stream"], setup.params["final_norm"]) if setup.odd_norm else value
+    assert i is not None
+    layer = setup.params["layers"][i]
+    if step in ("attn.norm", "attn.residual", "mlp.norm", "out"):
+        return _norms(setup, layer, step, value, seen)
+    if step in ("attn.q_rope", "attn.k_rope"):
+        odd = setup.turned_by is not None or setup.lanes == "neighbours"
+        return _turn(setup, seen[step.removesuffix("_rope")], setup.numerics, chunk) if odd else value
+    if step in ("attn.scores", "attn.mix"):
+        return _heads(setup, step, value, seen, chunk)
+    if step in ("mlp.act", "mlp.gated"):
+        return _gate(setup, step, value, seen)
+    return value
+
+
+def _embedding(setup: Setup, value: Array, chunk: slice) -> Array:
+    if setup.embedding == "bare":
+        rows = table_rows(setup.tokens[:, chunk], setup.params["embed"], setup.numerics)
+        rows[setup.positions[:, chunk] < 0] = 0
+        return rows
+    if setup.embedding == "scaled twice":
+        scale = setup.numerics.constant("embed.scale", math.sqrt(setup.config.hidden_size))
+        return setup.numerics.round("embed", value * scale)
+    return value
+
+
+def _norm(setup: Setup, x: Array, weight: Array) -> Array:
+    """The norm; where its root is another, that is a factor on each vector."""
+    eps, wide = setup.config.rms_norm_eps, setup.numerics
+    narrow = setup.squares == "bfloat16" and "norm.square" in wide.rounding  # else the bounds allow for it
+    if narrow:
+        wide = wide.without("norm.square", "norm.mean")
+    y = rms_norm(x, weight, eps=eps, numerics=wide)
+    if not setup.odd_norm:
+        return y
+    exact = mean_square = np.mean(np.square(x), axis=-1, keepdims=True)
+    if narrow:
+        mean_square = _narrow(np.mean(_narrow(np.square(_narrow(x))), axis=-1, keepdims=True))
+    root = np.sqrt(mean_square) + eps if setup.eps_outside else np.sqrt(mean_square + eps)
+    moved: Array = y * (np.sqrt(exact + eps) / root)
+    return moved
+
+
+def _narrow(x: Array) -> Array:
+    return from_bfloat16(to_bfloat16(x.astype(np.float32))).astype(np.float64)
+
+
+def _norms(setup: Setup, layer: LayerParams, step: str, value: Array, seen: dict[str, Array]) -> Array:
+    """Norms and residual adds of a layer."""
+    attn, mlp = layer["attn"]["norm"], layer["mlp"]["norm"]
+    given = seen["stream"] if step.startswith("attn") else seen["attn.residual"]
+    if step == "attn.norm":
+        if setup.norms == "after":
+            return given
+        return _norm(setup, given, attn) if setup.odd_norm else value
+    if step == "mlp.norm":
+        if setup.norms != "before":
+            return given
+        return _norm(setup, given, mlp) if setup.odd_norm else value
+    if setup.norms == "after":
+        return _norm(setup, value, attn if step == "attn.residual" else mlp)
+    if setup.norms == "as in Gemma 2" and step == "attn.residual":
+        return setup.numerics.round(step, given + _norm(setup, seen["attn.out"], mlp))
+    return value
+
+
+def _turn(setup: Setup, x: Array, numerics: Numerics, chunk: slice) -> Array:
+    """Queries or keys turned by their angles."""
+    positions = setup.positions if setup.turned_by is None else setup.turned_by
+    angles = rope_table(positions[:, chunk], setup.config.head_dim, setup.config.rope_theta, numerics=numerics)
+    if setup.lanes == "halves":
+        return rope(x, *angles, numerics=numerics)
+    # Even lanes are put in the first half, odd ones in the second, and put back afterwards.
+    H = x.shape[-1]
+    turned = rope(np.concatenate([x[..., 0::2], x[..., 1::2]], axis=-1), *angles, numerics=numerics)
+    return turned.reshape(*x.shape[:-1], 2, H // 2).swapaxes(-1, -2).reshape(x.shape)
+
+
+def _heads(setup: Setup, step: str, value: Array, seen: dict[str, Array], chunk: slice) -> Array:
+    """Scores and mixes where another key head is read, or keys are not yet rounded."""
+    c, numerics = setup.config, setup.numerics
+    wide = setup.fresh_keys == "wide" and step == "attn.scores"
+    if setup.heads == "grouped" and not wide:
+        return value
+    # Our head m reads m // G. Theirs reads n % K, so it takes the place of the (n // K)-th head of that group.
+    N, K = c.num_heads, c.num_kv_heads
+    heads = np.arange(N)
+    place = heads if setup.heads == "grouped" else (heads % K) * (N // K) + heads // K
+    at_place = np.argsort(place)
+    if step == "attn.mix":
+        mixed = attention_mix(seen["attn.probs"][:, at_place], seen["every attn.v"].swapaxes(1, 2), numerics=numerics)
+        return mixed[:, :, place]
+    keys = seen["every attn.k_rope"]
+    if wide:  # those of this call; the cache holds what was written down
+        as_computed = {point: narrow for point, narrow in numerics.rounding.items() if narrow == "float32"}
+        fresh = _turn(setup, seen["attn.k"], replace(numerics, rounding=as_computed), chunk)
+        keys = np.concatenate([keys[:, : chunk.start], fresh], axis=1)
+    q = seen["attn.q_rope"][:, :, at_place]
+    return attention_scores(q, keys.swapaxes(1, 2), scale=c.query_scale, numerics=numerics)[:, place]
+
+
+def _gate(setup: Setup, step: str, value: Array, seen: dict[str, Array]) -> Array:
+    """The activation and the product after it."""
+    if setup.activated == "gate" and (setup.activation == "tanh" or step == "mlp.gated"):
+        return value
+    other = "mlp.gate" if setup.activated == "up" else "mlp.up"
+    if step == "mlp.gated":
+        return setup.numerics.round(step, seen["mlp.act"] * seen[other])
+    x = seen["mlp.up" if setup.activated == "up" else "mlp.gate"]
+    if setup.activation == "erf":
+        return setup.numerics.round(step, x * 0.5 * (1 + cast(Array, _erf(x / math.sqrt(2)))))
+    if setup.activation == "silu":
+        return setup.numerics.round(step, x / (1 + np.exp(-x)))
+    return gelu(x, numerics=setup.numerics)
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])

@@ -1,0 +1,117 @@
+"""Where in a model a known bug may sit: everywhere it can, in some layers, in the final norm; and how that is said.
+
+Of a trace each operation is judged on its own inputs. So what a bug does in one layer is seen there, at the first
+tensors that were given, and nowhere else: sites that are seen in different tensors are judged one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from refgemma.config import Config
+from refgemma.oracle.bugs.catalogue import Variant
+from refgemma.oracle.operations import IN_LAYER, names_of, split_name
+
+# What each tensor is made from, by the reference or by any variant; "stream" is what enters the layer.
+_MADE_FROM = {
+    "attn.norm": ("stream",),
+    "attn.q": ("attn.norm",),
+    "attn.k": ("attn.norm",),
+    "attn.v": ("attn.norm",),
+    "attn.q_rope": ("attn.q",),
+    "attn.k_rope": ("attn.k",),
+    "attn.scores": ("attn.q_rope", "attn.k_rope", "attn.k"),
+    "attn.probs": ("attn.scores",),
+    "attn.mix": ("attn.probs", "attn.v"),
+    "attn.out": ("attn.mix",),
+    "attn.residual": ("stream", "attn.out"),
+    "mlp.norm": ("attn.residual",),
+    "mlp.gate": ("mlp.norm",),
+    "mlp.up": ("mlp.norm",),
+    "mlp.act": ("mlp.gate", "mlp.up"),
+    "mlp.gated": ("mlp.act", "mlp.gate", "mlp.up"),
+    "mlp.down": ("mlp.gated",),
+    "out": ("attn.residual", "mlp.down"),
+    "final_norm": ("stream",),
+    "logits": ("final_norm",),
+}
+# One operation that a layer has twice: each may be wrong by itself. Other variants move several tensors as one.
+_TWICE = {"attn.norm", "mlp.norm", "final_norm", "attn.q_rope", "attn.k_rope"}
+_RUN = 3  # so many layers in a row are said as "4 to 6"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A part of the model in which a bug may be, or not, whatever the rest does."""
+
+    names: tuple[str, ...]  # tensors that the bug moves there
+    seen: frozenset[str]  # tensors that were given, and come out otherwise if it is there
+
+
+def sites_of(variant: Variant, config: Config, given: Iterable[str]) -> list[Site]:
+    """Sites of a variant that a trace can tell apart."""
+    exact = frozenset(given)
+    units: dict[str | int, list[str]] = {}
+    for name in names_of(config):
+        layer, kind = split_name(name)
+        if kind in variant.where:
+            units.setdefault(name if layer is None or _TWICE.issuperset(variant.where) else layer, []).append(name)
+    sites: list[Site] = []
+    for names in units.values():
+        site = Site(tuple(names), _seen(names, config, exact))
+        shared = [other for other in sites if other.seen & site.seen]
+        sites = [other for other in sites if other not in shared]
+        both = [name for one in (*shared, site) for name in one.names]
+        sites.append(Site(tuple(both), site.seen.union(*(one.seen for one in shared))))
+    return [site for site in sites if site.seen]
+
+
+def words(names: Iterable[str], where: Iterable[str]) -> str:
+    """Say in which places only a bug is."""
+    layers: dict[str, list[int]] = {kind: [] for kind in where if kind in IN_LAYER}
+    outside = []
+    for name in names:
+        layer, kind = split_name(name)
+        if layer is None:
+            outside.append("the final norm" if name == "final_norm" else name)
+        else:
+            layers[kind].append(layer)
+    of_all = list(layers.values())
+    if all(one == of_all[0] for one in of_all):
+        said = [_layers(of_all[0])] if of_all and of_all[0] else []
+    else:
+        said = [f"{kind} of {_layers(some)}" for kind, some in layers.items() if some]
+    return f"in {' and '.join([*said, *outside])} only"
+
+
+def _seen(names: Iterable[str], config: Config, given: frozenset[str]) -> frozenset[str]:
+    """Tensors that were given, and are reached from these before any other that was given."""
+    moved = set(names)
+    for name in names_of(config):
+        layer, kind = split_name(name)
+        for source in _MADE_FROM.get(kind, ()):
+            made_from = _full_name(source, layer, config)
+            if made_from in moved and made_from not in given:
+                moved.add(name)
+    return frozenset(moved & given)
+
+
+def _full_name(kind: str, layer: int | None, config: Config) -> str:
+    """Name of what a tensor is made from."""
+    if kind != "stream":
+        return kind if layer is None else f"layers.{layer}.{kind}"
+    before = (config.num_layers if layer is None else layer) - 1
+    return "embed" if before < 0 else f"layers.{before}.out"
+
+
+def _layers(numbers: list[int]) -> str:
+    """Numbers of layers in words, such as "layers 0 to 3, 7"."""
+    runs: list[list[int]] = []
+    for n in sorted(numbers):
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    said = [f"{run[0]} to {run[-1]}" if len(run) >= _RUN else ", ".join(map(str, run)) for run in runs]
+    return ("layer " if len(numbers) == 1 else "layers ") + ", ".join(said)

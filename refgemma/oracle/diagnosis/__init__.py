@@ -1,0 +1,1 @@
+"""Which known bug, or which two, explain a candidate's numbers."""

@@ -1,0 +1,118 @@
+"""Explanations by known bugs that sit in some layers only, put together from trials of each bug everywhere.
+
+Nothing is run again: in a trace each operation is judged on its own inputs, so what a trial found at a site holds
+whatever the other sites do (`refgemma.oracle.bugs.sites`). A bug is said to be at a site if something there is wrong without
+it, nothing is with it, and its numbers are much closer to theirs, so that it is no luck and no looser bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from refgemma.config import Config
+from refgemma.oracle.bugs.catalogue import Variant
+from refgemma.oracle.bugs.sites import Site, sites_of
+from refgemma.oracle.diagnosis.explanation import Misfit
+from refgemma.oracle.diagnosis.result import Cause
+from refgemma.oracle.judging.grades import Finding
+
+CLOSER = 10.0  # times less misfit than without, and it is no coincidence
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What one explanation, everywhere in the model, leaves of their trace."""
+
+    variants: tuple[Variant, ...]  # the explanation; none for the honest reference
+    findings: dict[str, Finding]  # for every tensor
+    off: dict[str, Misfit]  # how far its numbers are from theirs
+    wrong: frozenset[str]  # tensors that are wrong, and not forgiven
+    forgiven: frozenset[str]  # tensors that the bounds call wrong, and that are theirs all the same
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One variant, and where it is."""
+
+    tried: Tried  # what it does everywhere
+    here: tuple[Site, ...]  # where it is, and where these numbers cannot tell
+    undecided: tuple[Site, ...]  # where it is, and where these numbers cannot tell
+    everywhere: bool  # whether no site speaks against it
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Tensors in which it is seen."""
+        return frozenset[str]().union(*(site.seen for site in self.here))
+
+    def without(self, taken: frozenset[str]) -> Placed:
+        """Same variant, less the sites that are seen in some tensors."""
+        here = tuple(site for site in self.here if not site.seen & taken)
+        return Placed(self.tried, here, self.undecided, self.everywhere and len(here) == len(self.here))
+
+
+def place(honest: Tried, tried: Tried, config: Config, given: set[str], floor: Mapping[str, float]) -> Placed:
+    """Find the sites at which a variant is."""
+    here, undecided, everywhere = [], [], True
+    for site in sites_of(tried.variants[0], config, given):
+        wrong = site.seen & honest.wrong
+        nearer = {name for name in site.seen if is_closer(tried.off[name], honest.off[name], floor[name])}
+        farther = any(is_closer(honest.off[name], tried.off[name], floor[name]) for name in site.seen)
+        if site.seen & tried.wrong or farther or not wrong <= nearer:
+            everywhere = False
+        elif nearer:
+            here.append(site)
+        else:
+            undecided.append(site)
+    return Placed(tried, tuple(here), tuple(undecided), everywhere)
+
+
+def is_closer(one: Misfit, other: Misfit, floor: float, times: float = CLOSER) -> bool:
+    """Whether one explanation is so much closer to a tensor that it is no coincidence."""
+    mean = one.mean * times <= other.mean and other.mean > floor
+    return mean or (one.peak * times <= other.peak and other.peak > floor and one.mean <= other.mean)
+
+
+def placed_alone(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
+    """Variants that are at some of their sites only."""
+    best: dict[tuple[str, ...], Cause] = {}
+    for cause in (_cause(honest, (one,)) for one in places if one.here and not one.everywhere):
+        found = best.setdefault(cause.keys, cause)
+        best[cause.keys] = min(found, cause, key=lambda one: (len(one.left), one.misfit))
+    return list(best.values())
+
+
+def placed_pairs(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
+    """Two variants at different sites, at least one of them not everywhere, that explain all there is."""
+    causes: dict[tuple[tuple[str, ...], tuple[tuple[str, ...], ...]], Cause] = {}
+    for pair in combinations([one for one in places if one.here], 2):
+        if not honest.wrong <= pair[0].seen | pair[1].seen or pair[0].tried.variants == pair[1].tried.variants:
+            continue
+        for both in ((pair[0], pair[1].without(pair[0].seen)), (pair[0].without(pair[1].seen), pair[1])):
+            cause = _cause(honest, both)
+            if all(one.here for one in both) and any(cause.only):
+                found = causes.setdefault((cause.keys, cause.only), cause)
+                causes[cause.keys, cause.only] = min(found, cause, key=lambda one: one.misfit)
+    return [cause for cause in causes.values() if cause.explains]
+
+
+def _cause(honest: Tried, places: tuple[Placed, ...]) -> Cause:
+    """Cause of variants, each at its sites, and the honest reference everywhere else."""
+    by = {name: one.tried for one in places for name in one.seen}
+    left = tuple(name for name in honest.findings if name in by.get(name, honest).wrong)
+    judged = {name: by.get(name, honest) for name in honest.findings}
+    ratios = [tried.findings[name].ratio for name, tried in judged.items() if name not in tried.forgiven]
+    return Cause(
+        variants=tuple(one.tried.variants[0] for one in places),
+        ratio=max((ratio for ratio in ratios if not math.isnan(ratio)), default=0.0),
+        misfit=max((by.get(name, honest).off[name].mean for name in honest.wrong), default=math.inf),
+        left=left,
+        only=tuple(() if one.everywhere else _names(one.here) for one in places),
+        undecided=tuple(() if one.everywhere else _names(one.undecided) for one in places),
+    )
+
+
+def _names(sites: tuple[Site, ...]) -> tuple[str, ...]:
+    return tuple(name for site in sites for name in site.names)

@@ -1,0 +1,169 @@
+"""Explanations put to the test by a trace, each operation on their own inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from refgemma.checkpoint.load import Progress
+from refgemma.oracle.bounds.arithmetic import arithmetic_of
+from refgemma.oracle.bugs.catalogue import Variant
+from refgemma.oracle.bugs.setups import Setup
+from refgemma.oracle.diagnosis.by_sites import CLOSER, Tried, is_closer, place, placed_alone, placed_pairs
+from refgemma.oracle.diagnosis.candidate import fits
+from refgemma.oracle.diagnosis.explanation import Misfit, judge, loosens, misfits, with_variants
+from refgemma.oracle.diagnosis.result import Cause
+from refgemma.oracle.judging.grades import Finding
+from refgemma.oracle.judging.storage import unit_lost
+from refgemma.oracle.operations import names_of, split_name
+from refgemma.oracle.traces.trace import Trace
+
+Explanation = tuple[Variant, ...]
+Findings = dict[str, Finding]
+
+# The bounds are those of Gemma's operations. What a bug makes of one may round more often, or numbers of another size:
+# so many roundings of a token's largest number are granted, and for angles as many of the farthest position.
+_ROUNDINGS = {"float32": 64, "float64": 64, "bfloat16": 3, "float16": 3}
+
+
+class ForcedTrial:
+    """Their trace, and what explanations leave wrong in it."""
+
+    def __init__(self, theirs: Trace, honest: Setup, arithmetic: str) -> None:
+        self._theirs, self._honest, self._arithmetic = theirs, honest, arithmetic
+        a = arithmetic_of(arithmetic)
+        self._granted = _ROUNDINGS[a.storage] * a.narrow
+        self._stored = {name: unit_lost(theirs.dtypes.get(name, ""), a.storage) for name in theirs.tensors}
+        self._floor = {name: 4 * max(a.unit, unit) for name, unit in self._stored.items()}  # a few roundings
+        self._granted_angle = _ROUNDINGS["float32"] * a.unit * max(0, int(theirs.positions.max()))
+        self._given = [name for name in names_of(honest.config) if name in theirs.tensors]
+        base = self._judged(honest)
+        self._base: Findings = base or {}
+        self._wrong = set(self._given) if base is None else _wrong(base)
+        self._plain = misfits(honest, theirs)
+        self._left: dict[str, set[str]] = {}  # by key: what a variant leaves wrong
+        self._tried: list[Tried] = []  # single variants, in each of their ways
+
+    def honest(self) -> Cause:
+        """How well the reference does as it is."""
+        return self._cause((), self._honest)
+
+    def causes(self, explanations: list[Explanation], progress: Progress | None = None) -> list[Cause]:
+        """How well explanations do."""
+        found = []
+        for done, explanation in enumerate(explanations):
+            tried = [self._cause(explanation, setup) for setup in with_variants(self._honest, explanation)]
+            found.append(min(tried, key=lambda cause: (len(cause.left), cause.misfit)))
+            if progress is not None:
+                progress(done + 1, len(explanations))
+        return found
+
+    def may_show(self, variant: Variant) -> bool:
+        """Whether a variant could explain any of what is wrong."""
+        if variant.kind == "tokens":
+            return self._theirs.last or not self._base
+        return bool(self._touched(variant) & self._wrong)
+
+    def worth_trying(self, pairs: list[Explanation]) -> list[Explanation]:
+        """Pairs that could explain everything, by what each of the two does alone."""
+        if not self._base:  # other tokens were fed, so one of the two must be that
+            return [pair for pair in pairs if any(variant.kind == "tokens" for variant in pair)]
+        kept: list[Explanation] = []
+        for one, other in pairs:
+            touched = [self._touched(one), self._touched(other)]
+            if touched[0] & touched[1]:  # one may move what the other touches, such as a norm to another place
+                touched = [touched[0] | touched[1]] * 2
+            left = [self._left.get(variant.key, self._wrong) for variant in (one, other)]
+            helps = all(names & self._wrong for names in touched)
+            together = (left[0] & left[1]) | (left[0] - self._wrong) | (left[1] - self._wrong)
+            if helps and self._wrong <= touched[0] | touched[1] and together <= touched[0] & touched[1]:
+                kept.append((one, other))
+        return kept
+
+    def in_some_places(self, *, pairs: bool = False) -> list[Cause]:
+        """How well variants do that are at some places only, of those that were tried everywhere."""
+        if not self._base or self._theirs.last:  # what came before the last position is not theirs
+            return []
+        honest = Tried((), self._base, self._plain, frozenset(self._wrong), frozenset())
+        config, given = self._honest.config, set(self._given)
+        places = [place(honest, tried, config, given, self._floor) for tried in self._tried if tried.variants[0].where]
+        return placed_pairs(honest, places) if pairs else placed_alone(honest, places)
+
+    def closer(self, variant: Variant) -> Cause | None:
+        """Where nothing is wrong: whether a variant comes closer to their numbers all the same."""
+        names = [name for name in self._given if split_name(name)[1] in variant.where]
+        plain = _mean(self._plain, names)
+        best = min((_mean(misfits(s, self._theirs), names) for s in variant.setups(self._honest)), default=math.inf)
+        return Cause((variant,), 0.0, best, ()) if names and best * CLOSER < plain else None
+
+    def _judged(self, setup: Setup) -> Findings | None:
+        findings = (
+            judge(setup, self._honest, self._theirs, self._arithmetic) if fits(setup.tokens, self._theirs) else None
+        )
+        return None if findings is None else {finding.name: finding for finding in findings}
+
+    def _cause(self, explanation: Explanation, setup: Setup) -> Cause:
+        tried = self._try(explanation, setup)
+        if tried is None:
+            return Cause(explanation, math.inf, math.inf, tuple(self._given))
+        if len(explanation) == 1:
+            key = explanation[0].key
+            self._left[key] = self._left.get(key, set(tried.wrong)) & tried.wrong
+            self._tried.append(tried)
+        ratios = [
+            f.ratio for name, f in tried.findings.items() if name not in tried.forgiven and not math.isnan(f.ratio)
+        ]
+        left = tuple(name for name in tried.findings if name in tried.wrong)
+        return Cause(explanation, max(ratios, default=0.0), _mean(tried.off, self._wrong or self._given), left)
+
+    def _try(self, explanation: Explanation, setup: Setup) -> Tried | None:
+        """An explanation along their trace; None if it feeds another number of tokens."""
+        findings = self._base if not explanation and self._base else self._judged(setup)
+        if findings is None:
+            return None
+        off = misfits(setup, self._theirs)
+        moved = {kind for variant in explanation for kind in variant.where}
+        forgiven = {name for name in _wrong(findings) if split_name(name)[1] in moved and self._is_close(name, off)}
+        wrong = _wrong(findings) - forgiven
+        if explanation and self._base:
+            wrong |= {name for name in self._wrong if not self._comes_closer(name, off)}
+        if self._base and loosens(self._arithmetic, self._honest, setup):
+            # What is inside looser bounds, and no closer than without the variant, is not explained by it.
+            wrong |= {name for name in self._wrong if not is_closer(off[name], self._plain[name], self._floor[name])}
+            for variant in explanation if len(explanation) > 1 else ():  # nor closer than with one alone
+                alone = [tried.off for tried in self._tried if tried.variants == (variant,)]
+                wrong |= {
+                    name
+                    for name in self._left.get(variant.key, ())
+                    if not all(is_closer(off[name], other[name], self._floor[name]) for other in alone)
+                }
+        return Tried(explanation, findings, off, frozenset(wrong), frozenset(forgiven - wrong))
+
+    def _comes_closer(self, name: str, off: dict[str, Misfit]) -> bool:
+        """Whether a tensor is nearer to theirs than without the explanation: its slack for tensors that were not given
+        may be so large that everything fits.
+        """
+        return off[name].mean <= self._floor[name] or is_closer(off[name], self._plain[name], 0.0, times=2.0)
+
+    def _is_close(self, name: str, off: dict[str, Misfit]) -> bool:
+        """Whether a tensor that the bounds call wrong is theirs all the same, see `_ROUNDINGS`."""
+        if name not in off:
+            return False
+        granted = max(self._granted, _ROUNDINGS["bfloat16"] * self._stored[name])
+        granted += self._granted_angle if name.endswith("_rope") else 0
+        plain = self._plain[name].mean if name in self._plain else math.inf
+        return off[name].peak <= granted and off[name].mean * CLOSER <= plain
+
+    def _touched(self, variant: Variant) -> set[str]:
+        """Tensors that a variant moves, given the right inputs; where one of these was not given, any at all."""
+        moved = {name for name in names_of(self._honest.config) if split_name(name)[1] in variant.where}
+        return moved if moved and moved <= set(self._given) else set(self._given)
+
+
+def _mean(off: dict[str, Misfit], names: Iterable[str]) -> float:
+    """Mean misfit of the tensor where that is largest; infinite if there is none."""
+    return max((off[name].mean for name in names if name in off), default=math.inf)
+
+
+def _wrong(findings: Findings) -> set[str]:
+    return {name for name, finding in findings.items() if finding.grade == "wrong"}

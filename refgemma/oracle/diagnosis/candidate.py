@@ -1,0 +1,67 @@
+"""Another engine's trace as explanations are put to it: where it counts, and piece by piece."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refgemma.numerics import Array
+from refgemma.ops.attention import allowed_keys
+from refgemma.oracle.operations import axes_of
+from refgemma.oracle.traces.trace import Trace
+
+
+def fits(tokens: Array, theirs: Trace) -> bool:
+    """Whether their tensors have as many positions as were fed. tokens (B, T)."""
+    told = {name: "S" if theirs.is_cut(name) else "T" for name in theirs.tensors}
+    lengths = {
+        theirs.tensors[name].shape[axes_of(name).index(axis)] for name, axis in told.items() if axis in axes_of(name)
+    }
+    return lengths <= {tokens.shape[1]}
+
+
+def of_chunk(theirs: Trace, name: str, chunk: slice) -> tuple[Array, Array]:
+    """Their tensor of some positions, wide, and at which of them it was given. Returns given (B, chunk)."""
+    axis = axes_of(name).index("T")
+    whole = theirs.tensors[name]
+    columns = np.arange(chunk.start, chunk.stop)
+    if not theirs.is_cut(name):
+        part = whole[(slice(None),) * axis + (chunk,)]
+        return np.asarray(part, np.float64), np.ones((len(whole), len(columns)), bool)
+    kept, T = whole.shape[axis], theirs.positions.shape[1]
+    ends = T - 1 - (theirs.positions[:, ::-1] >= 0).argmax(axis=1)
+    index = columns - (ends[:, None] - kept + 1)
+    shape = [len(ends) if i == 0 else len(columns) if i == axis else 1 for i in range(whole.ndim)]
+    spread = np.clip(index, 0, kept - 1).reshape(shape)
+    return np.take_along_axis(np.asarray(whole, np.float64), spread, axis), (index >= 0) & (index < kept)
+
+
+def theirs_at(theirs: Trace, name: str, ours: Array, chunk: slice) -> Array:
+    """Their tensor of some positions."""
+    if name not in theirs.tensors:
+        return ours
+    wide, given = of_chunk(theirs, name, chunk)
+    if axes_of(name) == "BNTS":
+        wide = wide[..., : chunk.stop]
+    here = _counted(name, np.where(given, theirs.positions[:, chunk], -1), theirs.positions[:, : chunk.stop])
+    return np.where(here & np.isfinite(wide), wide, ours)
+
+
+def overflows(theirs: Trace, name: str, limit: float) -> bool:
+    """Whether a tensor holds NaN, or a number beyond a limit, where it counts."""
+    value, places = theirs.tensors[name], theirs.positions
+    kept = value.shape[axes_of(name).index("T")]
+    if theirs.is_cut(name):
+        T = places.shape[1]
+        at = T - 1 - (places[:, ::-1] >= 0).argmax(axis=1)[:, None] + np.arange(1 - kept, 1)
+        places = np.where(at >= 0, np.take_along_axis(places, np.maximum(at, 0), axis=1), -1)
+    elif kept != places.shape[1]:
+        return False  # other tokens were fed: there is no telling what is padding
+    here = _counted(name, places, theirs.positions)
+    return not float(np.abs(np.where(here, value, 0)).max()) <= limit  # true of NaN, too
+
+
+def _counted(name: str, places: Array, keys: Array) -> Array:
+    """Where a tensor counts: no padding, and no key that a query does not see; of the right number of axes."""
+    if axes_of(name) == "BNTS":
+        return allowed_keys(places, keys)[:, None]
+    return (places >= 0).reshape(*places.shape, *[1] * (len(axes_of(name)) - 2))

@@ -1,0 +1,1 @@
+"""Each tensor of a candidate judged against its bound, and the run as a whole."""

@@ -1,0 +1,1 @@
+"""Inputs, exact outputs and bounds of single operations, written as files."""

@@ -1,0 +1,193 @@
+"""Inputs, exact outputs and rounding bounds of every operation of a model, for ports that test one function at a time.
+
+One layer of the model's widths is run once in float64. At each named tensor the result is kept, and what goes on is
+that result rounded to bfloat16: so every operation has inputs that any engine holds exactly, whatever it computes in,
+and its bound is that of this one operation. Whole attention and the whole MLP are run again without rounding in
+between.
+Weights are the formula of `refgemma.oracle.formula_models.formula`, so that they need not be stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from refgemma.checkpoint.names import tensors_of
+from refgemma.config import Config
+from refgemma.model import Params, forward
+from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16, to_bfloat16
+from refgemma.oracle.bounds.arithmetic import arithmetic_of
+from refgemma.oracle.bounds.flow import Flow
+from refgemma.oracle.bounds.slack import Bound, Known
+from refgemma.oracle.formula_models.formula import weight
+from refgemma.oracle.operations import split_name
+
+ARITHMETICS = ("float32", "bfloat16")
+TOKENS = (2, 5, 11, 60)
+_POSITIONS = (0, 1, 257, 301)  # odd ones beyond 256 are no bfloat16 numbers
+ROWS = 64  # of the table: enough for TOKENS, and for a head
+QUIET, QUIET_ROW = 10, 5  # that row is smaller by 2**-10, so that eps counts
+_RMS = 255 / math.sqrt(3)  # of the formula's numbers, before the power of two
+_LAYER = "layers.0."
+_PARTS = ("attn", "mlp")
+
+
+class Operation(NamedTuple):
+    """One operation: what it makes, from what, by which formula."""
+
+    name: str
+    does: str
+    formula: str
+    inputs: tuple[str, ...]
+    weight: str = ""
+
+
+OPERATIONS = (
+    Operation("embed", "embedding, scaled", "sqrt(D) table[token]", ("tokens",), "embed"),
+    Operation("attn.norm", "RMS norm", "x / sqrt(mean(x^2) + eps) * (1 + w)", ("embed",), "attn.norm"),
+    Operation("attn.q", "projection", "x W^T, then N heads of width H", ("attn.norm",), "attn.q"),
+    Operation("attn.k", "projection", "x W^T, then K heads of width H", ("attn.norm",), "attn.k"),
+    Operation("attn.v", "projection", "x W^T, then K heads of width H", ("attn.norm",), "attn.v"),
+    Operation(
+        "attn.q_rope",
+        "rotary embedding",
+        "lanes i and i + H/2 turned by position * theta^(-2 i / H)",
+        ("attn.q", "positions"),
+    ),
+    Operation("attn.k_rope", "rotary embedding", "as for the queries", ("attn.k", "positions")),
+    Operation(
+        "attn.scores",
+        "scores before the mask",
+        "query_scale * q_n[t] . k_(n // G)[s]",
+        ("attn.q_rope", "attn.k_rope"),
+    ),
+    Operation(
+        "attn.probs",
+        "softmax over the keys that a query sees, those of its position and before",
+        "exp(s) / sum exp(s); 0 elsewhere",
+        ("attn.scores", "positions"),
+    ),
+    Operation("attn.mix", "values mixed", "sum_s p_n[t, s] v_(n // G)[s]", ("attn.probs", "attn.v")),
+    Operation("attn.out", "projection", "heads side by side, times W^T", ("attn.mix",), "attn.out"),
+    Operation("attn.residual", "residual add", "x + y", ("embed", "attn.out")),
+    Operation("mlp.norm", "RMS norm", "x / sqrt(mean(x^2) + eps) * (1 + w)", ("attn.residual",), "mlp.norm"),
+    Operation("mlp.gate", "projection", "x W^T", ("mlp.norm",), "mlp.gate"),
+    Operation("mlp.up", "projection", "x W^T", ("mlp.norm",), "mlp.up"),
+    Operation("mlp.act", "GELU, tanh form", "x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))", ("mlp.gate",)),
+    Operation("mlp.gated", "product", "act * up", ("mlp.act", "mlp.up")),
+    Operation("mlp.down", "projection", "x W^T", ("mlp.gated",), "mlp.down"),
+    Operation("out", "residual add", "x + y", ("attn.residual", "mlp.down")),
+    Operation("final_norm", "RMS norm", "x / sqrt(mean(x^2) + eps) * (1 + w)", ("out",), "final_norm"),
+    Operation("logits", "head, tied to the table", "x table^T", ("final_norm",), "embed"),
+)
+
+# What is run again from start to end: name, what it does, its inputs, its output, the steps on the way.
+WHOLE = {
+    "attention": Operation(
+        "attn.mix", "rope, scores, softmax, mix", "all of it", ("attn.q", "attn.k", "attn.v", "positions")
+    ),
+    "mlp": Operation("mlp.down", "gate, up, GELU, product, down", "all of it", ("mlp.norm",)),
+}
+_ON_THE_WAY = (
+    *("attn.q_rope", "attn.k_rope", "attn.scores", "attn.probs", "attn.mix"),
+    *("mlp.gate", "mlp.up", "mlp.act", "mlp.gated", "mlp.down"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """One weight: which number it has in the formula, its shape and its power of two."""
+
+    name: str
+    number: int
+    shape: tuple[int, ...]
+    exponent: int
+    numbers: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One operation in one arithmetic."""
+
+    exact: Array  # the result, with constants as that arithmetic rounds them
+    bound: Bound  # how far an engine's own may be off
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """All of them."""
+
+    config: Config  # one layer, `ROWS` rows of the table
+    tokens: Array  # (1, T): What is run
+    positions: Array  # (1, T): What is run
+    weights: list[Weight]  # in the order of their numbers
+    inputs: dict[str, Array]  # tensors that operations start from: bfloat16 numbers
+    results: dict[tuple[str, str], Result]  # by operation (a name, or a key of `WHOLE`) and arithmetic
+
+
+def operation_vectors(config: Config, progress: Callable[[int, int], None] | None = None) -> Vectors:
+    """Compute the vectors of a model's widths."""
+    config = replace(config, num_layers=1, vocab_size=ROWS, tie_word_embeddings=True)
+    tokens = np.array([TOKENS])
+    positions = np.array([[min(p, config.max_positions - len(TOKENS) + i) for i, p in enumerate(_POSITIONS)]])
+    weights = _weights(config)
+    params = _params(weights)
+    inputs: dict[str, Array] = {}
+    results: dict[tuple[str, str], Result] = {}
+    passes = [(arithmetic, whole) for whole in (False, True) for arithmetic in ARITHMETICS]
+    for done, (arithmetic, whole) in enumerate(passes):
+        a = arithmetic_of(arithmetic)
+        flow = Flow(params, config, a)
+        flow.next_chunk(tokens, positions)
+
+        def tap(name: str, ours: Array, flow: Flow = flow, arithmetic: str = arithmetic, whole: bool = whole) -> Array:
+            step = split_name(name)[1]
+            bound = flow.bound_of(name, ours)
+            carried = whole and step in _ON_THE_WAY
+            ends = next((key for key, operation in WHOLE.items() if operation.name == step), None)
+            if not whole:
+                results[step, arithmetic] = Result(ours, bound)
+                inputs.setdefault(step, from_bfloat16(to_bfloat16(ours.astype(np.float32))))
+            elif ends is not None:
+                results[ends, arithmetic] = Result(ours, bound)
+            known = Known(ours, bound.worst, bound.variance) if carried and ends is None else _given(inputs[step])
+            flow.goes_on_with(name, known)
+            return known.value
+
+        forward(params, config, tokens, positions=positions, numerics=a.reference, tap=tap)
+        if progress is not None:
+            progress(done + 1, len(passes))
+    return Vectors(config, tokens, positions, weights, inputs, results)
+
+
+def _given(value: Array) -> Known:
+    return Known(value.astype(np.float64))
+
+
+def _weights(config: Config) -> list[Weight]:
+    """Every weight of the layer, of sizes that keep the numbers moderate."""
+    weights = []
+    for number, tensor in enumerate(tensors_of(config)):
+        name = tensor.ours.removeprefix(_LAYER)
+        if len(tensor.shape) == 1:
+            exponent = 8
+        else:  # vectors of rms 1 stay so, or scores would be large; the stream begins with rms 3
+            exponent = round(math.log2(_RMS * math.sqrt(tensor.shape[1]) / (3 if name == "embed" else 1)))
+        numbers = weight(number, math.prod(tensor.shape), exponent).reshape(tensor.shape)
+        if name == "embed":
+            numbers[QUIET_ROW] *= np.float32(2.0**-QUIET)
+        weights.append(Weight(name, number, tensor.shape, exponent, numbers))
+    return weights
+
+
+def _params(weights: list[Weight]) -> Params:
+    flat: Mapping[str, Any] = {
+        w.name: w.numbers if w.numbers.ndim == 1 else Bfloat16Matrix(to_bfloat16(w.numbers)) for w in weights
+    }
+    layer = {part: {key.partition(".")[2]: w for key, w in flat.items() if key.startswith(part)} for part in _PARTS}
+    params = {"embed": flat["embed"], "layers": [layer], "final_norm": flat["final_norm"], "head": flat["embed"]}
+    return cast(Params, params)
