@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from refgemma.config import Config
+from refgemma.errors import InputError
 from refgemma.numerics import Array, Numerics, namespace_of, to_host
 
 
@@ -29,7 +30,7 @@ class KVCache:
     def fork(self, length: int, *, batch: int, capacity: int) -> KVCache:
         """Cache that begins with the first slots of this one, which has one row, and goes on by itself."""
         if len(self.positions) != 1 or not 0 <= length <= self.length or length > capacity:
-            raise ValueError(
+            raise InputError(
                 f"cannot begin a cache of {capacity} slots with {length} of one that has {len(self.positions)} rows "
                 f"and {self.length} slots filled: expected one row, and enough slots in both"
             )
@@ -55,15 +56,15 @@ class KVCache:
         """Take the next slots for tokens at these positions. positions (B, T)."""
         B, capacity = self.positions.shape
         if positions.shape[0] != B:
-            raise ValueError(f"tokens have {positions.shape[0]} rows, the cache was made for {B}")
+            raise InputError(f"tokens have {positions.shape[0]} rows, the cache was made for {B}")
         ours, theirs = namespace_of(self.positions).__name__, namespace_of(positions).__name__
         if ours != theirs:
-            raise ValueError(
+            raise InputError(
                 f"the cache is in {ours} arrays, the model computes with {theirs}: make it with xp={theirs}"
             )
         end = self.length + positions.shape[1]
         if end > capacity:
-            raise ValueError(
+            raise InputError(
                 f"the cache has {capacity} slots, {self.length} of them filled: no room for {positions.shape[1]} more"
             )
         if self._shared:
@@ -88,7 +89,7 @@ class KVCache:
         k, v (B, T, K, H) -> keys, values (B, K, S, H).
         """
         if k.dtype != self.keys.dtype:
-            raise ValueError(
+            raise InputError(
                 f"keys are {k.dtype}, the cache holds {self.keys.dtype}: make it with the dtype of activations"
             )
         new = slice(self.length - k.shape[1], self.length)
@@ -99,7 +100,7 @@ class KVCache:
     def truncate(self, length: int) -> None:
         """Forget every slot from `length` on."""
         if not 0 <= length <= self.length:
-            raise ValueError(f"cannot keep {length} slots: {self.length} are filled")
+            raise InputError(f"cannot keep {length} slots: {self.length} are filled")
         self.positions[:, length:] = -1
         self.length = length
 

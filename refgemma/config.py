@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refgemma.errors import InputError
+
 SUPPORTED_MODEL_TYPES = ("gemma",)
 _MOST_LAYERS = 10_000  # what is listed layer by layer should end some day
 _COUNTS = (
@@ -76,21 +78,21 @@ class Config:
         for name in _COUNTS:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1")
+                raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
         if self.num_layers > _MOST_LAYERS:
-            raise ValueError(
+            raise InputError(
                 f"num_layers is {self.num_layers!r:.60}: expected at most {_MOST_LAYERS:,}, a typing error?"
             )
         for name in ("rope_theta", "rms_norm_eps", "query_scale"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
-                raise ValueError(f"{name} is {value!r}: expected a positive number")
+                raise InputError(f"{name} is {value!r}: expected a positive number")
         if not isinstance(self.tie_word_embeddings, bool):
-            raise ValueError(f"tie_word_embeddings is {self.tie_word_embeddings!r}: expected true or false")
+            raise InputError(f"tie_word_embeddings is {self.tie_word_embeddings!r}: expected true or false")
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
+            raise InputError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
-            raise ValueError(
+            raise InputError(
                 f"head_dim={self.head_dim} is odd: rotary embedding turns the two halves of a head together"
             )
 
@@ -167,13 +169,13 @@ def read_config(path: str | Path) -> Config:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist: a model folder holds config.json beside its weights") from None
     except (ValueError, RecursionError) as error:  # of json, of the decoding, or of a number without end
-        raise ValueError(f"{path} is not valid JSON ({error}): expected the config.json of a Gemma model") from None
+        raise InputError(f"{path} is not valid JSON ({error}): expected the config.json of a Gemma model") from None
     if not isinstance(fields, dict):
-        raise ValueError(f"{path} holds a JSON {type(fields).__name__}: expected an object")
+        raise InputError(f"{path} holds a JSON {type(fields).__name__}: expected an object")
     try:
         return config_from_hf(fields)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> Config:
@@ -185,35 +187,35 @@ def config_from_hf(fields: Mapping[str, Any]) -> Config:
     model_type = fields.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES:
         supported = ", ".join(repr(name) for name in SUPPORTED_MODEL_TYPES)
-        raise ValueError(f"model_type is {model_type!r}: supported is {supported} (Gemma 1, 1.1 and CodeGemma)")
+        raise InputError(f"model_type is {model_type!r}: supported is {supported} (Gemma 1, 1.1 and CodeGemma)")
 
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
-        raise ValueError(f"rope_parameters is {rope!r}: expected an object with rope_theta")
+        raise InputError(f"rope_parameters is {rope!r}: expected an object with rope_theta")
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type != "default":
-        raise ValueError(f"rope_type is {rope_type!r}: Gemma 1 turns its heads by the plain angles ('default')")
+        raise InputError(f"rope_type is {rope_type!r}: Gemma 1 turns its heads by the plain angles ('default')")
     thetas = [source["rope_theta"] for source in (fields, rope) if source.get("rope_theta") is not None]
     if len(thetas) == 2 and thetas[0] != thetas[1]:
-        raise ValueError(f"rope_theta is {thetas[0]!r}, but {thetas[1]!r} in rope_parameters: expected one value")
+        raise InputError(f"rope_theta is {thetas[0]!r}, but {thetas[1]!r} in rope_parameters: expected one value")
 
     missing = [name for name, _ in _HF_NAMES if name not in fields]
     if not thetas:
         missing.append("rope_theta")
     if missing:
-        raise ValueError(f"missing {', '.join(missing)}: each decides the result, so none is guessed")
+        raise InputError(f"missing {', '.join(missing)}: each decides the result, so none is guessed")
 
     for name in ("hidden_act", "hidden_activation"):
         if fields.get(name) is not None and fields[name] not in _TANH_GELU:
-            raise ValueError(f"{name} is {fields[name]!r}: Gemma uses the tanh form of GELU ('gelu_pytorch_tanh')")
+            raise InputError(f"{name} is {fields[name]!r}: Gemma uses the tanh form of GELU ('gelu_pytorch_tanh')")
     for name in _CHANGE_THE_FORMULAS:
         if fields.get(name):
-            raise ValueError(f"{name} is {fields[name]!r:.60}: no published Gemma 1 has it, and it is not supported")
+            raise InputError(f"{name} is {fields[name]!r:.60}: no published Gemma 1 has it, and it is not supported")
 
     values = {ours: fields[theirs] for theirs, ours in _HF_NAMES}
     head_dim = values["head_dim"]
     if not isinstance(head_dim, int) or not 1 <= head_dim < 2**63:
-        raise ValueError(f"head_dim is {head_dim!r}: expected a whole number of at least 1")
+        raise InputError(f"head_dim is {head_dim!r}: expected a whole number of at least 1")
     return Config(
         **values,
         rope_theta=thetas[0],

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.numerics import Array, to_host
 
 T = TypeVar("T")
@@ -29,22 +30,22 @@ def array_library(device: str) -> Any:
     multiplies to 11 significant bits, and no error bound of this package holds.
     """
     if device not in DEVICES:
-        raise ValueError(f"device is {device!r}: expected {' or '.join(map(repr, DEVICES))}")
+        raise InputError(f"device is {device!r}: expected {' or '.join(map(repr, DEVICES))}")
     if device == "cpu":
         return np
     try:
         cupy = importlib.import_module("cupy")
     except ModuleNotFoundError:
-        raise ValueError(
+        raise InputError(
             "device 'cuda' computes with CuPy, which is not installed: pip install \"refgemma[gpu]\", or use 'cpu'"
         ) from None
     except ImportError as error:
-        raise ValueError(f"device 'cuda' computes with CuPy, which does not load: {_line(error)}") from None
+        raise InputError(f"device 'cuda' computes with CuPy, which does not load: {_line(error)}") from None
     try:
         one = cupy.ones((1, 1), np.float32)
         (one @ one + one).item()  # takes a driver, a GPU, the library of products and the compiler of kernels
     except (RuntimeError, ImportError, OSError) as error:
-        raise ValueError(f"device 'cuda' was asked for, and CuPy finds none to compute on: {_line(error)}") from None
+        raise InputError(f"device 'cuda' was asked for, and CuPy finds none to compute on: {_line(error)}") from None
     return cupy
 
 

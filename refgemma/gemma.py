@@ -16,6 +16,7 @@ from refgemma.cache import KVCache, PrefixCache
 from refgemma.checkpoint.load import Progress
 from refgemma.config import Config, read_config
 from refgemma.device import array_library, placed
+from refgemma.errors import InputError, InputTypeError
 from refgemma.generation import CHUNK, Event, Generation
 from refgemma.lora import Adapter
 from refgemma.model import Params, forward
@@ -134,12 +135,12 @@ class Gemma:
         the trained magnitudes all the same: a scale of 0 is not the base.
         """
         if not isinstance(adapter, Adapter):
-            raise TypeError(
+            raise InputTypeError(
                 f"adapter is a {type(adapter).__name__}: expected an Adapter, from refgemma.lora.read(folder)"
             )
         mask = None if rows is None else np.asarray(rows)
         if mask is not None and (mask.ndim != 1 or mask.dtype != bool):
-            raise ValueError(
+            raise InputError(
                 f"rows are {mask.dtype} of shape {mask.shape}: expected a list of true and false, one a row"
             )
         on = Attached(adapter, low_rank.checked_scale(scale), mask)
@@ -171,7 +172,7 @@ class Gemma:
         """
         attached = self if adapter is None else self.with_lora(adapter, scale)
         if attached.merged or attached.before is None:
-            raise ValueError("no adapter is on this model: give one to merge")
+            raise InputError("no adapter is on this model: give one to merge")
         base = exact = attached.before.params  # with the factors as they are stored, not as activations meet them
         for on in attached.adapters:
             exact = attached._with(on, exact, base, FLOAT64)
@@ -193,7 +194,7 @@ class Gemma:
             If nothing was merged.
         """
         if not self.merged or self.before is None:
-            raise ValueError("no adapter was merged into this model: there is nothing to take out")
+            raise InputError("no adapter was merged into this model: there is nothing to take out")
         return self.before
 
     def all_adapters(self) -> tuple[Attached, ...]:
@@ -233,7 +234,7 @@ class Gemma:
                 return self.tokenizer.encode(prompt, bos=True, control="all")
             return encode_chat(self.tokenizer, [{"role": "user", "content": prompt}])
         if raw:
-            raise TypeError(f"the prompt is a {type(prompt).__name__}: expected a text, to be taken raw")
+            raise InputTypeError(f"the prompt is a {type(prompt).__name__}: expected a text, to be taken raw")
         return encode_chat(self.tokenizer, prompt)
 
     def logits(self, tokens: ArrayLike, *, last: bool = False, progress: Progress | None = None) -> Array:
@@ -261,9 +262,9 @@ class Gemma:
         try:
             ids = np.asarray(tokens)
         except ValueError:
-            raise ValueError("tokens have rows of different lengths: expected shape (T,) or (B, T)") from None
+            raise InputError("tokens have rows of different lengths: expected shape (T,) or (B, T)") from None
         if ids.ndim not in (1, 2) or not ids.size:
-            raise ValueError(f"tokens have shape {ids.shape}: expected (T,) or (B, T), at least one of each")
+            raise InputError(f"tokens have shape {ids.shape}: expected (T,) or (B, T), at least one of each")
         rows = ids if ids.ndim == 2 else ids[None]
         self._check_length(rows.shape[1])
         if last:
@@ -304,7 +305,7 @@ class Gemma:
             following = ids[part.start + 1 : part.stop + 1]
             rows = scores[0, : len(following)].astype(np.float64)
             if np.isnan(rows).any():
-                raise ValueError(
+                raise InputError(
                     "logits hold NaN: the weights of this model are damaged, or too large for the arithmetic"
                 )
             rows -= rows.max(axis=-1, keepdims=True)
@@ -385,14 +386,14 @@ class Gemma:
             In the order of the prompts.
         """
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):
-            raise TypeError(f"prompts is a {type(prompts).__name__}: expected a list of prompts")
+            raise InputTypeError(f"prompts is a {type(prompts).__name__}: expected a list of prompts")
         ids = [self.encode_prompt(prompt, raw=raw) for prompt in prompts]
         adapted = self
         if lora is not None:
             if prefix is not None:
-                raise ValueError("prefix was given with lora: rows with other adapters have other keys, none in common")
+                raise InputError("prefix was given with lora: rows with other adapters have other keys, none in common")
             if len(lora) != len(prompts):
-                raise ValueError(f"lora has {len(lora)} entries for {len(prompts)} prompts: expected one each, or None")
+                raise InputError(f"lora has {len(lora)} entries for {len(prompts)} prompts: expected one each, or None")
             for adapter in dict.fromkeys(a for a in lora if a is not None):
                 adapted = adapted.with_lora(adapter, rows=[a is adapter for a in lora])
         return adapted._run(ids, SamplingParams(**settings), prefix=prefix, progress=progress, record=record)
@@ -478,7 +479,7 @@ class Gemma:
 
     def _check_length(self, count: int) -> None:
         if count > self.config.max_positions:
-            raise ValueError(f"{count} tokens were given, the model reads at most {self.config.max_positions}")
+            raise InputError(f"{count} tokens were given, the model reads at most {self.config.max_positions}")
 
 
 def load(
@@ -530,13 +531,13 @@ def load(
     2
     """
     if numerics not in PROFILES:
-        raise ValueError(f"numerics is {numerics!r}: expected {', '.join(map(repr, PROFILES))}")
+        raise InputError(f"numerics is {numerics!r}: expected {', '.join(map(repr, PROFILES))}")
     profile = PROFILES[numerics]
     weights = weights or profile.dtype.name
     if weights not in ("bfloat16", "float32", "float64"):
-        raise ValueError(f"weights is {weights!r}: expected 'bfloat16', 'float32' or 'float64'")
+        raise InputError(f"weights is {weights!r}: expected 'bfloat16', 'float32' or 'float64'")
     if weights == "float64" and profile.dtype != np.float64:
-        raise ValueError(
+        raise InputError(
             f"weights are 'float64', wider than the arithmetic {numerics!r}: their extra digits would be lost"
         )
     xp = array_library(device)
@@ -544,12 +545,12 @@ def load(
     config = read_config(folder)
     tokenizer = Tokenizer(folder / "tokenizer.model")
     if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
+        raise InputError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, the embedding table {config.vocab_size} rows: "
             "these files do not belong together"
         )
     if profile.rounding and any(tensor.dtype != "BF16" for tensor in checkpoint.describe(folder)):
-        raise ValueError(
+        raise InputError(
             f"{folder} stores numbers that are not bfloat16, which an engine such as {numerics!r} imitates would round "
             "when it loads them: use numerics='float32', or convert the files first"
         )
@@ -557,7 +558,7 @@ def load(
     try:
         stops = frozenset(stop_ids(tokenizer, read_generation_config(folder)))
     except ValueError as error:
-        raise ValueError(f"{folder / 'generation_config.json'}: {error}") from None
+        raise InputError(f"{folder / 'generation_config.json'}: {error}") from None
     gemma = Gemma(config, params, tokenizer, profile, stops, str(model))
     for name in [lora] if isinstance(lora, (str, Path)) else lora:
         where, scale = low_rank.split_scale(name)

@@ -15,6 +15,7 @@ import numpy as np
 from refgemma.cache import KVCache, PrefixCache, in_common
 from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
+from refgemma.errors import InputError
 from refgemma.model import Params, Tap, forward
 from refgemma.numerics import Array, Numerics, namespace_of, to_host
 from refgemma.sampling import Decision, Record, SamplingParams, decide, uniform
@@ -211,10 +212,10 @@ class Row:
         record: bool,
     ) -> None:
         if not prompt:
-            raise ValueError("the prompt has no tokens: expected at least <bos>")
+            raise InputError("the prompt has no tokens: expected at least <bos>")
         self.limit = min(settings.max_tokens, config.max_positions - len(prompt))
         if self.limit < 1:
-            raise ValueError(
+            raise InputError(
                 f"the prompt has {len(prompt)} tokens, too many for a context of {config.max_positions} that must also "
                 "hold the answer: shorten it"
             )

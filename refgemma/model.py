@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias, TypedDict
 from refgemma.cache import KVCache
 from refgemma.config import Config
 from refgemma.device import placed
+from refgemma.errors import InputError
 from refgemma.numerics import FLOAT32, Array, Numerics, namespace_of
 from refgemma.ops.attention import allowed_keys, attention_mix, attention_probs, attention_scores
 from refgemma.ops.embedding import embed
@@ -116,7 +117,7 @@ def forward(
     Gemma Team, "Gemma: Open Models Based on Gemini Research and Technology", 2024, section 2.
     """
     if logits not in ("all", "last"):
-        raise ValueError(f"logits is {logits!r}: expected 'all' or 'last'")
+        raise InputError(f"logits is {logits!r}: expected 'all' or 'last'")
     xp = namespace_of(params["final_norm"])  # the weights decide where to compute
     tokens, positions = placed(_checked(tokens, positions, cache, config), xp)
     if cache is not None:
@@ -178,21 +179,21 @@ def _last_real(x: Array, positions: Array) -> Array:
 def _checked(tokens: Array, positions: Array | None, cache: KVCache | None, config: Config) -> tuple[Array, Array]:
     """Tokens and positions as integer arrays of one shape (B, T), or a sentence on what is wrong."""
     if tokens.ndim != 2 or not tokens.size:
-        raise ValueError(f"tokens have shape {tokens.shape}: expected (batch, positions), at least one of each")
+        raise InputError(f"tokens have shape {tokens.shape}: expected (batch, positions), at least one of each")
     if tokens.dtype.kind not in "iu":
-        raise ValueError(f"tokens have dtype {tokens.dtype}: expected whole numbers, the token ids")
+        raise InputError(f"tokens have dtype {tokens.dtype}: expected whole numbers, the token ids")
     lowest, highest = int(tokens.min()), int(tokens.max())
     if lowest < 0 or highest >= config.vocab_size:
         wrong = lowest if lowest < 0 else highest
-        raise ValueError(f"token id {wrong} is outside the vocabulary of {config.vocab_size} (ids from 0)")
+        raise InputError(f"token id {wrong} is outside the vocabulary of {config.vocab_size} (ids from 0)")
     if positions is None:
         xp = namespace_of(tokens)
         count = xp.arange(tokens.shape[1])
         positions = cache.next_positions(tokens.shape[1]) if cache is not None else xp.broadcast_to(count, tokens.shape)
     if positions.shape != tokens.shape or positions.dtype.kind not in "iu":
-        raise ValueError(
+        raise InputError(
             f"positions are {positions.dtype} of shape {positions.shape}: expected whole numbers, {tokens.shape}"
         )
     if int(positions.min()) < -1:
-        raise ValueError(f"position {int(positions.min())} is none: expected 0 and up, or -1 for padding")
+        raise InputError(f"position {int(positions.min())} is none: expected 0 and up, or -1 for padding")
     return tokens, positions

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from refgemma.errors import InputError
 from refgemma.profiles import ENGINES, ROUNDINGS, roundings_of
 
 Array: TypeAlias = NDArray[Any]
@@ -89,9 +90,9 @@ class Numerics:
     def __post_init__(self) -> None:
         for point, narrow in self.rounding.items():
             if point not in ROUNDING_POINTS:
-                raise ValueError(f"{point!r} is no rounding point: there are {', '.join(ROUNDING_POINTS)}")
+                raise InputError(f"{point!r} is no rounding point: there are {', '.join(ROUNDING_POINTS)}")
             if narrow not in ("bfloat16", "float32"):
-                raise ValueError(f"rounding point {point!r} has format {narrow!r}: expected 'bfloat16' or 'float32'")
+                raise InputError(f"rounding point {point!r} has format {narrow!r}: expected 'bfloat16' or 'float32'")
 
     def round(self, point: str, value: Array) -> Array:
         """Value as it is after the rounding, if any, at a named point of the computation.
@@ -130,7 +131,7 @@ def _matching(pattern: str) -> list[str]:
     """Rounding points of that name or pattern."""
     found = [point for point in ROUNDING_POINTS if fnmatchcase(point, pattern)]
     if not found:
-        raise ValueError(f"{pattern!r} is no rounding point: there are {', '.join(ROUNDING_POINTS)}")
+        raise InputError(f"{pattern!r} is no rounding point: there are {', '.join(ROUNDING_POINTS)}")
     return found
 
 

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 from refgemma.batching.batch import Batch, OnEvent, Request
 from refgemma.batching.stream import Stream
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma
 from refgemma.generation import Event, Row
 from refgemma.lora import Adapter
@@ -44,9 +45,9 @@ class Batching:
     def __init__(self, gemma: Gemma, *, max_rows: int = 8, max_waiting: int = 64) -> None:
         for name, value, least in (("max_rows", max_rows, 1), ("max_waiting", max_waiting, 0)):
             if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}: expected a whole number, {least} or more")
+                raise InputError(f"{name} is {value!r}: expected a whole number, {least} or more")
         if any(on.rows is not None for on in gemma.adapters):
-            raise ValueError("the model has an adapter for some rows of a batch: give adapters with the requests")
+            raise InputError("the model has an adapter for some rows of a batch: give adapters with the requests")
         self.gemma = gemma
         self.max_rows = max_rows
         self.max_waiting = max_waiting

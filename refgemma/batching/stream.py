@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from queue import SimpleQueue
 
 from refgemma.batching.batch import Request
+from refgemma.errors import InputTypeError
 from refgemma.generation import Event
 
 
@@ -24,7 +25,7 @@ class Stream(Iterator[Event]):
 
     def __next__(self) -> Event:
         if self._events is None:
-            raise TypeError("the events of this request go to its on_event: there is nothing to iterate over")
+            raise InputTypeError("the events of this request go to its on_event: there is nothing to iterate over")
         if self._ended or self._request.cancelled:
             raise StopIteration
         event = self._events.get()

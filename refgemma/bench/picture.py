@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from refgemma.bench import plan
 from refgemma.bench.counts import bytes_read, operations
 from refgemma.config import Config
+from refgemma.errors import InputError
 from refgemma.sampling.show import FORMATS, check_matplotlib
 
 # Apart in lightness as well, for print and for colour-blind eyes.
@@ -49,11 +50,11 @@ def points(found: dict[str, Any], config: Config) -> list[Point]:
 def picture(found: dict[str, Any], config: Config, *, format: str = "png") -> bytes:
     """Draw the roofline."""
     if format not in FORMATS:
-        raise ValueError(f"the picture is to be {format!r}: expected {', '.join(FORMATS)}")
+        raise InputError(f"the picture is to be {format!r}: expected {', '.join(FORMATS)}")
     placed = points(found, config)
     limits = found["limits"]
     if not placed or any(limits[name] is None for name in ("gemm", *(_LIMITS[form] for form in found["weights"]))):
-        raise ValueError("no engine or no limit was measured to the end: there is nothing to draw")
+        raise InputError("no engine or no limit was measured to the end: there is nothing to draw")
     check_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

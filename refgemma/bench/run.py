@@ -20,6 +20,7 @@ from refgemma.bench import memory, plan
 from refgemma.bench.counts import BYTES
 from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
+from refgemma.errors import InputError
 
 LONGEST = 25 * 60  # seconds in which everything is to end
 _LONGEST_PROCESS = 6 * 60  # a machine without fast bfloat16 products may be at one prompt for an hour
@@ -65,7 +66,7 @@ def check_memory(config: Config, weights: Sequence[str]) -> None:
         needed = config.num_parameters * BYTES[form] + _ROOM
         if free is not None and needed > free:
             hint = ": --weights bfloat16 takes half" if form != "bfloat16" else ": measure a smaller --size"
-            raise ValueError(
+            raise InputError(
                 f"{form} weights of this size need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free{hint}"
             )
 

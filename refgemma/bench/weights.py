@@ -13,6 +13,7 @@ import numpy as np
 from refgemma.checkpoint.load import Progress
 from refgemma.checkpoint.names import Tensor, tensors_of
 from refgemma.config import SIZES, Config, read_config
+from refgemma.errors import InputError
 from refgemma.lora.checkpoint_file import Outgoing, dealt_out, total_bytes, write_files
 from refgemma.lora.new_folder import check_room, made_beside
 from refgemma.numerics import Array, to_bfloat16
@@ -52,7 +53,7 @@ def checkpoint(size: str, keep: str | Path | None = None, progress: Progress | N
     if not folder.exists():
         make(folder, config, progress)
     elif read_config(folder) != config:
-        raise ValueError(f"{folder} holds a model of another shape: expected {size}; remove it, or keep elsewhere")
+        raise InputError(f"{folder} holds a model of another shape: expected {size}; remove it, or keep elsewhere")
     yield folder
 
 

@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from refgemma.errors import InputError, InputTypeError
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -19,9 +21,9 @@ def find_model(name: str | Path, *, search: Sequence[str | Path] | None = None) 
     ``~/.cache/huggingface/hub``. Of a cached model the snapshot that ``refs/main`` names is taken.
     """
     if not isinstance(name, (str, Path)):
-        raise TypeError(f"the model is {name!r:.60}: expected the name of a model or its folder")
+        raise InputTypeError(f"the model is {name!r:.60}: expected the name of a model or its folder")
     if not str(name):
-        raise ValueError(
+        raise InputError(
             "the model name is empty: expected a folder, or a name such as 'tiny-it' or 'google/gemma-2b-it'"
         )
     try:
@@ -29,7 +31,7 @@ def find_model(name: str | Path, *, search: Sequence[str | Path] | None = None) 
     except RuntimeError:
         raise FileNotFoundError(f"{name} begins with the home of a user who is not known here") from None
     if path.is_file():
-        raise ValueError(f"{path} is a file: give the folder that holds it, with config.json beside the weights")
+        raise InputError(f"{path} is a file: give the folder that holds it, with config.json beside the weights")
     places = default_places() if search is None else [Path(place) for place in search]
     candidates = [path, *(folder for place in places for folder in _in_place(str(name), place))]
     for folder in candidates:

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from refgemma.checkpoint.safetensors_file import StoredTensor, read_safetensors
+from refgemma.errors import InputError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -37,7 +38,7 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
     weight_map = parse_index((folder / INDEX).read_bytes(), folder / INDEX)
     shards = sorted(set(weight_map.values()))
     if SINGLE not in shards and (folder / SINGLE).is_file():
-        raise ValueError(f"{folder} holds two models, {SINGLE} and the shards of {INDEX}: remove one of them")
+        raise InputError(f"{folder} holds two models, {SINGLE} and the shards of {INDEX}: remove one of them")
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names: fetch what is missing")
@@ -45,7 +46,7 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
     for shard in shards:
         for name, tensor in read_safetensors(folder / shard).items():
             if name in tensors:
-                raise ValueError(f"{folder} holds {name!r} twice, in {tensors[name].file.name} and in {shard}")
+                raise InputError(f"{folder} holds {name!r} twice, in {tensors[name].file.name} and in {shard}")
             tensors[name] = tensor
     found = {name: tensor.file.name for name, tensor in tensors.items()}
     wrong = [
@@ -54,7 +55,7 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
         if weight_map.get(name) != found.get(name)
     ]
     if wrong:
-        raise ValueError(f"{folder / INDEX} does not fit its shards: {'; '.join(wrong)}")
+        raise InputError(f"{folder / INDEX} does not fit its shards: {'; '.join(wrong)}")
     return tensors
 
 
@@ -64,15 +65,15 @@ def parse_index(data: bytes, path: str | Path) -> dict[str, str]:
         weight_map = json.loads(data.decode("utf-8"))["weight_map"]
         shards = list(weight_map.values())
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        raise ValueError(
+        raise InputError(
             f'{path} is damaged: expected JSON with an object "weight_map", tensor name to file name'
         ) from None
     for shard in shards:
         # A name with a folder in it could make the reader open any file of the machine.
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise ValueError(f"{path} names the shard {shard!r}: expected a safetensors file in the same folder")
+            raise InputError(f"{path} names the shard {shard!r}: expected a safetensors file in the same folder")
     if not shards:
-        raise ValueError(f"{path} names no shard: expected the place of every tensor of the model")
+        raise InputError(f"{path} names no shard: expected the place of every tensor of the model")
     return dict(weight_map)
 
 

@@ -22,6 +22,7 @@ from refgemma.checkpoint.names import IGNORED, nearest_name, tensors_of
 from refgemma.checkpoint.safetensors_file import StoredTensor, let_go
 from refgemma.config import Config
 from refgemma.device import placed
+from refgemma.errors import InputError
 from refgemma.model import Params
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16
 from refgemma.ops.threads import in_parallel
@@ -46,9 +47,9 @@ def load_params(
     """Load the parameters of a model."""
     dtype_of_norms = np.dtype(norm_dtype)
     if weights not in ("bfloat16", "float32", "float64", "stored"):
-        raise ValueError(f"weights is {weights!r}: expected 'bfloat16', 'float32', 'float64' or 'stored'")
+        raise InputError(f"weights is {weights!r}: expected 'bfloat16', 'float32', 'float64' or 'stored'")
     if dtype_of_norms not in (np.float32, np.float64):
-        raise ValueError(f"norm_dtype is {dtype_of_norms}: expected float32 or float64")
+        raise InputError(f"norm_dtype is {dtype_of_norms}: expected float32 or float64")
     stored = read_folder(folder)
     check_tensors(stored, config, folder)
     if config.tie_word_embeddings and "lm_head.weight" in stored:
@@ -63,7 +64,7 @@ def load_params(
         elif weights in (_FORMATS[source.dtype], "stored"):
             arrays[tensor.ours] = _as_stored(source)
         elif weights == "bfloat16":
-            raise ValueError(
+            raise InputError(
                 f"{source.file} stores {source.name} as {source.dtype}, which weights='bfloat16' would round:"
                 " ask for weights='float32'"
             )
@@ -99,10 +100,10 @@ def check_tensors(stored: dict[str, StoredTensor], config: Config, folder: str |
         if name in stored and stored[name].dtype not in _FORMATS:
             problems.append(f"{name} is stored as {stored[name].dtype}, expected BF16, F16 or F32")
     if len(problems) == 1:
-        raise ValueError(f"{folder} does not fit its configuration: {problems[0]}")
+        raise InputError(f"{folder} does not fit its configuration: {problems[0]}")
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
-        raise ValueError(f"{folder} does not fit its configuration in {len(problems)} places:{lines}")
+        raise InputError(f"{folder} does not fit its configuration in {len(problems)} places:{lines}")
 
 
 def _hint(words: str, name: str, known: Iterable[str]) -> str:
@@ -117,7 +118,7 @@ def _check_same_table(embed: StoredTensor, head: StoredTensor) -> None:
         np.array_equal(embed.data[rows].view(np.uint8), head.data[rows].view(np.uint8)) for rows in _tiles(embed.shape)
     )
     if not same:
-        raise ValueError(
+        raise InputError(
             f"{head.file} holds a lm_head.weight other than model.embed_tokens.weight, yet tie_word_embeddings is true:"
             " set that to false in config.json to use the stored head, or remove the head to use the embedding"
         )
@@ -136,7 +137,7 @@ def _norm_weight(tensor: StoredTensor, dtype: np.dtype[Any]) -> Array:
         weight = (from_bfloat16(tensor.data) if tensor.dtype == "BF16" else tensor.data).astype(dtype)
     bad = np.flatnonzero(~np.isfinite(weight))
     if bad.size:
-        raise ValueError(
+        raise InputError(
             f"{tensor.file}: {tensor.name} holds {weight[bad[0]]} at channel {bad[0]}, expected finite numbers only:"
             " the file is damaged or its training diverged"
         )

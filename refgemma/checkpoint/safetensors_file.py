@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.numerics import Array
 
 # Each stored format as NumPy sees it. It has no name for bfloat16 and float8: they appear as their bits.
@@ -89,9 +90,9 @@ def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
         data_start = 8 + length
         needed = data_start + (places[-1].end if places else 0)
         if size < needed:
-            raise ValueError(f"{path} is cut off: {size:,} of {needed:,} bytes are there; fetch it again")
+            raise InputError(f"{path} is cut off: {size:,} of {needed:,} bytes are there; fetch it again")
         if size > needed:
-            raise ValueError(
+            raise InputError(
                 f"{path} has {size - needed:,} bytes that belong to no tensor: it is damaged; fetch it again"
             )
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -130,16 +131,16 @@ def _header_length(beginning: bytes, size: int, path: Path) -> int:
     for sign, what in _IMPOSTORS.items():
         # A true file holds the header's opening brace after the length; none of the others does.
         if beginning.startswith(sign) and beginning[8:9] != b"{":
-            raise ValueError(f"{path} is {what}")
+            raise InputError(f"{path} is {what}")
     if len(beginning) < 8:
-        raise ValueError(
+        raise InputError(
             f"{path} is cut off: {size} bytes are there, too few for the length of the header; fetch it again"
         )
     length = int.from_bytes(beginning[:8], "little")
     if beginning[8:9] not in (b"{", b"") or not 2 <= length <= _LONGEST_HEADER:
-        raise ValueError(f"{path} is no safetensors file: expected the length of a header, then JSON from byte 8 on")
+        raise InputError(f"{path} is no safetensors file: expected the length of a header, then JSON from byte 8 on")
     if length > size - 8:
-        raise ValueError(
+        raise InputError(
             f"{path} is cut off: {size:,} bytes are there, its header alone has {8 + length:,}; fetch it again"
         )
     return length
@@ -160,41 +161,41 @@ def _places(header: bytes, path: Path) -> list[_Place]:
     try:
         fields = json.loads(header.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant)
         if not isinstance(fields, dict):
-            raise ValueError(f"expected a JSON object, found {reprlib.repr(fields)}")
+            raise InputError(f"expected a JSON object, found {reprlib.repr(fields)}")
         metadata = fields.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError(f"__metadata__ is {reprlib.repr(metadata)}: expected an object of strings")
+            raise InputError(f"__metadata__ is {reprlib.repr(metadata)}: expected an object of strings")
         places = sorted((_place(*item) for item in fields.items()), key=lambda place: (place.begin, place.end))
         position = 0
         for place in places:
             if place.begin != position:
                 how = "overlaps the tensor before it" if place.begin < position else "leaves a gap"
-                raise ValueError(
+                raise InputError(
                     f"{place.name!r} {how}: it begins at byte {place.begin} of the data, expected {position}"
                 )
             position = place.end
     except (ValueError, RecursionError) as error:  # includes what json and decode raise
-        raise ValueError(f"{path} has a damaged header: {error}") from None
+        raise InputError(f"{path} has a damaged header: {error}") from None
     return places
 
 
 def _place(name: str, entry: Any) -> _Place:
     """Check one entry of the header against itself."""
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise ValueError(f"{name!r} is described by {reprlib.repr(entry)}: expected dtype, shape and data_offsets")
+        raise InputError(f"{name!r} is described by {reprlib.repr(entry)}: expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise ValueError(f"{name!r} has dtype {reprlib.repr(dtype)}: expected one of {', '.join(_DTYPES)}")
+        raise InputError(f"{name!r} has dtype {reprlib.repr(dtype)}: expected one of {', '.join(_DTYPES)}")
     itemsize = np.dtype(_DTYPES[dtype]).itemsize
     # NumPy's limits: 64 axes, and sizes that count in 63 bits even where another axis is empty.
     if not _whole_numbers(shape) or len(shape) > 64 or math.prod(n or 1 for n in shape) * itemsize >= 2**63:
-        raise ValueError(f"{name!r} has shape {reprlib.repr(shape)}: expected a list of sizes that memory can hold")
+        raise InputError(f"{name!r} has shape {reprlib.repr(shape)}: expected a list of sizes that memory can hold")
     if not _whole_numbers(offsets) or len(offsets) != 2:
-        raise ValueError(f"{name!r} has data_offsets {reprlib.repr(offsets)}: expected where it begins and ends")
+        raise InputError(f"{name!r} has data_offsets {reprlib.repr(offsets)}: expected where it begins and ends")
     begin, end = offsets
     needed = math.prod(shape) * itemsize
     if end - begin != needed:
-        raise ValueError(
+        raise InputError(
             f"{name!r} has {dtype} of shape {tuple(shape)}, {needed} bytes, but lies from byte {begin} to {end}"
         )
     return _Place(name, dtype, tuple(shape), begin, end)
@@ -210,9 +211,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands in it twice")
+        raise InputError(f"{twice!r} stands in it twice")
     return fields
 
 
 def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+    raise InputError(f"{word} is no JSON")

@@ -25,6 +25,7 @@ from refgemma.bench.weights import SHAPES, checkpoint
 from refgemma.cli.files import output_file
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar
+from refgemma.errors import InputError
 from refgemma.sampling.show import FORMATS, check_matplotlib
 
 _WEIGHTS = ("float32", "bfloat16")
@@ -54,9 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
     if args.rounds < 1:
-        raise ValueError(f"--rounds is {args.rounds}: expected at least 1")
+        raise InputError(f"--rounds is {args.rounds}: expected at least 1")
     if args.peers and not peers_installed():
-        raise ValueError('--peers measures transformers, which is not installed: pip install "refgemma[peers]"')
+        raise InputError('--peers measures transformers, which is not installed: pip install "refgemma[peers]"')
     form = _picture_format(args.picture)
     config = SHAPES[args.size]
     peers = peers_installed() if args.peers is None else args.peers
@@ -98,6 +99,6 @@ def _picture_format(path: str | None) -> str:
     ending = Path(path).suffix
     if ending.removeprefix(".") not in FORMATS:
         endings = ", ".join(f".{form}" for form in FORMATS)
-        raise ValueError(f"{path} ends in {ending or 'nothing'!r}: expected {endings}")
+        raise InputError(f"{path} ends in {ending or 'nothing'!r}: expected {endings}")
     check_matplotlib()
     return ending.removeprefix(".")

@@ -22,6 +22,7 @@ from refgemma import oracle
 from refgemma.cli.files import check_apart, output_file, read_text
 from refgemma.cli.options import add_json, token_ids
 from refgemma.cli.terminal import print_json, progress_bar
+from refgemma.errors import InputError
 from refgemma.oracle.reporting.picture import draw, format_of
 
 
@@ -82,7 +83,7 @@ def read_mapping(path: str) -> dict[str, str]:
     try:
         mapping = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): {wanted}") from None
+        raise InputError(f"{path} is not valid JSON ({error}): {wanted}") from None
     if not isinstance(mapping, dict) or not all(isinstance(ours, str) for ours in mapping.values()):
-        raise ValueError(f"{path} holds {mapping!r:.40}: {wanted}")
+        raise InputError(f"{path} holds {mapping!r:.40}: {wanted}")
     return mapping

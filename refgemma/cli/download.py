@@ -16,6 +16,7 @@ import sys
 
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, progress_bar, size
+from refgemma.errors import InputError
 from refgemma.hub import Place, choose_place, fetch, look_up
 
 
@@ -72,5 +73,5 @@ def _agreed(question: str) -> bool:
     print(question, end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     if not line:
-        raise ValueError("nobody answered: answer y on standard input, or give --yes")
+        raise InputError("nobody answered: answer y on standard input, or give --yes")
     return line.strip().lower() in ("y", "yes")

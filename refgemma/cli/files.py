@@ -10,6 +10,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import IO
 
+from refgemma.errors import InputError
+
 
 def read_text(path: str) -> str:
     """Read a text exactly, its last newline included."""
@@ -31,7 +33,7 @@ def decode(data: bytes, source: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise InputError(
             f"{source} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; expected text in UTF-8"
         ) from None
 
@@ -80,7 +82,7 @@ def check_apart(read: Mapping[str, str | Path | None], written: Mapping[str, str
     files = [(what, Path(path)) for what, path in (*written.items(), *read.items()) if path is not None]
     for (what, path), (other, elsewhere) in combinations(files, 2):
         if what in written and _same_file(path, elsewhere):
-            raise ValueError(f"{what} and {other} are the same file, {path}: expected a file of its own for each")
+            raise InputError(f"{what} and {other} are the same file, {path}: expected a file of its own for each")
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -20,6 +20,7 @@ import safetensors.numpy
 from refgemma.cli.files import check_apart, output_file
 from refgemma.cli.options import add_json, add_model, add_prompt, load_model, read_prompt, token_ids
 from refgemma.cli.terminal import print_json, print_table, progress_bar, visible
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma
 from refgemma.numerics import Array
 from refgemma.sampling import SamplingParams, decide
@@ -55,11 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
     if args.top < 1:
-        raise ValueError(f"--top is {args.top}: expected a whole number of at least 1")
+        raise InputError(f"--top is {args.top}: expected a whole number of at least 1")
     save = _format_of(args.output) if args.output else None
     check_apart({"--messages": args.messages}, {"--output": args.output})
     if args.tokens is not None and (args.prompt is not None or args.messages is not None or args.raw):
-        raise ValueError("--tokens was given with a prompt: expected one of the two")
+        raise InputError("--tokens was given with a prompt: expected one of the two")
     tokens = None if args.tokens is None else list(args.tokens)
     prompt = "" if args.tokens is not None else read_prompt(args)
     with output_file(args.output) if args.output else nullcontext() as file:
@@ -98,5 +99,5 @@ def _piece(gemma: Gemma, token: int) -> str:
 def _format_of(path: str) -> Save:
     ending = Path(path).suffix
     if ending not in _FORMATS:
-        raise ValueError(f"{path} ends in {ending or 'nothing'!r}: expected {', '.join(_FORMATS)}")
+        raise InputError(f"{path} ends in {ending or 'nothing'!r}: expected {', '.join(_FORMATS)}")
     return _FORMATS[ending]

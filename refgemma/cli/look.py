@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from refgemma.cli.files import check_apart, check_place, output_file
 from refgemma.cli.terminal import progress_bar
+from refgemma.errors import InputError
 from refgemma.sampling import Record, show
 from refgemma.sampling.sidecar import sidecar_of
 
@@ -42,7 +43,7 @@ def outputs(args: argparse.Namespace) -> Iterator[Save]:
         form = next((form for form in show.FORMATS if ending == f".{form}"), None)
         if form is None:
             endings = ", ".join(f".{form}" for form in show.FORMATS)
-            raise ValueError(f"{args.picture} ends in {ending or 'nothing'!r}: expected {endings}")
+            raise InputError(f"{args.picture} ends in {ending or 'nothing'!r}: expected {endings}")
         show.check_matplotlib()
     if args.record:
         check_place(args.record)

@@ -28,6 +28,7 @@ from refgemma.checkpoint import describe, find_model
 from refgemma.cli.files import output_file, text_argument
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar, size
+from refgemma.errors import InputError
 from refgemma.gemma import load
 from refgemma.lora.adapter_config import CONFIG_FILE
 from refgemma.lora.audit import Audit, audit_attached
@@ -112,9 +113,9 @@ def _adapters_and_out(args: argparse.Namespace) -> tuple[list[str], str | None]:
     if args.audit and (_is_adapter(last) or not names or lora.split_scale(last)[0] != last):
         return [*names, last], None
     if not names:
-        raise ValueError(f"only {last!r} was given beside BASE: expected adapters and the folder to make, or --audit")
+        raise InputError(f"only {last!r} was given beside BASE: expected adapters and the folder to make, or --audit")
     if _is_adapter(last):
-        raise ValueError(
+        raise InputError(
             f"{last!r} is an adapter, and no folder to make comes after it: add one, or --audit to write nothing"
         )
     return names, last
@@ -137,14 +138,14 @@ def _check_options(args: argparse.Namespace) -> Any:
     if not args.audit:
         for name in ("all", "prompt", "picture"):
             if getattr(args, name):
-                raise ValueError(f"--{name} is part of the audit: give --audit, too")
+                raise InputError(f"--{name} is part of the audit: give --audit, too")
     if not args.picture:
         return None
     ending = Path(args.picture).suffix
     form = next((form for form in FORMATS if ending == f".{form}"), None)
     if form is None:
         expected = ", ".join(f".{form}" for form in FORMATS)
-        raise ValueError(f"{args.picture} ends in {ending or 'nothing'!r}: expected {expected}")
+        raise InputError(f"{args.picture} ends in {ending or 'nothing'!r}: expected {expected}")
     check_matplotlib()
     return form
 

@@ -11,6 +11,7 @@ from typing import Any
 from refgemma.cli.files import read_text, text_argument
 from refgemma.cli.terminal import progress_bar
 from refgemma.device import DEVICES
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma, Prompt, load
 from refgemma.numerics import PROFILES
 from refgemma.sampling import SamplingParams
@@ -129,11 +130,11 @@ def read_prompt(args: argparse.Namespace) -> Prompt:
     """Read the prompt, and check it before a model is loaded for it."""
     if (args.prompt is None) == (args.messages is None):
         given = "no prompt was given" if args.prompt is None else "PROMPT and --messages were both given"
-        raise ValueError(f"{given}: expected PROMPT, - for standard input, or --messages FILE")
+        raise InputError(f"{given}: expected PROMPT, - for standard input, or --messages FILE")
     if args.messages is None:
         return read_text("-") if args.prompt == "-" else text_argument(args.prompt)
     if args.raw:
-        raise ValueError(
+        raise InputError(
             "--raw and --messages were both given: a conversation needs the chat template, leave out --raw"
         )
     messages = _parse_messages(read_text(args.messages), args.messages)
@@ -142,7 +143,7 @@ def read_prompt(args: argparse.Namespace) -> Prompt:
             warnings.simplefilter("ignore")  # they come when the messages are used
             chat.render(messages)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{args.messages}: {error}") from None
+        raise InputError(f"{args.messages}: {error}") from None
     return messages
 
 
@@ -151,9 +152,9 @@ def _parse_messages(text: str, path: str) -> list[Any]:
     try:
         messages = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): {wanted}") from None
+        raise InputError(f"{path} is not valid JSON ({error}): {wanted}") from None
     if not isinstance(messages, list):
-        raise ValueError(f"{path} holds {messages!r:.40}: {wanted}")
+        raise InputError(f"{path} holds {messages!r:.40}: {wanted}")
     return messages
 
 

@@ -1,6 +1,7 @@
 """The program: which subcommands there are, and the one place where an error becomes a sentence and an exit code.
 
-0: done. 1: checked and found wanting. 2: used badly. 130: stopped by Ctrl-C. 141: whoever read the output went away.
+0: success. 1: the check failed. 2: usage error. 70: a bug in refgemma. 130: stopped by Ctrl-C. 141: the reader of the
+output closed it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib.util
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -35,6 +37,7 @@ from refgemma.cli import (
     vectors,
     verify,
 )
+from refgemma.errors import InputError
 
 # Each has a docstring that is its help, `add_arguments` and `run`.
 COMMANDS: tuple[ModuleType, ...] = (
@@ -56,8 +59,13 @@ COMMANDS: tuple[ModuleType, ...] = (
 )
 
 BAD_USE = 2
+BUG = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 128 + 2  # by SIGINT, as shells count
 READER_GONE = 128 + 13  # by SIGPIPE
+_REPORT = (
+    f"this is a bug in refgemma {refgemma.__version__}, not in your input; please report the command and the lines above "
+    "(CONTRIBUTING.md says where)"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,7 +73,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print below its usage."""
-        raise ValueError(f"{message}; see `{self.prog} --help`")
+        raise InputError(f"{message}; see `{self.prog} --help`")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,10 +93,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             _settle_stdout()
             return READER_GONE
-        except (ValueError, TypeError, OSError, MemoryError) as error:
+        except (InputError, OSError, MemoryError) as error:
             print(f"refgemma: {sentence(error)}", file=sys.stderr)
             _settle_stdout()
             return BAD_USE
+        except Exception:
+            traceback.print_exc()
+            print(f"refgemma: {_REPORT}", file=sys.stderr)
+            _settle_stdout()
+            return BUG
     return code
 
 
@@ -127,7 +140,7 @@ def _run(argv: Sequence[str] | None) -> int:
         parser.print_help(sys.stderr)
         return BAD_USE
     if importlib.util.find_spec("rich") is None:
-        raise ValueError('the command line draws with rich, which is not installed: pip install "refgemma[cli]"')
+        raise InputError('the command line draws with rich, which is not installed: pip install "refgemma[cli]"')
     code: int = args.run(args)
     return code
 

@@ -24,6 +24,7 @@ from refgemma.cli.files import text_argument
 from refgemma.cli.look import add_outputs, outputs
 from refgemma.cli.options import add_json, add_sampling, sampling_settings, token_ids
 from refgemma.cli.terminal import print_json, progress_bar, show
+from refgemma.errors import InputError
 from refgemma.sampling import Record, Replay, SamplingParams, read_record, record_logits, uniform
 from refgemma.sampling import show as draw
 from refgemma.sampling.comparison import compare
@@ -93,15 +94,15 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse arguments that contradict each other."""
     if (args.logits is None) == (args.replay is None):
         given = "no logits were given" if args.logits is None else "LOGITS and --replay were both given"
-        raise ValueError(f"{given}: expected a file of logits, or --replay FILE.jsonl")
+        raise InputError(f"{given}: expected a file of logits, or --replay FILE.jsonl")
     for name in ("tensor", "prompt_tokens", "tokens", "uniforms"):
         if args.replay is not None and getattr(args, name):
             option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option} and --replay were both given: the record has its own; leave out {option}")
+            raise InputError(f"{option} and --replay were both given: the record has its own; leave out {option}")
     if args.logits_dtype is not None and args.compare is None:
-        raise ValueError("--logits-dtype was given without --compare: only other engines round as the logits do")
+        raise InputError("--logits-dtype was given without --compare: only other engines round as the logits do")
     if args.uniforms is not None and hasattr(args, "seed"):
-        raise ValueError("--uniforms and --seed were both given: a seed stands for uniform numbers; leave out one")
+        raise InputError("--uniforms and --seed were both given: a seed stands for uniform numbers; leave out one")
 
 
 def _read(args: argparse.Namespace, changes: dict[str, Any]) -> tuple[Record, Replay | None]:
@@ -134,7 +135,7 @@ def _changed(record: Record, outcome: Replay, changes: dict[str, Any]) -> Record
 def _piece(path: str, V: int) -> Callable[[int], str]:
     pieces = read_pieces(path)
     if len(pieces) > V:
-        raise ValueError(
+        raise InputError(
             f"{path} has {len(pieces)} tokens, the logits have {V} entries: these files do not belong together"
         )
     return lambda token: pieces[token] if token < len(pieces) else ""
@@ -148,7 +149,7 @@ def _answers(args: argparse.Namespace, record: Record, at: int | None) -> dict[s
     if args.why_not is not None:
         place, found, token = args.why_not.partition(":")
         if not found or not place.isdecimal():
-            raise ValueError(f"--why-not is {args.why_not!r}: expected T:TOKEN, such as 0:2134")
+            raise InputError(f"--why-not is {args.why_not!r}: expected T:TOKEN, such as 0:2134")
         t = _checked_index(record, int(place), "--why-not")
         answers["why_not"] = record.why_not(t, _token(record, token))
     if args.compare is not None:
@@ -167,7 +168,7 @@ def _answers(args: argparse.Namespace, record: Record, at: int | None) -> dict[s
 
 def _checked_index(record: Record, t: int, option: str) -> int:
     if not 0 <= t < len(record):
-        raise ValueError(f"{option} asks for token {t}: expected 0 to {len(record) - 1}")
+        raise InputError(f"{option} asks for token {t}: expected 0 to {len(record) - 1}")
     return t
 
 
@@ -178,7 +179,7 @@ def _token(record: Record, name: str) -> int:
     piece = name.replace(" ", "\u2581")
     found = [token for token in range(record.vocab_size) if record.piece(token) in {piece, name} and name]
     if not found:
-        raise ValueError(f"--why-not: no token is known by the text {name!r}: give its id, or --tokenizer FILE")
+        raise InputError(f"--why-not: no token is known by the text {name!r}: give its id, or --tokenizer FILE")
     return found[0]
 
 

@@ -16,6 +16,7 @@ from typing import get_args
 from refgemma.cli.files import read_text, text_argument
 from refgemma.cli.options import add_json, add_model, load_model
 from refgemma.cli.terminal import print_json, print_table, progress_bar, visible
+from refgemma.errors import InputError
 from refgemma.gemma import Score
 from refgemma.text.tokenizer import Control
 
@@ -38,14 +39,14 @@ def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
     if (args.text is None) == (args.file is None):
         given = "no text was given" if args.text is None else "TEXT and --file were both given"
-        raise ValueError(f"{given}: expected TEXT, - for standard input, or --file FILE")
+        raise InputError(f"{given}: expected TEXT, - for standard input, or --file FILE")
     source = args.text if args.file is None else args.file
     text = text_argument(args.text) if args.file is None and args.text != "-" else read_text(source)
     gemma = load_model(args)
     with progress_bar("reading the text", "tokens") as progress:
         score = gemma.score(text, control=args.control, progress=progress)
     if not len(score.logprobs):
-        raise ValueError("the text is empty: expected at least one token to score")
+        raise InputError("the text is empty: expected at least one token to score")
     figures = _figures(score, len(text.encode()))
     pieces = [gemma.tokenizer.piece(token) for token in score.tokens[1:]]
     if args.json:

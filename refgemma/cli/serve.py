@@ -18,6 +18,7 @@ from pathlib import Path
 from refgemma.cli.options import add_json, named_folder
 from refgemma.cli.terminal import print_json, progress_bar, show
 from refgemma.device import DEVICES
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma, load
 
 TOKEN = "REFGEMMA_TOKEN"
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from refgemma.workers_ai.server import create_app, greeting, hosts_of, serve, state
     except ModuleNotFoundError as error:
-        raise ValueError(f'serving needs {error.name}, which is not installed: pip install "refgemma[serve]"') from None
+        raise InputError(f'serving needs {error.name}, which is not installed: pip install "refgemma[serve]"') from None
     app = create_app(
         _loaded(args) if args.model else None,
         dict(args.lora) if args.lora else None,

@@ -18,6 +18,7 @@ from refgemma import oracle
 from refgemma.cli.files import check_apart, check_place
 from refgemma.cli.options import add_json, add_model, add_prompt, load_model, read_prompt, token_ids
 from refgemma.cli.terminal import print_json, print_table, progress_bar, size
+from refgemma.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,11 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
     if not args.output.endswith(".safetensors"):
-        raise ValueError(f"{args.output} does not end in .safetensors: that is the format of a trace")
+        raise InputError(f"{args.output} does not end in .safetensors: that is the format of a trace")
     check_apart({"--messages": args.messages}, {"--output": args.output})
     check_place(args.output)
     if args.tokens is not None and (args.prompt is not None or args.messages is not None or args.raw):
-        raise ValueError("--tokens was given with a prompt: expected one of the two")
+        raise InputError("--tokens was given with a prompt: expected one of the two")
     prompt = "" if args.tokens is not None else read_prompt(args)
     gemma = load_model(args)
     tokens = list(args.tokens) if args.tokens is not None else gemma.encode_prompt(prompt, raw=args.raw)

@@ -23,6 +23,7 @@ from refgemma.checkpoint.folder import read_folder
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar, show
 from refgemma.config import Config, read_config
+from refgemma.errors import InputError
 from refgemma.gemma import load
 from refgemma.numerics import PROFILES
 from refgemma.oracle.published.figures import FAMILIES, Figure, figures_of, models, read_figures
@@ -72,13 +73,13 @@ def run(args: argparse.Namespace) -> int:
     if args.taken_for is not None and args.taken_for not in _computed():
         family = FAMILIES.get(models().get(args.taken_for, {}).get("family", ""))
         why = f"a {family}, which cannot be computed here yet" if family else "no model that figures exist for"
-        raise ValueError(f"--as is {args.taken_for!r}, {why}: expected one of {', '.join(_computed())}")
+        raise InputError(f"--as is {args.taken_for!r}, {why}: expected one of {', '.join(_computed())}")
     checked = _look(args.name or args.model, args.taken_for)
     figures: Iterable[Figure]
     if args.golden is not None:
         entry = known_file(Path(args.golden))
         if entry and checked.model and entry["model"] != checked.model:
-            raise ValueError(
+            raise InputError(
                 f"{args.golden} is of {entry['model']}, the model is {checked.model}: expected one of both"
             )
         figures = golden_figures(Path(args.golden))
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     with progress_bar("computing the figures") as progress:
         outcomes = list(verify(gemma, figures, progress=progress))
     if not outcomes:
-        raise ValueError(f"{args.golden or args.figures} holds no figure: expected at least one")
+        raise InputError(f"{args.golden or args.figures} holds no figure: expected at least one")
     if args.json:
         _print_json(checked, outcomes)
     else:
@@ -109,7 +110,7 @@ def _look(name: str, taken_for: str | None) -> _Checked:
     try:
         config = read_config(folder)
     except ValueError as error:
-        raise ValueError(f"{error}{_of_another_family(folder)}") from None
+        raise InputError(f"{error}{_of_another_family(folder)}") from None
     stored = read_folder(folder)
     recognised = recognise(folder, config, stored)
     model, how = (taken_for, "by --as") if taken_for else (recognised.model, recognised.how)
@@ -132,7 +133,7 @@ def _figures(checked: _Checked) -> list[Figure]:
     """Figures of the model, or a sentence on why there are none."""
     if checked.model is None:
         say = f"say which it is with --as: {', '.join(checked.recognised.candidates or _computed())}"
-        raise ValueError(f"{checked.folder} is not recognised: {checked.how}; {say}")
+        raise InputError(f"{checked.folder} is not recognised: {checked.how}; {say}")
     return figures_of(checked.model)
 
 

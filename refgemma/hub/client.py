@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 
+from refgemma.errors import InputError
+
 
 class RemoteFile(NamedTuple):
     """A file on a hub; `digest` is the SHA-256 of a large file, and for a small one the SHA-1 that git calls it by."""
@@ -29,7 +31,7 @@ class RemoteFile(NamedTuple):
 def client(module: str) -> Any:
     """Import a part of huggingface_hub, which is optional, large, and different from version to version."""
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise ValueError('downloading takes huggingface_hub, which is not installed: pip install "refgemma[hub]"')
+        raise InputError('downloading takes huggingface_hub, which is not installed: pip install "refgemma[hub]"')
     return importlib.import_module(f"huggingface_hub.{module}")
 
 
@@ -80,7 +82,7 @@ def plain_errors(page: str) -> Iterator[None]:
             f"{endpoint} answered {status} for {owner}/{name}{_detail(error.server_message)}: try again later"
         ) from None
     except errors.HFValidationError as error:
-        raise ValueError(f"{owner}/{name} is no name of a model{_detail(error)}: expected OWNER/NAME") from None
+        raise InputError(f"{owner}/{name} is no name of a model{_detail(error)}: expected OWNER/NAME") from None
     except Exception as error:
         # What the HTTP library raises, which differs from version to version. A full disk is the only other thing.
         if isinstance(error, OSError) and error.errno is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from refgemma.checkpoint.folder import INDEX, SINGLE, parse_index
 from refgemma.config import Config, config_from_hf
+from refgemma.errors import InputError
 from refgemma.hub.client import RemoteFile, client, plain_errors, read
 
 # Where to read a licence that a model card names without a link.
@@ -47,7 +48,7 @@ def look_up(name: str) -> Offer:
     """
     full = name if "/" in name else f"google/{name}"
     if not _NAME.fullmatch(full):
-        raise ValueError(f"{name!r} is no name of a model: expected OWNER/NAME, such as google/gemma-2b-it")
+        raise InputError(f"{name!r} is no name of a model: expected OWNER/NAME, such as google/gemma-2b-it")
     if client("constants").HF_HUB_OFFLINE:
         raise ConnectionError(f"HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it to download {full}")
     api = client("hf_api").HfApi(library_name="refgemma")
@@ -58,7 +59,7 @@ def look_up(name: str) -> Offer:
     try:
         config = config_from_hf(_json_object(read(files[0])))
     except ValueError as error:
-        raise ValueError(f"{about.id} is not supported: {error}") from None
+        raise InputError(f"{about.id} is not supported: {error}") from None
     card = about.card_data or {}
     licence = str(card.get("license_name") or card.get("license") or "not stated")
     link = str(card.get("license_link") or _TERMS.get(licence) or "")
@@ -82,7 +83,7 @@ def _needed_files(about: Any, page: str) -> tuple[RemoteFile, ...]:
         digest = large.sha256 if large else there[name].blob_id
         # Hashes become names of files here, so they are not taken on trust.
         if not _HASH.fullmatch(str(digest)) or not _HASH.fullmatch(str(about.sha)) or not isinstance(size, int):
-            raise ValueError(
+            raise InputError(
                 f"{page} describes {name} by commit {about.sha!r}, hash {digest!r} and size {size!r}: expected two"
                 " hashes and a number of bytes"
             )
@@ -96,7 +97,7 @@ def _needed_files(about: Any, page: str) -> tuple[RemoteFile, ...]:
     if missing:
         other = sorted(name for name in there if name.endswith((".gguf", ".bin", ".ckpt", ".pt", ".msgpack")))
         instead = f" (there is {textwrap.shorten(', '.join(other), 100)})" if other else ""
-        raise ValueError(
+        raise InputError(
             f"{about.id} lacks {', '.join(missing)}{instead}: expected a model in Hugging Face layout with its weights"
             " in safetensors, such as google/gemma-2b-it"
         )
@@ -108,7 +109,7 @@ def _json_object(data: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"its config.json is not valid JSON ({error})") from None
+        raise InputError(f"its config.json is not valid JSON ({error})") from None
     if not isinstance(fields, dict):
-        raise ValueError(f"its config.json holds a JSON {type(fields).__name__}, expected an object")
+        raise InputError(f"its config.json holds a JSON {type(fields).__name__}, expected an object")
     return fields

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refgemma.checkpoint.find import hub_cache
+from refgemma.errors import InputError
 from refgemma.hub.client import RemoteFile
 from refgemma.hub.offer import Offer
 
@@ -72,7 +73,7 @@ def choose_place(offer: Offer, to: str | Path | None = None) -> Place:
     for file in offer.files:
         path = place.path(file)
         if path.is_file() and size_of(path) != file.size:
-            raise ValueError(
+            raise InputError(
                 f"{path} has {size_of(path):,} bytes, expected {file.size:,}: remove {place.culprit(path)} and run it"
                 " again"
             )
@@ -93,9 +94,9 @@ def size_of(path: Path) -> int:
 def _check_folder(folder: Path, offer: Offer) -> None:
     """Refuse to touch what is not this model."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: expected a folder to make, or an empty one")
+        raise InputError(f"{folder} is a file: expected a folder to make, or an empty one")
     lacking = [file.name for file in offer.files if not (folder / file.name).is_file()]
     if folder.is_dir() and any(folder.iterdir()) and lacking:
-        raise ValueError(
+        raise InputError(
             f"{folder} is not empty, and lacks {', '.join(lacking)}: give a folder that is empty or does not exist yet"
         )

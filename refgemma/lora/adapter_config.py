@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from refgemma.errors import InputError
+
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -143,26 +145,26 @@ def read_adapter_config(folder: str | Path) -> AdapterConfig:
             f"{path} does not exist: a LoRA folder holds {CONFIG_FILE} and {WEIGHTS_FILE}, as PEFT writes them"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): expected the {CONFIG_FILE} of an adapter") from None
+        raise InputError(f"{path} is not valid JSON ({error}): expected the {CONFIG_FILE} of an adapter") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a JSON {type(values).__name__}: expected an object")
+        raise InputError(f"{path} holds a JSON {type(values).__name__}: expected an object")
     try:
         return adapter_config(values)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
 
 
 def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
     """Check the fields of an adapter configuration."""
     if (kind := values.get("peft_type")) != "LORA":
-        raise ValueError(f"peft_type is {kind!r}: expected 'LORA'")
+        raise InputError(f"peft_type is {kind!r}: expected 'LORA'")
     if (task := values.get("task_type")) not in (None, "CAUSAL_LM"):
-        raise ValueError(f"task_type is {task!r}: expected 'CAUSAL_LM', an adapter that continues text")
+        raise InputError(f"task_type is {task!r}: expected 'CAUSAL_LM', an adapter that continues text")
     _check_start(values.get("init_lora_weights", True))
     known = {f.name for f in fields(AdapterConfig)}
     for name, value in values.items():
         if name not in known and name not in _INERT and value not in (None, False, [], {}, ""):
-            raise ValueError(
+            raise InputError(
                 f"{name} is {value!r:.80}: this option is not supported, and without it the adapter may be another"
             )
 
@@ -175,7 +177,7 @@ def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
             value = False
         is_right, expected = _SHAPES[_SHAPE_OF[name]]
         if not is_right(value):
-            raise ValueError(f"{name} is {value!r:.80}: expected {expected}")
+            raise InputError(f"{name} is {value!r:.80}: expected {expected}")
         checked[name] = value
     config = AdapterConfig(**checked)
     _check_together(config)
@@ -188,13 +190,13 @@ def _check_start(start: Any) -> None:
         return
     name = start.lower() if isinstance(start, str) else ""
     if name.startswith(_OTHER_STARTS):
-        raise ValueError(
+        raise InputError(
             f"init_lora_weights is {start!r:.80}, which changes the base model before training, so that these factors "
             "do not fit the published one: let PEFT convert the adapter (save_pretrained with "
             "path_initial_model_for_weight_conversion)"
         )
     if name not in _PLAIN_STARTS:
-        raise ValueError(
+        raise InputError(
             f"init_lora_weights is {start!r:.80}, which is not known here, and may have changed the base model: "
             f"expected true, false, {', '.join(_PLAIN_STARTS)}"
         )
@@ -202,18 +204,18 @@ def _check_start(start: Any) -> None:
 
 def _check_together(config: AdapterConfig) -> None:
     if config.lora_bias and config.use_dora:
-        raise ValueError("lora_bias and use_dora are both true: PEFT has no such adapter")
+        raise InputError("lora_bias and use_dora are both true: PEFT has no such adapter")
     if config.bias not in ("none", "all", "lora_only"):
-        raise ValueError(f"bias is {config.bias!r}: expected 'none', 'all' or 'lora_only'")
+        raise InputError(f"bias is {config.bias!r}: expected 'none', 'all' or 'lora_only'")
     if isinstance(config.target_modules, str) and config.layers_to_transform not in (None, []):
-        raise ValueError("layers_to_transform goes with a list of target_modules, not with an expression")
+        raise InputError("layers_to_transform goes with a list of target_modules, not with an expression")
     patterns = [p for p in (config.target_modules, config.exclude_modules) if isinstance(p, str)]
     layers = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern or []
     for pattern in [*patterns, *config.rank_pattern, *config.alpha_pattern, *layers]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"{pattern!r:.80} is no regular expression ({error})") from None
+            raise InputError(f"{pattern!r:.80} is no regular expression ({error})") from None
 
 
 def _is_int(value: Any) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from refgemma.errors import InputError
 from refgemma.lora.fit import Change, LowRank, Replaced, ReplacedRows
 from refgemma.lora.materialise import Plain, wide_rows
 from refgemma.lora.paths import at, branched, put
@@ -69,7 +70,7 @@ def attach(
         if isinstance(change, Replaced):
             put(tree, change.path, _replacement(now, untouched, change, scale, rows, dtype))
         elif base is not untouched and not isinstance(base, Adapted):
-            raise ValueError(_together(change.path))
+            raise InputError(_together(change.path))
         else:
             put(tree, change.path, _adapted(now, change, scale, rows, dtype))
     return tree
@@ -98,7 +99,7 @@ def checked_scale(scale: Any) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise ValueError(f"scale is {scale!r:.40}: expected a finite number")
+        raise InputError(f"scale is {scale!r:.40}: expected a finite number")
     return number
 
 
@@ -162,11 +163,11 @@ def _replacement(
     if _equal(base, new):
         return now  # PEFT stores a table beside its factors even where it never changed
     if now is not base:
-        raise ValueError(_together(change.path))
+        raise InputError(_together(change.path))
     if scale != 1:
-        raise ValueError(_unscalable(change.path, scale))
+        raise InputError(_unscalable(change.path, scale))
     if rows is not None:
-        raise ValueError(
+        raise InputError(
             f"the adapter is for some rows of the batch, but it holds {change.path} trained whole: use it for all"
         )
     widest = np.dtype(dtype or np.float64) if isinstance(base, Bfloat16Matrix) else base.dtype
@@ -186,10 +187,10 @@ def _adapted(
         gain = None if change.magnitude is None else change.magnitude / _norms(weight, down, up, scaled, columns=table)
         kept = np.result_type(down, up) if dtype is None else np.dtype(dtype)
         if abs(scaled) > float(np.finfo(kept).max):
-            raise ValueError(f"the change of {change.path} is scaled by {scaled:g}: no number of {kept} is as large")
+            raise InputError(f"the change of {change.path} is scaled by {scaled:g}: no number of {kept} is as large")
     else:
         if scale != 1:
-            raise ValueError(_unscalable(change.path, scale))
+            raise InputError(_unscalable(change.path, scale))
         # To replace some rows is to add a product of low rank: which rows, times how they differ.
         scaled, bias, gain = 1.0, None, None
         kept = np.dtype(np.float64 if dtype is None else dtype)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from refgemma.checkpoint.load import Progress
 from refgemma.checkpoint.names import tensors_of
 from refgemma.config import Config
+from refgemma.errors import InputError
 from refgemma.lora.audit_logits import LogitChange, logit_changes
 from refgemma.lora.audit_weights import WeightAudit, added, audit_weight, row_of
 from refgemma.lora.paths import at
@@ -88,10 +89,10 @@ def audit_attached(
 ) -> Audit:
     """Measure what merging all attached adapters would lose."""
     if dtype not in FORMATS[:-1]:
-        raise ValueError(f"dtype is {dtype!r}: expected {', '.join(FORMATS[:-1])}")
+        raise InputError(f"dtype is {dtype!r}: expected {', '.join(FORMATS[:-1])}")
     prompt = None if tokens is None else np.asarray(tokens)
     if prompt is not None and prompt.ndim != 1:
-        raise ValueError(f"tokens have shape {prompt.shape}: expected (T,), one prompt")
+        raise InputError(f"tokens have shape {prompt.shape}: expected (T,), one prompt")
     changed = list(_changed(attached.params, gemma.params, gemma.config))
     total = sum(math.prod(old.shape) for _, _, old in changed)
     done, rows, sums = 0, [], []
@@ -104,7 +105,7 @@ def audit_attached(
         try:
             row, parts = audit_weight(path, new, old, dtype, report)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise InputError(f"{path}: {error}") from None
         rows.append(row)
         sums.append(parts)
         done += math.prod(old.shape)
@@ -117,6 +118,6 @@ def _changed(params: Params, before: Params, config: Config) -> Iterator[tuple[s
     for tensor in tensors_of(replace(config, tie_word_embeddings=False)):
         new, old = at(params, tensor.ours), at(before, tensor.ours)
         if isinstance(old, Adapted):
-            raise ValueError(f"an adapter is on {tensor.ours} already: give the model without it, and what to add")
+            raise InputError(f"an adapter is on {tensor.ours} already: give the model without it, and what to add")
         if new is not old:
             yield tensor.ours, new, old

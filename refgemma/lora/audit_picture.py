@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.lora.audit import Audit
 from refgemma.lora.audit_weights import WeightAudit
 from refgemma.numerics import Array
@@ -32,9 +33,9 @@ class _Measure(NamedTuple):
 def picture(audit: Audit, *, title: str = "", format: str = "png") -> bytes:
     """Draw an audit."""
     if format not in FORMATS:
-        raise ValueError(f"the picture is to be {format!r}: expected {', '.join(FORMATS)}")
+        raise InputError(f"the picture is to be {format!r}: expected {', '.join(FORMATS)}")
     if not audit.weights:
-        raise ValueError("the adapter changes no weight: there is nothing to draw")
+        raise InputError("the adapter changes no weight: there is nothing to draw")
     check_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

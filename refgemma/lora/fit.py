@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from refgemma.checkpoint.names import nearest_name, tensors_of
 from refgemma.config import Config
+from refgemma.errors import InputError
 from refgemma.lora.read import Adapter, told
 from refgemma.lora.targets import (
     EMBEDDING,
@@ -138,7 +139,7 @@ class _Fitting:
         if self.problems:
             base = self.adapter.config.base_model_name_or_path
             trained = f" (it says it was trained on {base!r:.80})" if base else ""
-            raise ValueError(f"adapter {self.adapter.folder} does not fit the model{trained}: {told(self.problems)}")
+            raise InputError(f"adapter {self.adapter.folder} does not fit the model{trained}: {told(self.problems)}")
         return Fit(changes, self.notes())
 
     def low_rank(self, module: str, path: str) -> list[Change]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from refgemma.errors import InputError
 from refgemma.lora.hosted_files import (
     CONFIG_FILE,
     HOSTED,
@@ -95,7 +96,7 @@ def check_hosted(folder: str | Path, rule: str = "page") -> HostedReport:
     does with an adapter that breaks one. How many adapters an account has is not for a folder to tell.
     """
     if rule not in LIMITS:
-        raise ValueError(f"rule is {rule!r:.60}: expected {' or '.join(map(repr, LIMITS))}")
+        raise InputError(f"rule is {rule!r:.60}: expected {' or '.join(map(repr, LIMITS))}")
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder: expected one that holds {CONFIG_FILE} and {WEIGHTS_FILE}")

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.lora.pieces import pieces, side_by_side
 from refgemma.lora.rounding import FORMATS, format_of, largest, rounded
 from refgemma.numerics import Array, Bfloat16Matrix, to_host
@@ -28,7 +29,7 @@ def materialise(operand: Operand, dtype: str | None = None, *, table: bool = Fal
     """Plain matrix of a weight, its low-rank deltas written into it."""
     form = dtype or format_of(operand)
     if form not in FORMATS:
-        raise ValueError(f"dtype is {form!r}: expected {', '.join(FORMATS)}")
+        raise InputError(f"dtype is {form!r}: expected {', '.join(FORMATS)}")
     if not isinstance(operand, Adapted) and format_of(operand) == form:
         return operand
     numbers = stored_rows(operand, slice(0, operand.shape[0]), form, table=table)
@@ -71,11 +72,11 @@ def taken_apart(operand: Operand, *, table: bool = False) -> tuple[Plain, tuple[
 
 def _term(delta: Delta, table: bool) -> Term:
     if delta.bias is not None:
-        raise ValueError(
+        raise InputError(
             "the adapter adds a bias to the output, and no weight of Gemma has a place for one: attach it, do not merge"
         )
     if delta.rows is not None:
-        raise ValueError(
+        raise InputError(
             "the adapter is for some rows of a batch only, and all rows share the weight: attach it, do not merge"
         )
     a, b = to_host(delta.a), to_host(delta.b)
@@ -137,7 +138,7 @@ def check_finite(narrow: Array, wide: Array, base: Array, form: str, rows: slice
     value = float(wide[tuple(bad[0])])
     where = f"row {rows.start + row}" + (f", column {column[0]}" if column else "")
     if np.isfinite(value):
-        raise ValueError(
+        raise InputError(
             f"{where} becomes {value:g}, too large for {form}, which ends at {largest(form):g}: use a wider format"
         )
-    raise ValueError(f"{where} becomes {value}, expected a finite number: the adapter or its scale is too large")
+    raise InputError(f"{where} becomes {value}, expected a finite number: the adapter or its scale is too large")

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.lora.materialise import materialise
 from refgemma.lora.rounding import format_of
 from refgemma.model import Params
@@ -43,7 +44,7 @@ def merge(params: Params, before: Params) -> Params:
         try:
             return materialise(new, format_of(old), table=path == "embed")
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise InputError(f"{path}: {error}") from None
 
     tree = merged("", params, before)
     tied, changed = before["head"] is before["embed"], tree["embed"] is not before["embed"]

@@ -22,6 +22,7 @@ from refgemma.checkpoint.load import Progress, check_tensors, load_params
 from refgemma.checkpoint.names import Tensor, tensors_of
 from refgemma.checkpoint.safetensors_file import StoredTensor
 from refgemma.config import Config, read_config
+from refgemma.errors import InputError
 from refgemma.lora.attach import attach
 from refgemma.lora.checkpoint_file import Outgoing, dealt_out, total_bytes, write_files
 from refgemma.lora.find import find_adapter, split_scale
@@ -104,7 +105,7 @@ def merge_checkpoint(
     stored by itself and ``tie_word_embeddings`` becomes false.
     """
     if dtype not in (None, "bfloat16", "float16", "float32"):
-        raise ValueError(f"dtype is {dtype!r}: expected 'bfloat16', 'float16' or 'float32', or none to keep the base's")
+        raise InputError(f"dtype is {dtype!r}: expected 'bfloat16', 'float16' or 'float32', or none to keep the base's")
     place = Path(out).expanduser().absolute()
     check_place(place)
     folder = find_model(base)
@@ -143,7 +144,7 @@ def merge_checkpoint(
 def _attached(before: Params, config: Config, adapters: Adapters) -> Params:
     given = [adapters] if isinstance(adapters, (str, Path, Adapter)) else list(adapters)
     if not given:
-        raise ValueError("no adapter was given: there is nothing to merge")
+        raise InputError("no adapter was given: there is nothing to merge")
     params = before
     for adapter in given:
         scale = 1.0
@@ -178,7 +179,7 @@ def _rows_of(operand: Operand, form: str, path: str, rows: slice) -> Array:
     try:
         return stored_rows(operand, rows, form, table=path == "embed")
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
 
 
 def _stays_tied(params: Params, before: Params, stored: dict[str, StoredTensor], dtype: str | None) -> bool:

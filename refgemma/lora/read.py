@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from refgemma.checkpoint.safetensors_file import StoredTensor, read_safetensors
+from refgemma.errors import InputError
 from refgemma.lora.adapter_config import WEIGHTS_FILE, AdapterConfig, read_adapter_config
 from refgemma.lora.pieces import pieces
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16
@@ -96,7 +97,7 @@ def read(folder: str | Path) -> Adapter:
     """
     folder = Path(folder).expanduser()
     if folder.is_file():
-        raise ValueError(f"{folder} is a file: give the folder that holds it")
+        raise InputError(f"{folder} is a file: give the folder that holds it")
     config = read_adapter_config(folder)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
@@ -136,7 +137,7 @@ def _by_module(stored: dict[str, StoredTensor], path: Path) -> dict[str, dict[st
     if not stored:
         problems.append("it holds no tensors")
     if problems:
-        raise ValueError(f"{path}: " + told(problems))
+        raise InputError(f"{path}: " + told(problems))
     return modules
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from refgemma.errors import InputError
 from refgemma.model import Params
 from refgemma.numerics import Array, namespace_of
 from refgemma.ops.linear import Adapted, Delta
@@ -34,7 +35,7 @@ def _together(path: str, base: Any, trees: list[Any], rows: list[Array]) -> Any:
         if changed is base:
             continue
         if not isinstance(changed, Adapted) or changed.base is not weight:
-            raise ValueError(
+            raise InputError(
                 f"an adapter holds {path[1:]} trained whole: it cannot share a batch with rows that do without"
             )
         deltas += [replace(delta, rows=mask) for delta in changed.deltas[len(common) :]]

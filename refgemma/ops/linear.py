@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from refgemma.errors import InputError
 from refgemma.numerics import FLOAT32, Array, Bfloat16Matrix, Numerics
 from refgemma.ops.tiles import check_narrow, weighted
 
@@ -135,7 +136,7 @@ def linears(
     bases, products = [], []
     for w in weights:
         if w.shape[-1] != I:
-            raise ValueError(f"x has {I} channels, the weight has shape {w.shape}: expected (out, {I})")
+            raise InputError(f"x has {I} channels, the weight has shape {w.shape}: expected (out, {I})")
         bases.append(w.base if isinstance(w, Adapted) else w)
     for w, y in zip(weights, weighted(x.reshape(-1, I), bases, columns=columns), strict=True):
         y = numerics.round("linear", y.reshape(*axes, w.shape[0]))
@@ -224,7 +225,7 @@ def with_deltas(y: Array, deltas: tuple[Delta, ...], product: Callable[[Delta, A
     for delta in deltas:
         rows = slice(None) if delta.rows is None else delta.rows
         if delta.rows is not None and len(delta.rows) != len(y):
-            raise ValueError(f"an adapter is for rows of a batch of {len(delta.rows)}, the batch has {len(y)}")
+            raise InputError(f"an adapter is for rows of a batch of {len(delta.rows)}, the batch has {len(y)}")
         change = product(delta, rows)
         if delta.bias is not None:
             change += delta.bias

@@ -6,6 +6,7 @@ changes nothing.
 
 from __future__ import annotations
 
+from refgemma.errors import InputError
 from refgemma.numerics import FLOAT32, Array, Numerics, namespace_of
 
 
@@ -44,7 +45,7 @@ def rms_norm(x: Array, weight: Array, *, eps: float, numerics: Numerics = FLOAT3
     google-deepmind/gemma, ``layers.py``, ``RMSNorm``.
     """
     if weight.shape != x.shape[-1:]:
-        raise ValueError(f"weight has shape {weight.shape}, x has {x.shape[-1]} channels: expected ({x.shape[-1]},)")
+        raise InputError(f"weight has shape {weight.shape}, x has {x.shape[-1]} channels: expected ({x.shape[-1]},)")
     if numerics.inside("norm"):
         normed = _normed_by_steps(x, eps, numerics)
     else:

@@ -19,6 +19,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from refgemma.errors import InputError
+
 Jobs = queue.SimpleQueue[Callable[[], object]]
 
 
@@ -44,7 +46,7 @@ def set_threads(count: int) -> None:
     """
     global _chosen
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"the number of threads is {count!r}: expected a whole number from 1 on")
+        raise InputError(f"the number of threads is {count!r}: expected a whole number from 1 on")
     _chosen = count
 
 
@@ -67,7 +69,7 @@ def threads() -> int:
     if not text:
         return _quieten_blas()
     if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"the environment variable REFGEMMA_THREADS is {text!r}: expected a whole number from 1 on")
+        raise InputError(f"the environment variable REFGEMMA_THREADS is {text!r}: expected a whole number from 1 on")
     return int(text)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16, namespace_of
 from refgemma.ops.threads import in_parallel, threads
 
@@ -220,7 +221,7 @@ def check_narrow(w: Array, dtype: np.dtype[Any]) -> None:
         If the weight is wider.
     """
     if not np.can_cast(w.dtype, dtype):
-        raise ValueError(f"the weight is {w.dtype}, wider than the activations, {dtype}: its digits would be lost")
+        raise InputError(f"the weight is {w.dtype}, wider than the activations, {dtype}: its digits would be lost")
 
 
 def _widen(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from refgemma.checkpoint.load import Progress
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma, LoraNames
 from refgemma.numerics import Array
 from refgemma.oracle.judging.judge import as_told, judged_operations, judged_run, without_the_last_token
@@ -76,14 +77,14 @@ def compare(
     """
     ours = _ours(a)
     if ours is not None and tokens is not None:
-        raise ValueError("ours says which tokens were fed: give no others")
+        raise InputError("ours says which tokens were fed: give no others")
     if ours is None and model is None:
-        raise ValueError("which model is it? give ours, a trace that names it, or the model itself")
+        raise InputError("which model is it? give ours, a trace that names it, or the model itself")
     params, config = weights_of(_model(ours, model, lora), lora)
     if ours is not None and ours.config not in (None, config):
-        raise ValueError(f"{_called(a)} is a trace of another model than {_called(model)}")
+        raise InputError(f"{_called(a)} is a trace of another model than {_called(model)}")
     if ours is not None and ours.meta.get("weights") and fingerprint(params) not in ("", ours.meta["weights"]):
-        raise ValueError(f"{_called(a)} was traced with other weights than the model has now: make it again")
+        raise InputError(f"{_called(a)} was traced with other weights than the model has now: make it again")
     if isinstance(b, Trace):
         theirs = b
     else:
@@ -92,9 +93,9 @@ def compare(
     if ours is not None:
         theirs = _same_run(ours, theirs, _called(b))
     if not theirs.tensors:
-        raise ValueError(f"{_called(b)} holds no tensor: there is nothing to judge")
+        raise InputError(f"{_called(b)} holds no tensor: there is nothing to judge")
     if not (theirs.positions >= 0).any():
-        raise ValueError(f"{_called(b)}: every position is padding (-1, or masked): there is nothing to judge")
+        raise InputError(f"{_called(b)}: every position is padding (-1, or masked): there is nothing to judge")
     if arithmetic is None:
         arithmetic, why, theirs, findings = as_told(params, config, theirs, progress)
         judged_as = f"{arithmetic} ({why})"
@@ -105,7 +106,7 @@ def compare(
         shorter = without_the_last_token(theirs)
         if shorter is not None and all(one.ok for one in judged_run(params, config, shorter, arithmetic)):
             T = theirs.tokens.shape[1]
-            raise ValueError(
+            raise InputError(
                 f"{_called(b)}: {T - 1} positions were fed, {T} tokens given, for its logits are right one position "
                 "earlier: give the tokens that were fed, without what was drawn last"
             )
@@ -124,7 +125,7 @@ def _ours(a: Trace | str | Path | None) -> Trace | None:
     if a is None or isinstance(a, Trace):
         return a
     if Path(a).is_file() and not is_ours(a):
-        raise ValueError(
+        raise InputError(
             f"{a} is no trace of refgemma: give ours first, or the model and the other engine's file alone"
         )
     return read_trace(a)
@@ -135,16 +136,16 @@ def _model(ours: Trace | None, model: Gemma | str | Path | None, lora: LoraNames
     if model is None and ours is not None:
         model = ours.meta.get("model")
         if ours.meta.get("adapters", "[]") != "[]" and not lora:
-            raise ValueError(f"ours was traced with the adapters {ours.meta['adapters'][1:-1]}: give them, too")
+            raise InputError(f"ours was traced with the adapters {ours.meta['adapters'][1:-1]}: give them, too")
     if not model:
-        raise ValueError("which model is it? ours does not name it (`trace(..., model=)`): give the model")
+        raise InputError("which model is it? ours does not name it (`trace(..., model=)`): give the model")
     return model
 
 
 def _same_run(ours: Trace, theirs: Trace, name: str) -> Trace:
     """Theirs with our positions, once it is sure that both are about the same tokens."""
     if not np.array_equal(ours.tokens, theirs.tokens):
-        raise ValueError(f"{name} is about other tokens than ours: {_first_difference(ours.tokens, theirs.tokens)}")
+        raise InputError(f"{name} is about other tokens than ours: {_first_difference(ours.tokens, theirs.tokens)}")
     if np.array_equal(ours.positions, theirs.positions):
         return theirs
     note = "gives other positions than ours, which it is judged by"

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma, LoraNames
 from refgemma.model import Params
 from refgemma.numerics import Array
@@ -91,7 +92,7 @@ def diagnose(
     if not isinstance(trace, Trace):
         trace = read_theirs(trace, model, config, mapping=mapping, tokens=tokens)
     if not (trace.positions >= 0).any():
-        raise ValueError(
+        raise InputError(
             "all tokens of their trace are padding: there is nothing to explain; its mask is 1 at real tokens"
         )
     trace, overflow = _finite(trace, config)
@@ -180,12 +181,12 @@ def _closer(trial: ForcedTrial) -> tuple[Cause, ...]:
 def _finite(trace: Trace, config: Config) -> tuple[Trace, str]:
     """Their tensors, read once, up to the first that overflows, or whose square would, and its name if there is one."""
     if not trace.tensors:
-        raise ValueError("their trace holds no tensor that is recognised: there is nothing to explain")
+        raise InputError("their trace holds no tensor that is recognised: there is nothing to explain")
     kept: dict[str, Array] = {}
     for name in (name for name in names_of(config) if name in trace.tensors):
         if overflows(trace, name, _OVERFLOW):
             if not kept:
-                raise ValueError(f"their {name} holds NaN or overflows, and they gave nothing before it to judge by")
+                raise InputError(f"their {name} holds NaN or overflows, and they gave nothing before it to judge by")
             return replace(trace, tensors=kept), name
         kept[name] = trace.tensors[name]
     return replace(trace, tensors=kept), ""

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from refgemma.config import Config
 from refgemma.device import placed
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma, LoraNames, load
 from refgemma.model import Params
 from refgemma.oracle.foreign.reader import read_foreign
@@ -22,7 +23,7 @@ def weights_of(model: Gemma | str | Path, lora: LoraNames = ()) -> tuple[Params,
     """Weights and configuration of a model."""
     known = formula.find(model) if isinstance(model, str) else None
     if lora and (known is not None or isinstance(model, Gemma)):
-        raise ValueError("adapters are put on a model by its folder or name only: give it with them on")
+        raise InputError("adapters are put on a model by its folder or name only: give it with them on")
     if known is not None:
         return known.params, known.config
     if isinstance(model, Gemma):

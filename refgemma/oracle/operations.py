@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from refgemma.config import Config
+from refgemma.errors import InputError
 
 # In the order of the computation.
 FIRST = {"embed": "BTD"}
@@ -51,7 +52,7 @@ def split_name(name: str) -> tuple[int | None, str]:
     if name in FIRST or name in LAST:
         return None, name
     kinds = ", ".join([*FIRST, *(f"layers.0.{kind}" for kind in IN_LAYER), *LAST])
-    raise ValueError(f"{name!r} is the name of no tensor: there are {kinds}")
+    raise InputError(f"{name!r} is the name of no tensor: there are {kinds}")
 
 
 def axes_of(name: str) -> str:

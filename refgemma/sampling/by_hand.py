@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike
 
+from refgemma.errors import InputError
 from refgemma.sampling.checks import check_ids
 from refgemma.sampling.decision import decide, seed_of, uniform
 from refgemma.sampling.params import SamplingParams
@@ -56,10 +57,10 @@ def record_logits(
     try:
         rows = np.asarray(logits)
     except ValueError:
-        raise ValueError("logits have rows of different lengths: expected (V,), or (T, V) for T tokens") from None
+        raise InputError("logits have rows of different lengths: expected (V,), or (T, V) for T tokens") from None
     rows = rows[None] if rows.ndim == 1 else rows
     if rows.ndim != 2 or not rows.size:
-        raise ValueError(f"logits have shape {rows.shape}: expected (V,), or (T, V) for T tokens")
+        raise InputError(f"logits have shape {rows.shape}: expected (V,), or (T, V) for T tokens")
     T = len(rows)
     if uniforms is None:
         seed = seed_of(params)
@@ -69,13 +70,13 @@ def record_logits(
     given = None if tokens is None else check_ids("tokens", tokens, rows.shape[1])
     for name, values in (("uniforms", uniforms), ("tokens", given)):
         if values is not None and len(values) != T:
-            raise ValueError(f"{len(values)} {name} were given for {T} rows of logits: expected one for each")
+            raise InputError(f"{len(values)} {name} were given for {T} rows of logits: expected one for each")
     output: list[int] = []
     for t, (row, u) in enumerate(zip(rows, uniforms, strict=True)):
         try:
             drawn = decide(row, params, prompt_tokens, output, u).token
         except ValueError as error:
-            raise ValueError(f"token {t}: {error}") from None
+            raise InputError(f"token {t}: {error}") from None
         output.append(drawn if given is None else given[t])
     return Record(
         params=params,

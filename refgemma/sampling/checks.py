@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from refgemma.errors import InputError, InputTypeError
 from refgemma.numerics import Array
 
 
@@ -15,21 +16,21 @@ def check_logits(logits: Array, u: float) -> Array:
     """Logits in float64, or a sentence on what is wrong."""
     logits = np.asarray(logits)
     if logits.ndim != 1 or not logits.size or logits.dtype.kind not in "fiu":
-        raise ValueError(
+        raise InputError(
             f"logits are {logits.dtype} of shape {logits.shape}: expected one number per vocabulary entry, (V,)"
         )
     wide = logits.astype(np.float64)
     highest = wide.max()
     if np.isnan(highest):
-        raise ValueError(f"logits hold NaN, first for token {int(np.isnan(wide).argmax())}: no token can be chosen")
+        raise InputError(f"logits hold NaN, first for token {int(np.isnan(wide).argmax())}: no token can be chosen")
     if np.isinf(highest):
         reason = "all minus infinity" if highest < 0 else f"plus infinity for token {int(wide.argmax())}"
-        raise ValueError(f"logits are {reason}: no token can be chosen")
+        raise InputError(f"logits are {reason}: no token can be chosen")
     given: object = u
     if not isinstance(given, numbers.Real):
-        raise TypeError(f"u is {u!r}: expected a number in [0, 1)")
+        raise InputTypeError(f"u is {u!r}: expected a number in [0, 1)")
     if not 0 <= u < 1:
-        raise ValueError(f"u is {u!r}: expected a number in [0, 1)")
+        raise InputError(f"u is {u!r}: expected a number in [0, 1)")
     return wide
 
 
@@ -38,8 +39,8 @@ def check_ids(name: str, tokens: Sequence[int], V: int) -> list[int]:
     try:
         ids = [operator.index(token) for token in tokens]
     except TypeError:
-        raise TypeError(f"{name} are {tokens!r:.60}: expected a list of token ids") from None
+        raise InputTypeError(f"{name} are {tokens!r:.60}: expected a list of token ids") from None
     for token in ids:
         if not 0 <= token < V:
-            raise ValueError(f"token id {token} of {name} is outside the vocabulary of {V} (ids from 0)")
+            raise InputError(f"token id {token} of {name} is outside the vocabulary of {V} (ids from 0)")
     return ids

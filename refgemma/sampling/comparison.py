@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.numerics import Array
 from refgemma.sampling.engines import ENGINES, Distribution, LogitsDtype, Refused, distribution, find
 from refgemma.sampling.params import SamplingParams
@@ -139,7 +140,7 @@ def compare(
     several = isinstance(engines, Iterable) and not isinstance(engines, str)
     names = [find(engine).name for engine in engines] if several else []
     if len(names) < 2 or len(set(names)) < len(names):
-        raise ValueError(f"engines are {engines!r}: expected two or more of {', '.join(ENGINES)}, each once")
+        raise InputError(f"engines are {engines!r}: expected two or more of {', '.join(ENGINES)}, each once")
     distributions: dict[str, Distribution] = {}
     refusals: dict[str, str] = {}
     for name in names:

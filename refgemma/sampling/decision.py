@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.numerics import Array
 from refgemma.sampling import steps
 from refgemma.sampling.checks import check_ids, check_logits
@@ -214,7 +215,7 @@ def decide(
         with np.errstate(over="ignore", invalid="ignore"):  # said in words below
             changed = step(current)
         if not np.isfinite(changed.max()):
-            raise ValueError(f"{name} drives the logits out of the range of float64: expected a milder setting")
+            raise InputError(f"{name} drives the logits out of the range of float64: expected a milder setting")
         if record:
             stages.append(Stage(name, current, changed))
         current = changed

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.sampling.borders import CUTS, border, order_of
 from refgemma.sampling.decision import GREEDY_BELOW, Decision, Stage
 from refgemma.sampling.entry import Entry, StepRecord
@@ -34,7 +35,7 @@ def explain(record: Record, t: int) -> str:
 def why_not(record: Record, t: int, token: int) -> str:
     """Tell why another token did not come."""
     if not 0 <= token < record.vocab_size:
-        raise ValueError(f"token id {token} is outside the vocabulary of {record.vocab_size} (ids from 0)")
+        raise InputError(f"token id {token} is outside the vocabulary of {record.vocab_size} (ids from 0)")
     decision, name = record.decision(t), record.text(token)
     if token == decision.token:
         chosen = "" if token == record.tokens[t] else f", but the record has {record.text(record.tokens[t])}"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from refgemma.checkpoint.safetensors_file import read_safetensors
+from refgemma.errors import InputError
 from refgemma.numerics import Array, from_bfloat16
 
 ENDINGS = (".npy", ".npz", ".safetensors", ".json")
@@ -25,7 +26,7 @@ def read_logits(path: str | Path, name: str | None = None) -> Array:
     """Read logits."""
     path = Path(path)
     if path.suffix not in ENDINGS:
-        raise ValueError(f"{path} ends in {path.suffix or 'nothing'!r}: expected logits in {', '.join(ENDINGS)}")
+        raise InputError(f"{path} ends in {path.suffix or 'nothing'!r}: expected logits in {', '.join(ENDINGS)}")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is no file: expected logits in {', '.join(ENDINGS)}")
     if path.suffix == ".json":
@@ -44,18 +45,18 @@ def _checked(array: Array, path: Path) -> Array:
             hint = "save one row of the batch"
         else:
             hint = "save the scores of every vocabulary entry as plain numbers"
-        raise ValueError(f"{path} holds {array.dtype} of shape {array.shape}: expected logits (V,) or (T, V); {hint}")
+        raise InputError(f"{path} holds {array.dtype} of shape {array.shape}: expected logits (V,) or (T, V); {hint}")
     wide = array.dtype.kind != "f" or array.dtype.itemsize > 8
     rows: Array = np.atleast_2d(array).astype(np.float64 if wide else array.dtype.newbyteorder("="), copy=False)
     for t, row in enumerate(rows):
         highest = row.max()
         where = f"row {t} of {path}" if len(rows) > 1 else str(path)
         if np.isnan(highest):
-            raise ValueError(f"{where} holds NaN, first for token {int(np.isnan(row).argmax())}: expected numbers")
+            raise InputError(f"{where} holds NaN, first for token {int(np.isnan(row).argmax())}: expected numbers")
         if highest == np.inf:
-            raise ValueError(f"{where} holds plus infinity, for token {int(row.argmax())}: expected finite numbers")
+            raise InputError(f"{where} holds plus infinity, for token {int(row.argmax())}: expected finite numbers")
         if highest == -np.inf:
-            raise ValueError(f"{where} is all minus infinity: expected at least one token that can be chosen")
+            raise InputError(f"{where} is all minus infinity: expected at least one token that can be chosen")
     return rows
 
 
@@ -64,10 +65,10 @@ def _pick(names: list[str], name: str | None, path: Path) -> str:
     if name is not None:
         if name in names:
             return name
-        raise ValueError(f"{path} has no array {name!r}: it has {_listed(names)}")
+        raise InputError(f"{path} has no array {name!r}: it has {_listed(names)}")
     if len(names) == 1 or "logits" in names:
         return names[0] if len(names) == 1 else "logits"
-    raise ValueError(f"{path} holds {_listed(names)}: expected one, or one called 'logits'; name it with --tensor")
+    raise InputError(f"{path} holds {_listed(names)}: expected one, or one called 'logits'; name it with --tensor")
 
 
 def _listed(names: list[str]) -> str:
@@ -81,7 +82,7 @@ def _from_safetensors(path: Path, name: str | None) -> Array:
     if tensor.dtype == "BF16":
         return from_bfloat16(tensor.data)
     if tensor.dtype.startswith("F8"):
-        raise ValueError(f"{path}: {tensor.name!r} is {tensor.dtype}, too coarse for logits: expected F16, BF16 or F32")
+        raise InputError(f"{path}: {tensor.name!r} is {tensor.dtype}, too coarse for logits: expected F16, BF16 or F32")
     return tensor.data
 
 
@@ -89,21 +90,21 @@ def _from_numpy(path: Path, name: str | None) -> Array:
     with path.open("rb") as file:
         beginning = file.read(8)
         if beginning.startswith(_PICKLE):
-            raise ValueError(f"{path} holds pickled objects, {_UNOPENED}")
+            raise InputError(f"{path} holds pickled objects, {_UNOPENED}")
         if not beginning.startswith(_NPY if path.suffix == ".npy" else _ZIP):
-            raise ValueError(f"{path} is no {path.suffix} file: expected one that {_WRITERS[path.suffix]} wrote")
+            raise InputError(f"{path} is no {path.suffix} file: expected one that {_WRITERS[path.suffix]} wrote")
         file.seek(0)
         with _sentences(path):
             loaded: Any = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             if name is not None:
-                raise ValueError(f"{path} holds one array without a name: leave out --tensor")
+                raise InputError(f"{path} holds one array without a name: leave out --tensor")
             return loaded
         key = _pick(loaded.files, name, path)
         with _sentences(path):
             picked = loaded[key]
     if not isinstance(picked, np.ndarray):  # a member of the archive that is no array, as in PyTorch's own format
-        raise ValueError(f"{path} is no .npz file: expected one that numpy.savez wrote")
+        raise InputError(f"{path} is no .npz file: expected one that numpy.savez wrote")
     return picked
 
 
@@ -114,12 +115,12 @@ def _sentences(path: Path) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise ValueError(f"{path} promises more numbers than fit into memory ({error}): {wanted}, with fewer") from None
+        raise InputError(f"{path} promises more numbers than fit into memory ({error}): {wanted}, with fewer") from None
     except Exception as error:  # a damaged header goes through Python's tokenizer and parser, zip and zlib: any kind
         if "allow_pickle" in str(error):
-            raise ValueError(f"{path} holds pickled objects, {_UNOPENED}") from None
+            raise InputError(f"{path} holds pickled objects, {_UNOPENED}") from None
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} is damaged or of another kind ({reason}): {wanted}") from None
+        raise InputError(f"{path} is damaged or of another kind ({reason}): {wanted}") from None
 
 
 def _from_json(path: Path, name: str | None) -> Array:
@@ -127,20 +128,20 @@ def _from_json(path: Path, name: str | None) -> Array:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): {wanted}") from None
+        raise InputError(f"{path} is not valid JSON ({error}): {wanted}") from None
     if isinstance(content, dict):
         content = content[_pick(list(content), name, path)]
     rows = content if isinstance(content, list) and content and isinstance(content[0], list) else [content]
     for t, row in enumerate(rows):
         where = f"row {t} of {path}" if len(rows) > 1 else str(path)
         if not isinstance(row, list) or not row:
-            raise ValueError(f"{where} holds {row!r:.40}: {wanted}")
+            raise InputError(f"{where} holds {row!r:.40}: {wanted}")
         if len(row) != len(rows[0]):
-            raise ValueError(f"{where} has {len(row)} numbers, row 0 has {len(rows[0])}: {wanted}")
+            raise InputError(f"{where} has {len(row)} numbers, row 0 has {len(rows[0])}: {wanted}")
         for token, value in enumerate(row):
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f"{where} holds {value!r:.40} for token {token}: {wanted}; -Infinity where removed")
+                raise InputError(f"{where} holds {value!r:.40} for token {token}: {wanted}; -Infinity where removed")
     try:
         return np.array(rows, dtype=np.float64)
     except OverflowError:
-        raise ValueError(f"{path} holds a number beyond float64: {wanted}") from None
+        raise InputError(f"{path} holds a number beyond float64: {wanted}") from None

@@ -8,6 +8,8 @@ import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from refgemma.errors import InputError
+
 MAX_SEED = 2**64 - 1
 
 
@@ -69,7 +71,7 @@ class SamplingParams:
         settle("temperature", _number("temperature", self.temperature, low=0))
         settle("repetition_penalty", _number("repetition_penalty", self.repetition_penalty, low=0))
         if self.repetition_penalty == 0:
-            raise ValueError(
+            raise InputError(
                 "repetition_penalty is 0: expected a number above 0 (1 is off), since logits are divided by it"
             )
         settle("frequency_penalty", _number("frequency_penalty", self.frequency_penalty))
@@ -87,7 +89,7 @@ class SamplingParams:
         settle("max_tokens", _whole("max_tokens", self.max_tokens, low=1))
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, (list, tuple)) or not all(isinstance(text, str) and text for text in stop):
-            raise ValueError(f"stop is {self.stop!r}: expected a text or a list of texts, none of them empty")
+            raise InputError(f"stop is {self.stop!r}: expected a text or a list of texts, none of them empty")
         settle("stop", tuple(stop))
 
 
@@ -97,10 +99,10 @@ def _number(name: str, value: object, low: float = -math.inf, high: float = math
     except OverflowError:  # a whole number beyond float64
         number = math.inf
     if not math.isfinite(number):
-        raise ValueError(f"{name} is {value!r}: expected a finite number")
+        raise InputError(f"{name} is {value!r}: expected a finite number")
     if not low <= number <= high:
         wanted = f"between {low:g} and {high:g}" if high < math.inf else f"of at least {low:g}"
-        raise ValueError(f"{name} is {value!r}: expected a number {wanted}")
+        raise InputError(f"{name} is {value!r}: expected a number {wanted}")
     return number
 
 
@@ -108,14 +110,14 @@ def _whole(name: str, value: object, low: int, high: int | None = None, hint: st
     number = None if isinstance(value, bool) or not isinstance(value, numbers.Integral) else int(value)
     if number is None or number < low or (high is not None and number > high):
         wanted = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{name} is {value!r}: expected a whole number {wanted}{hint}")
+        raise InputError(f"{name} is {value!r}: expected a whole number {wanted}{hint}")
     return number
 
 
 def _ids(name: str, values: object) -> tuple[int, ...]:
     """Token ids, ascending, each once; the vocabulary's end is not known here."""
     if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
-        raise ValueError(f"{name} is {values!r:.60}: expected a list of token ids")
+        raise InputError(f"{name} is {values!r:.60}: expected a list of token ids")
     return tuple(sorted({_whole(f"a token id of {name}", value, low=0) for value in values}))
 
 
@@ -125,9 +127,9 @@ def _biases(given: object) -> tuple[tuple[int, float], ...]:
     if not isinstance(pairs, (tuple, list)) or not all(
         isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs
     ):
-        raise ValueError(f"logit_bias is {given!r:.60}: expected a mapping from token ids to numbers")
+        raise InputError(f"logit_bias is {given!r:.60}: expected a mapping from token ids to numbers")
     ids = _ids("logit_bias", [token for token, _ in pairs])
     if len(ids) < len(pairs):
-        raise ValueError(f"logit_bias is {given!r:.60}: expected every token id once")
+        raise InputError(f"logit_bias is {given!r:.60}: expected every token id once")
     biases = {int(token): _number(f"the bias of token {token}", bias) for token, bias in pairs}
     return tuple((token, biases[token]) for token in ids)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refgemma.errors import InputTypeError
 from refgemma.numerics import Array
 from refgemma.sampling.decision import Decision, decide
 from refgemma.sampling.entry import Entry
@@ -32,7 +33,7 @@ def plain_uniforms(values: object) -> tuple[float, ...]:
     given = tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (None,)
     numeric = [float(u) for u in given if not isinstance(u, bool) and isinstance(u, numbers.Real)]
     if len(numeric) < len(given):
-        raise TypeError(f"uniforms are {values!r:.60}: expected a list of numbers in [0, 1), one for each token")
+        raise InputTypeError(f"uniforms are {values!r:.60}: expected a list of numbers in [0, 1), one for each token")
     return tuple(numeric)
 
 
@@ -73,7 +74,7 @@ class Record:
             settle("prompt_tokens", tuple(map(operator.index, self.prompt_tokens)))
             settle("tokens", tuple(map(operator.index, self.tokens)))
         except TypeError:
-            raise TypeError("prompt_tokens or tokens of the record are no list of token ids") from None
+            raise InputTypeError("prompt_tokens or tokens of the record are no list of token ids") from None
         settle("uniforms", plain_uniforms(self.uniforms))
 
     def __repr__(self) -> str:

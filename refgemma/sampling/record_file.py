@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from refgemma.errors import InputError
 from refgemma.ops.threads import in_parallel
 from refgemma.sampling.entry import Entry
 from refgemma.sampling.params import SamplingParams
@@ -52,7 +53,7 @@ def write_record(record: Record, path: str | Path) -> None:
     """
     path = Path(path)
     if not len(record):
-        raise ValueError("the record holds no decision: expected at least one token")
+        raise InputError("the record holds no decision: expected at least one token")
     sidecar = sidecar_of(path)
     with _whole(path) as file, _whole(sidecar) as logits_file:
         digest = write_sidecar(record.logits, logits_file)
@@ -126,7 +127,7 @@ def read_record(path: str | Path) -> Record:
         )
         logits = read_sidecar(path, header.get("logits"), (T, V))
     except ValueError as error:
-        raise ValueError(f"{path} is no sound record: {error}") from None
+        raise InputError(f"{path} is no sound record: {error}") from None
     return Record(
         params=params,
         prompt_tokens=prompt,
@@ -156,17 +157,17 @@ def _parse(data: bytes) -> list[Any]:
         try:
             values.append(json.loads(line.decode("utf-8"), parse_constant=_no_constant))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"line {number} is no JSON ({error})") from None
+            raise InputError(f"line {number} is no JSON ({error})") from None
     return values
 
 
 def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is not a number of JSON")
+    raise InputError(f"{word} is not a number of JSON")
 
 
 def _check(sound: bool, problem: str) -> None:
     if not sound:
-        raise ValueError(problem)
+        raise InputError(problem)
 
 
 def _is_count(value: Any) -> bool:

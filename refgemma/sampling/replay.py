@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from refgemma.errors import InputError
 from refgemma.sampling.decision import GREEDY_BELOW, decide, uniform
 from refgemma.sampling.explain import span_text, why_not
 from refgemma.sampling.observe import interval
@@ -61,11 +62,11 @@ def _changed(params: SamplingParams, changes: Mapping[str, Any]) -> SamplingPara
     known = [field.name for field in dataclasses.fields(params) if field.name not in _NO_PART]
     for name in changes:
         if name in _NO_PART:
-            raise ValueError(f"{name} plays no part in a decision: a replay takes {', '.join(known)}")
+            raise InputError(f"{name} plays no part in a decision: a replay takes {', '.join(known)}")
         if name not in known:
-            raise ValueError(f"{name} is no setting: a replay takes {', '.join(known)}")
+            raise InputError(f"{name} is no setting: a replay takes {', '.join(known)}")
     if "seed" in changes and changes["seed"] is None:
-        raise ValueError("seed is None: a replay needs a number, or no seed at all for the recorded uniform numbers")
+        raise InputError("seed is None: a replay needs a number, or no seed at all for the recorded uniform numbers")
     return dataclasses.replace(params, **changes)
 
 

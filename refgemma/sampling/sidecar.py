@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from refgemma.checkpoint.safetensors_file import read_safetensors
+from refgemma.errors import InputError
 from refgemma.numerics import Array, from_bfloat16
 
 _DTYPES = {"float16": "F16", "float32": "F32", "float64": "F64"}
@@ -42,19 +43,19 @@ def read_sidecar(path: Path, source: Any, shape: tuple[int, int]) -> Array:
     """Logits beside a record, once they are the right ones."""
     name = source.get("file") if isinstance(source, dict) else None
     if not isinstance(name, str) or not name or Path(name).name != name:
-        raise ValueError(f"logits is {reprlib.repr(source)}: expected the name of a file beside it")
+        raise InputError(f"logits is {reprlib.repr(source)}: expected the name of a file beside it")
     sidecar = path.with_name(name)
     if not sidecar.is_file():
         raise FileNotFoundError(f"{sidecar} is missing: it belongs to {path} and holds its logits")
     tensor = read_safetensors(sidecar).get("logits")
     if tensor is None:
-        raise ValueError(f"{sidecar} holds no tensor called logits")
+        raise InputError(f"{sidecar} holds no tensor called logits")
     if tensor.dtype not in ("BF16", *_DTYPES.values()) or tensor.shape != shape:
-        raise ValueError(f"{sidecar} holds {tensor.dtype} of shape {tensor.shape}: expected floats of shape {shape}")
+        raise InputError(f"{sidecar} holds {tensor.dtype} of shape {tensor.shape}: expected floats of shape {shape}")
     digest = source.get("sha256")
     if digest is not None:
         with sidecar.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != digest:
-            raise ValueError(f"{sidecar} is not the file that was written with it: their sha256 differ")
+            raise InputError(f"{sidecar} is not the file that was written with it: their sha256 differ")
     return from_bfloat16(tensor.data) if tensor.dtype == "BF16" else tensor.data

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
+from refgemma.errors import InputError, InputTypeError
 from refgemma.text.tokenizer import TURN_MARKERS, Tokenizer, checked_text
 from refgemma.text.tools import render_results
 
@@ -159,13 +160,13 @@ def _write(turns: list[Turn], add_generation_prompt: bool) -> str:
 
 def _to_turns(messages: Iterable[Mapping[str, Any]], policy: str) -> list[Turn]:
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
-        raise TypeError(f"messages is {messages!r:.60}: expected a list of {{'role': ..., 'content': ...}}")
+        raise InputTypeError(f"messages is {messages!r:.60}: expected a list of {{'role': ..., 'content': ...}}")
     messages = list(messages)
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise TypeError(f"messages[{index}] is {message!r:.60}: expected {{'role': ..., 'content': ...}}")
+            raise InputTypeError(f"messages[{index}] is {message!r:.60}: expected {{'role': ..., 'content': ...}}")
         if not isinstance(message.get("role", ""), str):
-            raise TypeError(f"messages[{index}]: role is {message['role']!r:.60}: expected text")
+            raise InputTypeError(f"messages[{index}]: role is {message['role']!r:.60}: expected text")
         content = message.get("content")
         if isinstance(content, str) and content.strip().startswith("<bos>"):
             text = f"messages[{index}] begins with <bos>, which stands before every conversation anyway: leave it out"
@@ -174,22 +175,22 @@ def _to_turns(messages: Iterable[Mapping[str, Any]], policy: str) -> list[Turn]:
         return _default_turns(messages)
     if policy == "published":
         return _published_turns(messages)
-    raise ValueError(f"policy is {policy!r}: expected 'default' or 'published'")
+    raise InputError(f"policy is {policy!r}: expected 'default' or 'published'")
 
 
 def _published_turns(messages: list[Mapping[str, Any]]) -> list[Turn]:
     """The template statement by statement, errors included."""
     if not messages:
-        raise ValueError(NO_MESSAGES)
+        raise InputError(NO_MESSAGES)
     if messages[0].get("role") == "system":
-        raise ValueError(NO_SYSTEM)
+        raise InputError(NO_SYSTEM)
     turns = []
     for index, message in enumerate(messages):
         role = message.get("role")
         if (role == "user") != (index % 2 == 0):
-            raise ValueError(NO_ALTERNATION)
+            raise InputError(NO_ALTERNATION)
         if role is None:
-            raise ValueError(NO_ROLE)
+            raise InputError(NO_ROLE)
         turns.append(Turn("model" if role == "assistant" else role, str(message.get("content", "")).strip()))
     return turns
 
@@ -199,7 +200,7 @@ def _default_turns(messages: list[Mapping[str, Any]]) -> list[Turn]:
     pairs = [_role_and_text(index, message) for index, message in enumerate(messages)]
     system = [text for _, text in takewhile(lambda pair: pair[0] == "system", pairs)]
     if len(system) == len(pairs):
-        raise ValueError(f"there are no messages{' but from system' if system else ''}: expected one from the user")
+        raise InputError(f"there are no messages{' but from system' if system else ''}: expected one from the user")
 
     turns: list[Turn] = []
     in_results = False  # the last turn holds tool results and is open for more
@@ -217,7 +218,7 @@ def _default_turns(messages: list[Mapping[str, Any]]) -> list[Turn]:
                 warnings.warn(warning, stacklevel=4)
         else:
             speaker = "the user" if users_turn else "the model"
-            raise ValueError(
+            raise InputError(
                 f"messages[{index}] is from {role!r} where {speaker} speaks: expected the two to alternate"
             )
         in_results = role == "tool" and turns[-1].role == "user"
@@ -230,10 +231,10 @@ def _role_and_text(index: int, message: Mapping[str, Any]) -> tuple[str, str]:
     """The role as Gemma knows it and the trimmed text, or an error."""
     for key in ("role", "content"):
         if key not in message:
-            raise ValueError(f"messages[{index}] has no {key!r}: expected {{'role': ..., 'content': ...}}")
+            raise InputError(f"messages[{index}] has no {key!r}: expected {{'role': ..., 'content': ...}}")
     role, content = message["role"], message["content"]
     if role not in ROLES:
-        raise ValueError(f"messages[{index}]: role is {role!r:.60}: expected one of {', '.join(ROLES)}")
+        raise InputError(f"messages[{index}]: role is {role!r:.60}: expected one of {', '.join(ROLES)}")
     if not isinstance(content, str):
-        raise TypeError(f"messages[{index}]: content is {content!r:.60}: expected text, a str")
+        raise InputTypeError(f"messages[{index}]: content is {content!r:.60}: expected text, a str")
     return "model" if role == "assistant" else role, checked_text(content).strip()

@@ -14,6 +14,8 @@ from typing import Any
 
 import sentencepiece
 
+from refgemma.errors import InputError
+
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 _LARGEST = 10_000_000  # id; no vocabulary is near it
 _WANTED = 'expected a list of texts, an object {"text": id} or {"id": text}, or a tokenizer.json'
@@ -31,11 +33,11 @@ def read_pieces(path: str | Path) -> list[str]:
         try:
             vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError):
-            raise ValueError(f"{path} is no SentencePiece model: expected one, or JSON in a file *.json") from None
+            raise InputError(f"{path} is no SentencePiece model: expected one, or JSON in a file *.json") from None
         pieces = vocabulary.id_to_piece(list(range(vocabulary.get_piece_size())))
     for token, piece in enumerate(pieces):
         if any("\ud800" <= character <= "\udfff" for character in piece):
-            raise ValueError(
+            raise InputError(
                 f"{path}: the text of token {token} holds half a surrogate pair: expected whole characters"
             )
     return pieces
@@ -63,7 +65,7 @@ def _from_json(path: Path) -> list[str]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): {_WANTED}") from None
+        raise InputError(f"{path} is not valid JSON ({error}): {_WANTED}") from None
     vocabulary: Any = content
     added: list[Any] = []
     if isinstance(content, dict) and isinstance(content.get("model"), dict):  # a whole tokenizer.json
@@ -75,18 +77,18 @@ def _from_json(path: Path) -> list[str]:
         if isinstance(entry, dict) and {"id", "content"} <= entry.keys():
             names[entry["id"]] = entry["content"]
     if not names or not all(type(i) is int and i >= 0 and isinstance(name, str) for i, name in names.items()):
-        raise ValueError(f"{path} holds {vocabulary!r:.40}: {_WANTED}")
+        raise InputError(f"{path} holds {vocabulary!r:.40}: {_WANTED}")
     if max(names) > _LARGEST:
-        raise ValueError(f"{path} has a token id {max(names)}: expected ids below {_LARGEST:,}")
+        raise InputError(f"{path} has a token id {max(names)}: expected ids below {_LARGEST:,}")
     return [names.get(token, "") for token in range(max(names) + 1)]
 
 
 def _by_id(vocabulary: Any, path: Path) -> dict[int, Any]:
     """Names by id, whichever of the two is the key."""
     if not isinstance(vocabulary, Mapping):
-        raise ValueError(f"{path} holds {vocabulary!r:.40}: {_WANTED}")
+        raise InputError(f"{path} holds {vocabulary!r:.40}: {_WANTED}")
     if all(type(value) is int for value in vocabulary.values()):
         return {value: name for name, value in vocabulary.items()}
     if all(name.isascii() and name.isdigit() for name in vocabulary):
         return {int(name): value for name, value in vocabulary.items()}
-    raise ValueError(f"{path} holds {vocabulary!r:.40}: {_WANTED}")
+    raise InputError(f"{path} holds {vocabulary!r:.40}: {_WANTED}")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from refgemma.errors import InputError
 from refgemma.text.tokenizer import Tokenizer
 
 
@@ -43,7 +44,7 @@ def stop_ids(tokenizer: Tokenizer, generation_config: Mapping[str, Any] | None =
     ids = given if isinstance(given, list | tuple) else [] if given is None else [given]
     for i in ids:
         if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < tokenizer.vocab_size:
-            raise ValueError(
+            raise InputError(
                 f"eos_token_id holds {i!r}: expected whole numbers from 0 to {tokenizer.vocab_size - 1}, or one of them"
             )
     return tuple(sorted({*ids, tokenizer.eos_id, tokenizer.end_of_turn_id}))
@@ -73,9 +74,9 @@ def read_generation_config(folder: str | Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # of json, of the decoding, or of brackets without end
-        raise ValueError(f"{path} is not valid JSON ({error}): expected a generation configuration") from None
+        raise InputError(f"{path} is not valid JSON ({error}): expected a generation configuration") from None
     if not isinstance(fields, dict):
-        raise ValueError(f"{path} holds a JSON {type(fields).__name__}: expected an object")
+        raise InputError(f"{path} holds a JSON {type(fields).__name__}: expected an object")
     return fields
 
 

@@ -16,6 +16,8 @@ from typing import Any, Literal, SupportsIndex
 
 import sentencepiece
 
+from refgemma.errors import InputError, InputTypeError
+
 Control = Literal["none", "markers", "all"]
 
 CONTROLS = ("<pad>", "<eos>", "<bos>", "<unk>")
@@ -87,13 +89,13 @@ class Tokenizer:
         missing = [name for name in CONTROLS if name not in self.controls]
         missing += [name for name in TURN_MARKERS if name not in self.markers]
         if missing:
-            raise ValueError(f"{self.path} has no {', '.join(missing)}: expected a vocabulary with Gemma's conventions")
+            raise InputError(f"{self.path} has no {', '.join(missing)}: expected a vocabulary with Gemma's conventions")
         if self._spm.normalize(_PROBE) != _PROBE.replace(" ", "\u2581"):
-            raise ValueError(
+            raise InputError(
                 f"{self.path} changes text before it splits it: expected a vocabulary that does not, as Gemma's"
             )
         if len(self.byte_values) != 256:
-            raise ValueError(
+            raise InputError(
                 f"{self.path} has {len(self.byte_values)} byte pieces: expected 256, as in Gemma's vocabulary"
             )
         self.pad_id, self.eos_id, self.bos_id, self.unk_id = (self.controls[name] for name in CONTROLS)
@@ -135,7 +137,7 @@ class Tokenizer:
             runs = re.split(f"({'|'.join(CONTROLS)})", checked_text(text))  # text, control, text, ..., text
             ids = [i for run in runs for i in ([self.controls[run]] if run in CONTROLS else self._encode_plain(run))]
         else:
-            raise ValueError(f"control is {control!r}: expected 'none', 'markers' or 'all'")
+            raise InputError(f"control is {control!r}: expected 'none', 'markers' or 'all'")
         return [self.bos_id, *ids] if bos and ids[:1] != [self.bos_id] else ids
 
     def encode_inert(self, text: str, inert: Collection[str]) -> list[int]:
@@ -230,10 +232,10 @@ class Tokenizer:
         try:
             numbers = [operator.index(i) for i in ids]
         except TypeError:
-            raise TypeError(f"token ids are {ids!r:.60}: expected a flat list of whole numbers") from None
+            raise InputTypeError(f"token ids are {ids!r:.60}: expected a flat list of whole numbers") from None
         for number in numbers:
             if not 0 <= number < self.vocab_size:
-                raise ValueError(f"token id {number} is outside the vocabulary: expected 0 to {self.vocab_size - 1}")
+                raise InputError(f"token id {number} is outside the vocabulary: expected 0 to {self.vocab_size - 1}")
         return numbers
 
 
@@ -245,12 +247,12 @@ def _is_bracketed(piece: str) -> bool:
 def checked_text(text: str) -> str:
     """Text that can be encoded, or a sentence on why it cannot."""
     if not isinstance(text, str):
-        raise TypeError(f"text is {text!r:.60}: expected a str")
+        raise InputTypeError(f"text is {text!r:.60}: expected a str")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         half = f"U+{ord(text[error.start]):04X} at index {error.start}"
-        raise ValueError(f"text holds half a surrogate pair, {half}: expected whole characters") from None
+        raise InputError(f"text holds half a surrogate pair, {half}: expected whole characters") from None
     return text
 
 
@@ -260,4 +262,4 @@ def _read_model(path: Path) -> Any:
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"{path} is no SentencePiece model ({error}): expected a whole tokenizer.model") from None
+        raise InputError(f"{path} is no SentencePiece model ({error}): expected a whole tokenizer.model") from None

@@ -26,6 +26,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from refgemma.errors import InputError
+
 Style = Literal["python", "json"]
 
 FORMATS: dict[str, str] = {
@@ -38,7 +40,7 @@ PREAMBLE = (
 LONGEST_CALL = 16_384  # characters; longer answers are not calls of any tool we know, and bound the parser's work
 
 
-class ToolCallError(ValueError):
+class ToolCallError(InputError):
     """An answer that was meant as a tool call and is not a valid one."""
 
 
@@ -48,17 +50,17 @@ def normalize_tools(tools: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for tool in tools:
         body = tool.get("function", tool) if isinstance(tool, Mapping) else tool
         if not isinstance(body, Mapping):
-            raise ValueError(f"tool is {tool!r}: expected an object with name, description and parameters")
+            raise InputError(f"tool is {tool!r}: expected an object with name, description and parameters")
         name = body.get("name")
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError(
+            raise InputError(
                 f"tool name is {name!r}: expected letters, digits and underscores, not starting with a digit"
             )
         if any(name == other["name"] for other in flat):
-            raise ValueError(f"tool {name!r} is declared twice: names must differ")
+            raise InputError(f"tool {name!r} is declared twice: names must differ")
         parameters = body.get("parameters") or {}
         if not isinstance(parameters, Mapping) or not isinstance(parameters.get("properties", {}), Mapping):
-            raise ValueError(f"parameters of tool {name!r} are {parameters!r}: expected a JSON Schema object")
+            raise InputError(f"parameters of tool {name!r} are {parameters!r}: expected a JSON Schema object")
         flat.append({key: body[key] for key in ("name", "description", "parameters") if body.get(key)})
     return flat
 
@@ -115,7 +117,7 @@ def to_turns(
             turns.append({"role": role, "content": content})
         after_result = message["role"] == "tool"
     if preamble:
-        raise ValueError("the conversation has tools and no user message: expected one, to hold the declarations")
+        raise InputError("the conversation has tools and no user message: expected one, to hold the declarations")
     return turns
 
 
@@ -190,7 +192,7 @@ def _parse_json(text: str) -> list[dict[str, Any]]:
     """One object with ``name`` and ``parameters`` (or ``arguments``), or a list of them."""
 
     def no_constant(name: str) -> Any:
-        raise ValueError(f"{name} is not JSON")
+        raise InputError(f"{name} is not JSON")
 
     try:
         parsed = json.loads(text, parse_constant=no_constant, object_pairs_hook=_unique)
@@ -242,7 +244,7 @@ def _flat_call(call: Mapping[str, Any]) -> dict[str, Any]:
         except ValueError:
             arguments = None
     if not isinstance(body.get("name"), str) or not isinstance(arguments, Mapping):
-        raise ValueError(f"tool call is {_short(repr(dict(body)))}: expected a name and an arguments object")
+        raise InputError(f"tool call is {_short(repr(dict(body)))}: expected a name and an arguments object")
     return {"name": body["name"], "arguments": arguments}
 
 
@@ -259,7 +261,7 @@ def _python_literal(value: Any) -> str:
 
 def _check_style(style: str) -> None:
     if style not in FORMATS:
-        raise ValueError(f"style is {style!r}: expected 'python' or 'json'")
+        raise InputError(f"style is {style!r}: expected 'python' or 'json'")
 
 
 def _short(text: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from refgemma import generation
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma, load
 from refgemma.generation import Event
 from refgemma.lora import Adapter, find_adapter, fit
@@ -65,7 +66,7 @@ class AI:
         self.models: dict[str, Gemma] = {}
         for name, model in models.items():
             if name not in HOSTED:
-                raise ValueError(f"model name is {name!r}: expected {' or '.join(map(repr, HOSTED))}")
+                raise InputError(f"model name is {name!r}: expected {' or '.join(map(repr, HOSTED))}")
             if isinstance(model, Gemma):
                 self.models[name] = model
             else:

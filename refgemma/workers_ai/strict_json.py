@@ -10,21 +10,23 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
+from refgemma.errors import InputError
+
 
 def read(text: str) -> Any:
     """Take text for JSON."""
     if text.startswith("\N{BYTE ORDER MARK}"):
-        raise ValueError("it begins with a byte order mark")
+        raise InputError("it begins with a byte order mark")
     try:
         return json.loads(text, parse_constant=_no_constant)
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        raise InputError("it is nested too deep") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+        raise InputError(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
     except _NoConstant as error:
-        raise ValueError(f"{error} is no JSON") from None
+        raise InputError(f"{error} is no JSON") from None
     except ValueError:  # the one that is left: the interpreter's bound on whole numbers
-        raise ValueError("it has a whole number with too many digits") from None
+        raise InputError("it has a whole number with too many digits") from None
 
 
 class _NoConstant(ValueError):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import refgemma
+from refgemma.errors import InputError
 from refgemma.sampling import SamplingParams
 
 # Hot enough that the random model leaves its favourite token, so that settings and seeds matter.
@@ -109,7 +110,7 @@ def test_output_goes_to_a_file_and_not_to_the_screen(run, tmp_path, form):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("error", [ValueError("a reason"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [InputError("a reason"), RuntimeError("a bug"), KeyboardInterrupt()])
 def test_a_run_that_fails_leaves_an_old_file_as_it_was(run, tmp_path, monkeypatch, error):
     def fail(self, prompt, **options):
         yield refgemma.Event(text="half", token=0, row=0, decision=None)
@@ -119,7 +120,7 @@ def test_a_run_that_fails_leaves_an_old_file_as_it_was(run, tmp_path, monkeypatc
     path = tmp_path / "answer"
     path.write_text("old")
     code, out, _ = run("generate", "hello", "--output", str(path))
-    assert (code, out) == (130 if isinstance(error, KeyboardInterrupt) else 2, "")
+    assert (code, out) == ({KeyboardInterrupt: 130, InputError: 2, RuntimeError: 70}[type(error)], "")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -158,6 +158,18 @@ def test_out_of_memory(run, monkeypatch):
     assert "--weights bfloat16" in err
 
 
+@pytest.mark.parametrize("error", [ValueError("operands could not be broadcast"), TypeError("x"), KeyError("layers")])
+def test_a_bug_shows_itself_as_one(run, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(refgemma.Gemma, "stream", fail)
+    code, out, err = run("generate", "hello")
+    assert (code, out) == (70, "")
+    assert "Traceback" in err and str(error) in err
+    assert "this is a bug in refgemma" in err.splitlines()[-1] and "CONTRIBUTING.md" in err.splitlines()[-1]
+
+
 def test_a_warning_is_one_line(run):
     with warnings.catch_warnings():
         warnings.simplefilter("default")

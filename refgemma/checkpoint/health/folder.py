@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from refgemma.checkpoint.folder import INDEX, SINGLE, parse_index, read_folder
 from refgemma.checkpoint.safetensors_file import StoredTensor, read_safetensors
+from refgemma.errors import InputError
 from refgemma.text.tokenizer import Tokenizer
 
 Grade = Literal["wrong", "look", "fine"]
@@ -66,7 +67,7 @@ def _read_config(patient: Patient) -> None:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(fields, dict):
-            raise ValueError(f"it holds a JSON {type(fields).__name__}")
+            raise InputError(f"it holds a JSON {type(fields).__name__}")
         patient.fields = fields
     except OSError:
         what = "there is no config.json"

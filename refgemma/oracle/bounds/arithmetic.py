@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.model import Params
 from refgemma.numerics import PROFILES, Array, Bfloat16Matrix, Numerics, from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted, Operand
@@ -64,7 +65,7 @@ def arithmetic_of(name: str | Numerics | Arithmetic) -> Arithmetic:
         profile = PROFILES[ALIASES.get(name, name)]
     else:
         known = ", ".join([*PROFILES, *ALIASES])
-        raise ValueError(f"arithmetic is {name!r}: there are {known}")
+        raise InputError(f"arithmetic is {name!r}: there are {known}")
     rounded = frozenset(point for point, narrow in profile.rounding.items() if narrow == "bfloat16")
     storage = "float16" if name == "float16" else "bfloat16" if rounded else str(profile.dtype)
     # What is true of bfloat16 alone: float16 would round constants to other numbers, so it gets them as roundings.

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.numerics import Array
 from refgemma.oracle.bugs import edits
 from refgemma.oracle.bugs import weight_edits as weights
@@ -49,7 +50,7 @@ def find(key: str) -> Variant:
     """Variant of a key."""
     found = next((variant for variant in VARIANTS if variant.key == key), None)
     if found is None:
-        raise ValueError(f"{key!r} is no known bug: there are {', '.join(variant.key for variant in VARIANTS)}")
+        raise InputError(f"{key!r} is no known bug: there are {', '.join(variant.key for variant in VARIANTS)}")
     return found
 
 

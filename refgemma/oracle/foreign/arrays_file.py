@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from refgemma.checkpoint.safetensors_file import StoredTensor, read_safetensors
+from refgemma.errors import InputError
 from refgemma.numerics import Array, from_bfloat16
 
 ENDINGS = (".safetensors", ".npz", ".npy")
@@ -60,7 +61,7 @@ def read_arrays(path: str | Path) -> dict[str, StoredArray]:
     path = Path(path)
     if path.suffix not in ENDINGS:
         ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
-        raise ValueError(f"{path} {ending}: expected tensors in {', '.join(ENDINGS)}")
+        raise InputError(f"{path} {ending}: expected tensors in {', '.join(ENDINGS)}")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is no file: expected tensors in {', '.join(ENDINGS)}")
     if path.suffix == ".safetensors":
@@ -68,9 +69,9 @@ def read_arrays(path: str | Path) -> dict[str, StoredArray]:
     with path.open("rb") as file:
         beginning = file.read(8)
     if beginning.startswith(_PICKLE):
-        raise ValueError(f"{path} holds pickled objects, which are never opened: save plain numbers")
+        raise InputError(f"{path} holds pickled objects, which are never opened: save plain numbers")
     if not beginning.startswith(_NPY if path.suffix == ".npy" else _ZIP):
-        raise ValueError(f"{path} is no {path.suffix} file: expected one that {_WRITERS[path.suffix]} wrote")
+        raise InputError(f"{path} is no {path.suffix} file: expected one that {_WRITERS[path.suffix]} wrote")
     if path.suffix == ".npy":
         with _sentences(path):
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -93,7 +94,7 @@ def _from_npz(path: Path, archive: zipfile.ZipFile, member: str) -> StoredArray:
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = reader(file)
     if dtype.hasobject:
-        raise ValueError("allow_pickle")
+        raise InputError("allow_pickle")
 
     def read() -> Array:
         with _sentences(path), np.load(path, allow_pickle=False) as arrays:
@@ -121,9 +122,9 @@ def _sentences(path: Path) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise ValueError(f"{path} promises more numbers than fit into memory ({error}): {wanted}") from None
+        raise InputError(f"{path} promises more numbers than fit into memory ({error}): {wanted}") from None
     except Exception as error:  # a damaged header goes through Python's tokenizer and parser, zip and zlib: any kind
         if "allow_pickle" in str(error) or "Python objects" in str(error):
-            raise ValueError(f"{path} holds pickled objects, which are never opened: save plain numbers") from None
+            raise InputError(f"{path} holds pickled objects, which are never opened: save plain numbers") from None
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} is damaged or of another kind ({reason}): {wanted}") from None
+        raise InputError(f"{path} is damaged or of another kind ({reason}): {wanted}") from None

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from refgemma.checkpoint.names import nearest_name
 from refgemma.config import Config
+from refgemma.errors import InputError
 from refgemma.oracle.operations import FIRST, IN_LAYER, LAST, names_of
 
 # "before" is the stream that enters the layer: the layer before it, or the embedding. Columns: what stands behind the
@@ -156,25 +157,25 @@ def mapped(mapping: Mapping[str, str], names: list[str], config: Config) -> dict
     for theirs, ours in mapping.items():
         if (_I in theirs) != (_I in ours):
             has, lacks = (theirs, ours) if _I in theirs else (ours, theirs)
-            raise ValueError(
+            raise InputError(
                 f"the mapping has {theirs!r} stand for {ours!r}: {has!r} has {_I}, {lacks!r} has not; "
                 "write it in both, or the number of a layer"
             )
         there = {name: ours.replace(_I, str(i)) for i, name in _expanded(theirs, config) if name in names}
         if not there:
             near = nearest_name(theirs, names)
-            raise ValueError(
+            raise InputError(
                 f"the mapping names {theirs!r}, which the file has not" + (f": the nearest is {near!r}" if near else "")
             )
         for name, target in there.items():
             if target not in known:
                 near = nearest_name(target, known)
-                raise ValueError(
+                raise InputError(
                     f"the mapping has {theirs!r} stand for {ours!r}, which is the name of no tensor"
                     + (f": the nearest is {near!r}" if near else "")
                 )
             if other := next((one for one, had in found.items() if had.ours == (target,) and one != name), None):
-                raise ValueError(f"the mapping has both {other!r} and {name!r} stand for {target!r}: leave one out")
+                raise InputError(f"the mapping has both {other!r} and {name!r} stand for {target!r}: leave one out")
             found[name] = Match((target,), 0)
     return found
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from refgemma.config import Config
+from refgemma.errors import InputError
 from refgemma.numerics import Array
 from refgemma.oracle.foreign.arrays_file import LazyArrays, StoredArray, read_arrays
 from refgemma.oracle.foreign.axes import said
@@ -80,7 +81,7 @@ def read_foreign(
         T = ids.shape[1]
         fed = f"{T - 1} positions were fed, {T} tokens given"
         if tokens is not None:
-            raise ValueError(f"{path}: {fed}: give the tokens that were fed")
+            raise InputError(f"{path}: {fed}: give the tokens that were fed")
         ids, places = ids[:, :-1], places[:, :-1]
         notes.append(f"{fed}: the last, which an engine that generates draws and does not feed, is left out")
     sizes = sizes_of(config, *ids.shape)
@@ -96,9 +97,9 @@ def read_foreign(
     ends |= several
     misfits = {name: line for name, line in misfits.items() if name not in {one.theirs for one in ends.values()}}
     if unfit := [line for name, line in misfits.items() if matches[name].rank == 0]:
-        raise ValueError(f"{path}: a line of the mapping does not fit: {unfit[0]}")
+        raise InputError(f"{path}: a line of the mapping does not fit: {unfit[0]}")
     if not chosen and not several:
-        raise ValueError(f"{path} holds no tensor that is recognised: {_why_none(list(misfits.values()), nameless)}")
+        raise InputError(f"{path} holds no tensor that is recognised: {_why_none(list(misfits.values()), nameless)}")
 
     last = last or not chosen
     layout = settled(chosen) | settled(ends)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from refgemma.config import Config
+from refgemma.errors import InputError
 from refgemma.numerics import Array
 from refgemma.oracle.foreign.arrays_file import StoredArray
 
@@ -24,19 +25,19 @@ def foreign_tokens(
     notes: list[str] = []
     name, own = _find(path, arrays, _TOKENS)
     if own is None and tokens is None:
-        raise ValueError(f"{path} holds no token ids ({', '.join(_TOKENS[:3])}): say which tokens were run")
+        raise InputError(f"{path} holds no token ids ({', '.join(_TOKENS[:3])}): say which tokens were run")
     if own is not None:
         own = np.atleast_2d(own)
         if own.ndim != 2 or not own.size:
-            raise ValueError(f"{path}: {name!r} has shape {own.shape}: expected token ids, (T,) or (B, T)")
+            raise InputError(f"{path}: {name!r} has shape {own.shape}: expected token ids, (T,) or (B, T)")
         if tokens is not None and not np.array_equal(own, tokens):
-            raise ValueError(f"{path} is about other tokens: {_first_difference(own, np.atleast_2d(tokens))}")
+            raise InputError(f"{path} is about other tokens: {_first_difference(own, np.atleast_2d(tokens))}")
         tokens = own
     assert tokens is not None
     tokens = np.atleast_2d(np.asarray(tokens, dtype=np.int64))
     if tokens.min() < 0 or tokens.max() >= config.vocab_size:
         wrong = int(tokens.min() if tokens.min() < 0 else tokens.max())
-        raise ValueError(f"{path}: token id {wrong} is outside the vocabulary of {config.vocab_size} (ids from 0)")
+        raise InputError(f"{path}: token id {wrong} is outside the vocabulary of {config.vocab_size} (ids from 0)")
 
     name, given = _find(path, arrays, _POSITIONS)
     mask_name, mask = _find(path, arrays, _MASKS)
@@ -53,9 +54,9 @@ def foreign_tokens(
     else:
         own_positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     if own_positions.max() < 0:
-        raise ValueError(f"{path}: every position is padding (-1, or masked): nothing is left to compare")
+        raise InputError(f"{path}: every position is padding (-1, or masked): nothing is left to compare")
     if own_positions.min() < -1:
-        raise ValueError(f"{path}: position {int(own_positions.min())} is none: expected 0 and up, or -1 for padding")
+        raise InputError(f"{path}: position {int(own_positions.min())} is none: expected 0 and up, or -1 for padding")
     return tokens, np.array(own_positions, dtype=np.int64), notes
 
 
@@ -75,15 +76,15 @@ def _find(path: Path, arrays: Mapping[str, StoredArray], words: tuple[str, ...])
             if _word(name) != word:
                 continue
             if array.dtype == "bool" and words is _TOKENS:
-                raise ValueError(f"{path}: {name!r} is true and false, as masks are: expected token ids")
+                raise InputError(f"{path}: {name!r} is true and false, as masks are: expected token ids")
             if array.dtype.startswith(("int", "uint", "bool")):
                 return name, array.read().astype(np.int64)
             if array.dtype not in ("float32", "float64") and words is _TOKENS:
-                raise ValueError(f"{path}: {name!r} is {array.dtype}, which rounds token ids: save them as integers")
+                raise InputError(f"{path}: {name!r} is {array.dtype}, which rounds token ids: save them as integers")
             value = array.read()
             whole = value.dtype.kind == "f" and bool(np.all(np.abs(value) < 2**53)) and bool(np.all(value % 1 == 0))
             if not whole and words is _TOKENS:
-                raise ValueError(f"{path}: {name!r} holds numbers that are not whole: expected token ids")
+                raise InputError(f"{path}: {name!r} holds numbers that are not whole: expected token ids")
             if whole:
                 return name, value.astype(np.int64)
     return "", None
@@ -94,7 +95,7 @@ def _like(tokens: Array, given: Array, name: str, path: Path) -> Array:
     try:
         return np.broadcast_to(given, tokens.shape)
     except ValueError:
-        raise ValueError(f"{path}: {name!r} has shape {given.shape}: expected that of tokens, {tokens.shape}") from None
+        raise InputError(f"{path}: {name!r} has shape {given.shape}: expected that of tokens, {tokens.shape}") from None
 
 
 def _first_difference(own: Array, tokens: Array) -> str:

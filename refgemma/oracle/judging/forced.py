@@ -15,6 +15,7 @@ import numpy as np
 
 from refgemma.cache import KVCache
 from refgemma.config import Config
+from refgemma.errors import InputError
 from refgemma.model import Params, Tap, forward, identity
 from refgemma.numerics import Array, Numerics
 from refgemma.ops.attention import allowed_keys
@@ -184,4 +185,4 @@ def _check_shapes(theirs: Trace, config: Config) -> None:
         kept = value.shape[axes_of(name).index("T")] if value.ndim == len(axes_of(name)) else 1
         want = shape_of(name, config, B, T, last=theirs.is_cut(name), kept=kept)
         if value.shape != want:
-            raise ValueError(f"their {name} has shape {value.shape}: for {B} x {T} tokens this model makes {want}")
+            raise InputError(f"their {name} has shape {value.shape}: for {B} x {T} tokens this model makes {want}")

@@ -17,6 +17,7 @@ import numpy as np
 
 from refgemma.cache import KVCache
 from refgemma.config import Config
+from refgemma.errors import InputError
 from refgemma.model import Params, Tap, forward, identity
 from refgemma.numerics import Array, Numerics
 from refgemma.oracle.bounds.arithmetic import Arithmetic, arithmetic_of, confidence, params_in
@@ -54,7 +55,7 @@ def judge_free(
     last = theirs_logits.shape in ((B, config.vocab_size), (B, 1, config.vocab_size)) and theirs_logits.ndim + T > 3
     if theirs_logits.shape != (B, T, config.vocab_size) and not last:
         want = f"({B}, {T}, {config.vocab_size}) or, for the last position alone, ({B}, {config.vocab_size})"
-        raise ValueError(f"their logits have shape {theirs_logits.shape}: expected {want}")
+        raise InputError(f"their logits have shape {theirs_logits.shape}: expected {want}")
     logits = theirs_logits.reshape(B, -1, config.vocab_size)
     meta = {"last": "true"} if last else {}
     theirs = Trace({"logits": logits}, {}, tokens, positions, config, meta)

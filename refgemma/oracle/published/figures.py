@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refgemma.errors import InputError
+
 DATA = Path(__file__).parent / "data"
 FAMILIES = {"gemma1": "Gemma 1", "gemma2": "Gemma 2", "gemma3": "Gemma 3"}
 _FILES = "*_figures.json"
@@ -44,22 +46,22 @@ def read_figures(path: str | Path) -> list[Figure]:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist: expected a JSON file of figures") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): expected figures as in {DATA}") from None
+        raise InputError(f"{path} is not valid JSON ({error}): expected figures as in {DATA}") from None
     try:
         sources, reasons = held["sources"], held["tolerances"]
         figures = [_figure(entry, held["family"], sources, reasons) for entry in held["figures"]]
     except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no file of figures ({error!r}): expected the form of those in {DATA}") from None
+        raise InputError(f"{path} is no file of figures ({error!r}): expected the form of those in {DATA}") from None
     return figures
 
 
 def _figure(entry: dict[str, Any], family: str, sources: Mapping[str, Any], reasons: Mapping[str, str]) -> Figure:
     missing = [name for name in _NEEDED if name not in entry]
     if missing:
-        raise ValueError(f"a figure has no {', '.join(missing)}: {json.dumps(entry):.80}")
+        raise InputError(f"a figure has no {', '.join(missing)}: {json.dumps(entry):.80}")
     wrong = [name for name in _NUMBERS if name in entry and not isinstance(entry[name], (int, float))]
     if wrong:
-        raise ValueError(f"figure {entry['id']} has {wrong[0]} {entry[wrong[0]]!r}: expected a number")
+        raise InputError(f"figure {entry['id']} has {wrong[0]} {entry[wrong[0]]!r}: expected a number")
     named = {"id", "models", "kind", "source", "trust", "computed_in"}
     source = sources[entry["source"]]
     return Figure(

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma
 from refgemma.numerics import Array
 from refgemma.oracle.published.figures import Figure, read_json
@@ -46,9 +47,9 @@ def golden_figures(path: Path) -> Iterator[Figure]:
                 if line.strip():
                     yield _figure(path, number, line, entry)
         except UnicodeDecodeError:
-            raise ValueError(f"{path} is not UTF-8 after line {number}: expected JSON lines of golden logits") from None
+            raise InputError(f"{path} is not UTF-8 after line {number}: expected JSON lines of golden logits") from None
     if not number:
-        raise ValueError(f"{path} is empty: expected JSON lines of golden logits")
+        raise InputError(f"{path} is empty: expected JSON lines of golden logits")
 
 
 def measure_golden(gemma: Gemma, figure: Figure) -> Measured:
@@ -80,9 +81,9 @@ def _figure(path: Path, number: int, line: str, entry: dict[str, Any] | None) ->
         held = json.loads(line)
         ids, logits = [int(i) for i in held["tokens"]], np.array(held["logits"], dtype=np.float32)
     except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise ValueError(f"{path}, line {number}: {str(error) or type(error).__name__:.60}: {wanted}") from None
+        raise InputError(f"{path}, line {number}: {str(error) or type(error).__name__:.60}: {wanted}") from None
     if logits.ndim != 2 or not logits.size or len(logits) != len(ids):
-        raise ValueError(f"{path}, line {number}: {len(ids)} tokens, logits of shape {logits.shape}: {wanted}")
+        raise InputError(f"{path}, line {number}: {len(ids)} tokens, logits of shape {logits.shape}: {wanted}")
     max_kl = entry.get("max_kl") if entry else None
     unsaid = "" if max_kl else "; for this file upstream states no divergence, so that of gemma-2b"
     return Figure(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma
 from refgemma.numerics import Array
 from refgemma.oracle.published.figures import Figure
@@ -37,11 +38,11 @@ class Measured:
 def measure(gemma: Gemma, figure: Figure) -> Measured:
     """Compute a figure."""
     if figure.kind not in MEASURES:
-        raise ValueError(f"{figure.kind!r} is no kind of figure: there are {', '.join(MEASURES)}")
+        raise InputError(f"{figure.kind!r} is no kind of figure: there are {', '.join(MEASURES)}")
     try:
         return MEASURES[figure.kind](gemma, figure)
     except (LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"the figure cannot be read: {error!r:.80}") from None
+        raise InputError(f"the figure cannot be read: {error!r:.80}") from None
 
 
 def _logit_mean(gemma: Gemma, figure: Figure) -> Measured:
@@ -72,7 +73,7 @@ def _hidden_slice(gemma: Gemma, figure: Figure) -> Measured:
     for _ in rows(gemma, ids, len(ids) - 1, tap=tap):
         pass
     if name not in seen:
-        raise ValueError(f"the model has no tensor {name!r}")
+        raise InputError(f"the model has no tensor {name!r}")
     return _compared(seen[name][fields["columns"]], fields)
 
 
@@ -101,7 +102,7 @@ def _topk_prob(gemma: Gemma, figure: Figure) -> Measured:
     """Probabilities of single pieces, by default at the last position."""
     fields = figure.fields
     if fields.get("uncapped"):
-        raise ValueError("it is of logits before the final cap, which Gemma 1 has not")
+        raise InputError("it is of logits before the final cap, which Gemma 1 has not")
     ids = [_single(gemma, piece) for piece in fields["pieces"]]
     return _compared(probs_of(gemma, fields)[ids], fields)
 
@@ -159,7 +160,7 @@ MEASURES: Mapping[str, Callable[[Gemma, Figure], Measured]] = {
 def _single(gemma: Gemma, piece: str) -> int:
     ids = gemma.tokenizer.encode(piece, control="all")
     if len(ids) != 1:
-        raise ValueError(f"{piece!r} is {len(ids)} pieces of this vocabulary: expected one")
+        raise InputError(f"{piece!r} is {len(ids)} pieces of this vocabulary: expected one")
     return ids[0]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from refgemma.cache import KVCache
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma
 from refgemma.generation import CHUNK
 from refgemma.model import Tap, forward, identity
@@ -20,7 +21,7 @@ _ROWS = 64  # positions whose logits are held at once: 131 MB in float64 at V = 
 def rows(gemma: Gemma, ids: list[int], first: int = 0, *, tap: Tap = identity) -> Iterator[Array]:
     """Logits from a position on, some rows at a time."""
     if not 0 < len(ids) <= gemma.config.max_positions:
-        raise ValueError(f"it takes {len(ids)} tokens, the model reads 1 to {gemma.config.max_positions}")
+        raise InputError(f"it takes {len(ids)} tokens, the model reads 1 to {gemma.config.max_positions}")
     xp = namespace_of(gemma.params["final_norm"])
     cache = KVCache(gemma.config, batch=1, capacity=len(ids), dtype=gemma.numerics.dtype, xp=xp)
     tokens, start = np.array([ids]), 0
@@ -77,7 +78,7 @@ def ids_up_to(gemma: Gemma, fields: Mapping[str, Any]) -> list[int]:
     ids = ids_of(gemma, fields)
     position = fields.get("position", len(ids) - 1)
     if not 0 <= position < len(ids):
-        raise ValueError(f"position {position} is none of the {len(ids)} tokens: it may be tokenised differently")
+        raise InputError(f"position {position} is none of the {len(ids)} tokens: it may be tokenised differently")
     return ids[: position + 1]
 
 
@@ -93,7 +94,7 @@ def probs_of(gemma: Gemma, fields: Mapping[str, Any]) -> Array:
     """Probabilities at the position of a figure."""
     temperature = fields.get("temperature", 1.0)
     if not temperature > 0:
-        raise ValueError(f"temperature is {temperature!r}: expected a number above 0")
+        raise InputError(f"temperature is {temperature!r}: expected a number above 0")
     scaled = row_of(gemma, fields) / temperature
     probs: Array = np.exp(scaled - _log_sum(scaled))
     return probs

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from refgemma.errors import InputError
 from refgemma.oracle.judging.grades import Finding
 from refgemma.oracle.operations import split_name
 from refgemma.oracle.reporting.report import Report
@@ -30,11 +31,11 @@ def format_of(path: str | Path) -> Format:
     ending = Path(path).suffix
     found = next((form for form in FORMATS if ending == f".{form}"), None)
     if found is None:
-        raise ValueError(
+        raise InputError(
             f"{path} ends in {ending or 'nothing'!r}: expected {', '.join(f'.{form}' for form in FORMATS)}"
         )
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError('the picture is drawn with matplotlib, which is not installed: pip install "refgemma[plot]"')
+        raise InputError('the picture is drawn with matplotlib, which is not installed: pip install "refgemma[plot]"')
     return found
 
 

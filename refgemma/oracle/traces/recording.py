@@ -13,6 +13,7 @@ from refgemma.cache import KVCache
 from refgemma.checkpoint.load import Progress
 from refgemma.checkpoint.names import nearest_name
 from refgemma.config import Config
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma
 from refgemma.generation import CHUNK
 from refgemma.model import forward
@@ -104,17 +105,17 @@ def checked(tokens: ArrayLike, positions: ArrayLike | None, config: Config) -> t
         ids = np.asarray(tokens)
         places = None if positions is None else np.asarray(positions)
     except ValueError:
-        raise ValueError("tokens or positions have rows of different lengths: expected shape (T,) or (B, T)") from None
+        raise InputError("tokens or positions have rows of different lengths: expected shape (T,) or (B, T)") from None
     if ids.ndim not in (1, 2) or not ids.size:
-        raise ValueError(f"tokens have shape {ids.shape}: expected (T,) or (B, T), at least one of each")
+        raise InputError(f"tokens have shape {ids.shape}: expected (T,) or (B, T), at least one of each")
     if ids.dtype.kind not in "iu":
-        raise ValueError(f"tokens have dtype {ids.dtype}: expected whole numbers, the token ids")
+        raise InputError(f"tokens have dtype {ids.dtype}: expected whole numbers, the token ids")
     if places is None:
         places = np.broadcast_to(np.arange(ids.shape[-1]), ids.shape)
     if places.shape != ids.shape or places.dtype.kind not in "iu":
-        raise ValueError(f"positions are {places.dtype} of shape {places.shape}: expected whole numbers, {ids.shape}")
+        raise InputError(f"positions are {places.dtype} of shape {places.shape}: expected whole numbers, {ids.shape}")
     if ids.shape[-1] > config.max_positions:
-        raise ValueError(f"{ids.shape[-1]} tokens were given, the model reads at most {config.max_positions}")
+        raise InputError(f"{ids.shape[-1]} tokens were given, the model reads at most {config.max_positions}")
     return np.atleast_2d(ids).astype(np.int64), np.atleast_2d(places).astype(np.int64)
 
 
@@ -126,5 +127,5 @@ def chosen_names(patterns: str | Sequence[str], config: Config) -> list[str]:
         if not any(fnmatchcase(name, pattern) for name in known):
             near = nearest_name(pattern, known)
             more = f"the nearest name is {near!r}" if near else "names are such as 'layers.3.attn.q' or 'layers.*.out'"
-            raise ValueError(f"{pattern!r} fits no tensor: {more}")
+            raise InputError(f"{pattern!r} fits no tensor: {more}")
     return [name for name in known if any(fnmatchcase(name, pattern) for pattern in wanted)]

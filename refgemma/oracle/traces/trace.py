@@ -16,6 +16,7 @@ import refgemma
 from refgemma.checkpoint.load import Progress
 from refgemma.checkpoint.names import nearest_name
 from refgemma.config import Config
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma
 from refgemma.numerics import Array
 from refgemma.oracle.foreign.arrays_file import LazyArrays, StoredArray, read_arrays
@@ -216,7 +217,7 @@ def read_trace(path: str | Path, *, config: Config | None = None, mapping: Mappi
     if meta.get("format") == FORMAT:
         return _ours(Path(path), arrays, meta, config)
     if config is None:
-        raise ValueError(f"{path} is no trace of refgemma: say which model its tensors belong to")
+        raise InputError(f"{path} is no trace of refgemma: say which model its tensors belong to")
     from refgemma.oracle.foreign.reader import read_foreign  # it makes Traces, so it needs this module first
 
     return read_foreign(path, config, mapping=mapping)
@@ -225,18 +226,18 @@ def read_trace(path: str | Path, *, config: Config | None = None, mapping: Mappi
 def _ours(path: Path, arrays: dict[str, StoredArray], meta: dict[str, str], config: Config | None) -> Trace:
     """Check that a file says of itself what it holds."""
     if meta.get("version") != VERSION:
-        raise ValueError(f"{path} has version {meta.get('version')!r} of its format: this refgemma reads {VERSION!r}")
+        raise InputError(f"{path} has version {meta.get('version')!r} of its format: this refgemma reads {VERSION!r}")
     try:
         stored = Config(**json.loads(meta.pop("config")))
         notes = tuple(map(str, json.loads(meta.pop("notes", "[]"))))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is a trace without a sound config in its metadata ({error}): make it again") from None
+        raise InputError(f"{path} is a trace without a sound config in its metadata ({error}): make it again") from None
     if config is not None and config != stored:
-        raise ValueError(f"{path} is a trace of another model than the one given: {_difference(stored, config)}")
+        raise InputError(f"{path} is a trace of another model than the one given: {_difference(stored, config)}")
     tokens, positions = (arrays.pop(name, None) for name in ("tokens", "positions"))
     sound = (array is not None and array.dtype == "int64" and len(array.shape) == 2 for array in (tokens, positions))
     if not all(sound) or tokens is None or positions is None or tokens.shape != positions.shape or 0 in tokens.shape:
-        raise ValueError(f"{path} lacks tokens and positions of one shape (B, T): make it again")
+        raise InputError(f"{path} lacks tokens and positions of one shape (B, T): make it again")
     last = meta.get("last") == "true"
     known = set(names_of(stored))
     for name, array in arrays.items():
@@ -248,7 +249,7 @@ def _ours(path: Path, arrays: dict[str, StoredArray], meta: dict[str, str], conf
             near = nearest_name(name, known)
             wanted = f"the nearest name is {near}" if near else "no tensor of this model is called so"
             wanted = f"expected numbers of shape {want}" if want else wanted
-            raise ValueError(f"{path} holds {name!r}, {array.dtype} of shape {array.shape}: {wanted}")
+            raise InputError(f"{path} holds {name!r}, {array.dtype} of shape {array.shape}: {wanted}")
     ends = frozenset(name for name in names_of(stored) if _END + name in arrays)
     found = {name.removeprefix(_END): array for name, array in arrays.items()}
     in_order = {name: found[name] for name in names_of(stored) if name in found}

@@ -11,6 +11,7 @@ from typing import get_args
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.numerics import Array
 from refgemma.sampling.checks import check_ids, check_logits
 from refgemma.sampling.engines import (
@@ -58,7 +59,7 @@ def find(engine: str) -> Engine:
     names = {name.lower(): name for name in ENGINES} | ALSO_CALLED
     name = names.get(str(engine).lower())
     if name is None:
-        raise ValueError(f"{engine!r} is no engine known here: expected one of {', '.join(ENGINES)}")
+        raise InputError(f"{engine!r} is no engine known here: expected one of {', '.join(ENGINES)}")
     return ENGINES[name]
 
 
@@ -132,12 +133,12 @@ def _logits_dtype(logits: Array, asked: LogitsDtype | None) -> LogitsDtype:
     if asked is None:
         return "float16" if logits.dtype == np.float16 else "float32"
     if asked not in get_args(LogitsDtype):
-        raise ValueError(f"logits_dtype is {asked!r}: expected one of {', '.join(get_args(LogitsDtype))}, or None")
+        raise InputError(f"logits_dtype is {asked!r}: expected one of {', '.join(get_args(LogitsDtype))}, or None")
     if asked != "float32":  # to which more exact numbers are rounded
         with np.errstate(over="ignore"):  # a logit beyond float32 is beyond the others, too
             other = np.flatnonzero(rounded(logits.astype(np.float32), asked) != logits)
         if len(other):
-            raise ValueError(
+            raise InputError(
                 f"the logit of token {other[0]} is {logits[other[0]]}, which is no {asked}: expected logits as the "
                 "model gave them, or logits_dtype=None"
             )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.numerics import Array, from_bfloat16, to_bfloat16
 from refgemma.sampling.params import SamplingParams
 from refgemma.sampling.steps.selection import exp_below, only
 
 
-class Refused(ValueError):
+class Refused(InputError):
     """An engine does not take these settings, or gets no probabilities from them."""
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.sampling.record import Record
 from refgemma.sampling.show.view import Column, View, label, settings, view
 
@@ -24,7 +25,7 @@ _BAR, _CHOSEN, _FAINT = "#9dbfe4", "#0a58b0", "#6b6862"
 def picture(record: Record, t: int | None = None, *, format: Format = "png") -> bytes:
     """Draw a record."""
     if format not in FORMATS:
-        raise ValueError(f"the picture is to be {format!r}: expected {', '.join(FORMATS)}")
+        raise InputError(f"the picture is to be {format!r}: expected {', '.join(FORMATS)}")
     check_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -53,7 +54,7 @@ def picture(record: Record, t: int | None = None, *, format: Format = "png") -> 
 def check_matplotlib() -> None:
     """Make sure that pictures can be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError('the picture is drawn with matplotlib, which is not installed: pip install "refgemma[plot]"')
+        raise InputError('the picture is drawn with matplotlib, which is not installed: pip install "refgemma[plot]"')
 
 
 def _surprises(area: Any, surprises: Any, t: int) -> None:

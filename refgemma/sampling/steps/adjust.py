@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.numerics import Array
 
 
@@ -57,7 +58,7 @@ def banned(logits: Array, tokens: Iterable[int]) -> Array:
     out = logits.copy()
     out[np.array(list(tokens), dtype=np.int64)] = -np.inf
     if out.max() == -np.inf:
-        raise ValueError("banned holds every token that could be chosen: expected it to leave at least one")
+        raise InputError("banned holds every token that could be chosen: expected it to leave at least one")
     return out
 
 

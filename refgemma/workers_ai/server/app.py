@@ -15,6 +15,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma
 from refgemma.lora import Adapter
 from refgemma.workers_ai.ai import AI
@@ -45,7 +46,7 @@ def create_app(
 ) -> Starlette:
     """Make the server's application."""
     if token == "":
-        raise ValueError("the token is empty: expected one that is hard to guess, or none at all")
+        raise InputError("the token is empty: expected one that is hard to guess, or none at all")
     if loras is None:
         loras = {} if models else {name: name for name in SHIPPED}
     ai = AI(models or dict.fromkeys(HOSTED, "tiny-it"), loras, pad=pad)

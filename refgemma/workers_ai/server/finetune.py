@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from refgemma.errors import InputError
 from refgemma.lora import Adapter, fit
 from refgemma.workers_ai.ai import AI
 from refgemma.workers_ai.errors import AiError
@@ -44,7 +45,7 @@ def given(name: str, ai: AI) -> Finetune:
     adapter = ai.loras[name]
     model = next((model for model in ai.models if fits(adapter, model, ai)), None)
     if model is None:
-        raise ValueError(f"adapter {name!r} ({adapter.folder}) fits none of the models: {', '.join(ai.models)}")
+        raise InputError(f"adapter {name!r} ({adapter.folder}) fits none of the models: {', '.join(ai.models)}")
     time = _now()
     about = f"given when the server was started: {adapter.name}"
     return Finetune(
@@ -70,9 +71,9 @@ def fits(adapter: Adapter, model: str, ai: AI) -> bool:
 def check_stored(finetune: Finetune, folder: str) -> None:
     """Refuse a stored finetune that was not made here."""
     if not all(isinstance(value, bool if name == "public" else str) for name, value in asdict(finetune).items()):
-        raise ValueError("it holds a value of the wrong kind")
+        raise InputError("it holds a value of the wrong kind")
     if finetune.id != folder or not re.fullmatch(NAME_PATTERN, finetune.name):
-        raise ValueError("its id is not the name of its folder, or its name is none that a finetune can have")
+        raise InputError("its id is not the name of its folder, or its name is none that a finetune can have")
 
 
 def _checked(fields: Any) -> Mapping[str, Any]:

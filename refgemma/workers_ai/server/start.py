@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
+from refgemma.errors import InputError
 from refgemma.workers_ai.server.catalogue import answered_by
 from refgemma.workers_ai.server.connection import Connection
 from refgemma.workers_ai.server.limits import GRACE, KEEP_ALIVE, LAST_GRACE
@@ -73,7 +74,7 @@ def listen(host: str, port: int) -> socket.socket:
     https://docs.python.org/3/library/asyncio-eventloop.html#asyncio.loop.create_connection
     """
     if not 0 <= port < 2**16:
-        raise ValueError(f"--port is {port}: expected 0 to 65535")
+        raise InputError(f"--port is {port}: expected 0 to 65535")
     try:
         made = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
