@@ -1,7 +1,8 @@
 r"""A conversation as Gemma was trained on it: ``<bos>``, then ``<start_of_turn>ROLE\nTEXT<end_of_turn>\n`` a turn.
 
-Gemma knows the roles user and model alone. The policy "published" follows, to the letter, the template that comes with
-Gemma 1 and 2 on Hugging Face; "default" also takes a system text and tool results, and no text can pose as a marker.
+Gemma was trained on the roles user and model only. The policy "published" reproduces, character for character, the
+template that comes with Gemma 1 and 2 on Hugging Face; "default" also takes a system text and tool results, and no text
+can pose as a marker.
 """
 
 from __future__ import annotations
@@ -50,20 +51,20 @@ def render(
     Returns
     -------
     str
-        The conversation, ``<bos>`` included. In the default policy this is for reading: a marker that somebody typed
-        looks like a real one here, and only `encode_chat` keeps the two apart.
+        The conversation, ``<bos>`` included. In the default policy this is for reading: a marker typed by a
+        user looks like a real one here; only `encode_chat` keeps the two apart.
 
     Raises
     ------
     TypeError
-        If `messages` is no list of mappings, or (default policy) a content is not text.
+        If `messages` is not a list of mappings, or (default policy) a content is not text.
     ValueError
-        If the rules have no place for these messages.
+        If the messages break the rules of the policy.
 
     Warns
     -----
     UserWarning
-        If a message begins with ``<bos>``, which stands before every conversation anyway. In the default policy, also
+        If a message begins with ``<bos>``, which every conversation starts with anyway. In the default policy, also
         if a turn gets a role that Gemma was not trained on.
 
     Notes
@@ -80,7 +81,7 @@ def render(
 
     "published"
         A system message at the start is an error. In the place of an answer, any role but user passes, under its own
-        name. Content that is no text is written as Python prints it, missing content as nothing.
+        name. Content that is not text is written as Python prints it, missing content as nothing.
 
     References
     ----------
@@ -112,7 +113,7 @@ def encode_chat(
         As in `render`.
     policy : {"default", "published"}, default "default"
         "default" places markers by id and encodes each text so that none is found in it. "published" encodes the
-        rendered string with all control text live, as Hugging Face does: whoever writes a message can end its turn.
+        rendered string with all control text live, as Hugging Face does: a message can then end its own turn.
     add_generation_prompt : bool, default True
         End with an open model turn.
 
@@ -169,7 +170,7 @@ def _to_turns(messages: Iterable[Mapping[str, Any]], policy: str) -> list[Turn]:
             raise InputTypeError(f"messages[{index}]: role is {message['role']!r:.60}: expected text")
         content = message.get("content")
         if isinstance(content, str) and content.strip().startswith("<bos>"):
-            text = f"messages[{index}] begins with <bos>, which stands before every conversation anyway: leave it out"
+            text = f"messages[{index}] begins with <bos>, which every conversation starts with anyway: leave it out"
             warnings.warn(text, stacklevel=3)
     if policy == "default":
         return _default_turns(messages)
@@ -179,7 +180,7 @@ def _to_turns(messages: Iterable[Mapping[str, Any]], policy: str) -> list[Turn]:
 
 
 def _published_turns(messages: list[Mapping[str, Any]]) -> list[Turn]:
-    """The template statement by statement, errors included."""
+    """The published template, statement by statement, with its errors."""
     if not messages:
         raise InputError(NO_MESSAGES)
     if messages[0].get("role") == "system":
@@ -214,7 +215,7 @@ def _default_turns(messages: list[Mapping[str, Any]]) -> list[Turn]:
         elif (role == "user") == users_turn:
             turns.append(Turn(role, text))
             if role in ("system", "tool"):
-                warning = f"messages[{index}] makes a {role} turn, and Gemma was trained on none: expected an answer"
+                warning = f"messages[{index}] makes a {role} turn, which Gemma was not trained on: expected an answer"
                 warnings.warn(warning, stacklevel=4)
         else:
             speaker = "the user" if users_turn else "the model"
@@ -228,7 +229,7 @@ def _default_turns(messages: list[Mapping[str, Any]]) -> list[Turn]:
 
 
 def _role_and_text(index: int, message: Mapping[str, Any]) -> tuple[str, str]:
-    """The role as Gemma knows it and the trimmed text, or an error."""
+    """The role in Gemma's terms and the trimmed text."""
     for key in ("role", "content"):
         if key not in message:
             raise InputError(f"messages[{index}] has no {key!r}: expected {{'role': ..., 'content': ...}}")

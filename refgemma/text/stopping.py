@@ -1,7 +1,7 @@
-"""Where an answer ends: ``<eos>``, ``<end_of_turn>``, what the model's own files add, and the stop texts of a user.
+"""Where an answer ends: ``<eos>``, ``<end_of_turn>``, ids from the model's own files, and a user's stop texts.
 
 The ids are looked up by name. Gemma 1 and 2 end a turn with id 107, which is a newline in Gemma 3: a copied number
-stops there at the first line end, https://github.com/mlc-ai/mlc-llm/pull/3191.
+stops Gemma 3 at the first line end, https://github.com/mlc-ai/mlc-llm/pull/3191.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def stop_ids(tokenizer: Tokenizer, generation_config: Mapping[str, Any] | None =
     Raises
     ------
     ValueError
-        If ``eos_token_id`` is no id of this vocabulary.
+        If ``eos_token_id`` is not an id of this vocabulary.
 
     Notes
     -----
@@ -45,7 +45,7 @@ def stop_ids(tokenizer: Tokenizer, generation_config: Mapping[str, Any] | None =
     for i in ids:
         if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < tokenizer.vocab_size:
             raise InputError(
-                f"eos_token_id holds {i!r}: expected whole numbers from 0 to {tokenizer.vocab_size - 1}, or one of them"
+                f"eos_token_id holds {i!r}: expected whole numbers from 0 to {tokenizer.vocab_size - 1}, one or a list"
             )
     return tuple(sorted({*ids, tokenizer.eos_id, tokenizer.end_of_turn_id}))
 
@@ -61,7 +61,7 @@ def read_generation_config(folder: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        Its fields; empty where there is no such file.
+        Its fields; empty if the file does not exist.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def read_generation_config(folder: str | Path) -> dict[str, Any]:
         return {}
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # of json, of the decoding, or of brackets without end
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, or brackets nested too deeply
         raise InputError(f"{path} is not valid JSON ({error}): expected a generation configuration") from None
     if not isinstance(fields, dict):
         raise InputError(f"{path} holds a JSON {type(fields).__name__}: expected an object")

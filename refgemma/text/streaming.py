@@ -1,7 +1,7 @@
 """Tokens in, text out as soon as it is certain, and never half a character.
 
-A character without a piece of its own is spelled in up to four byte tokens, and a stream has to wait for the last of
-them. All else SentencePiece decodes token by token.
+A character without a piece of its own is spelled in up to four byte tokens, so a stream has to wait for the
+last of them. Every other piece is decoded by itself.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ class StreamDecoder:
 
     Notes
     -----
-    All that was returned, joined, is what `Tokenizer.decode` makes of all that was fed. Held back are only the bytes
-    of a character that may yet be completed, three at most, so a token costs the same however long the text has
-    grown.
+    The returned texts, joined, equal `Tokenizer.decode` of all tokens. Only the bytes of a character that may yet be
+    completed are held back, three at most, so the cost of a token does not grow with the text.
 
     Examples
     --------
@@ -73,7 +72,7 @@ class StreamDecoder:
         Returns
         -------
         str
-            U+FFFD for each byte of a character that was never completed. The decoder is as new afterwards.
+            U+FFFD for each byte of a character that was never completed. The decoder can then be used again.
         """
         text = self._tokenizer.decode(self._held)
         self._held = []
@@ -84,7 +83,7 @@ def _unfinished(run: list[int]) -> int:
     """How many bytes at the end of `run` begin a UTF-8 character that more bytes may complete.
 
     A lead byte never continues another character, so every decoder starts afresh at it: cutting there changes nothing,
-    whether what stands before and after is valid or not.
+    whether the bytes before and after are valid or not.
     """
     for length, byte in enumerate(reversed(run[-3:]), start=1):
         if byte < 0x80:  # a character of its own

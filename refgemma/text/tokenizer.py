@@ -1,9 +1,9 @@
-"""Text to token ids and back by SentencePiece, plus one decision: what text that looks like control may mean.
+"""Text to token ids and back by SentencePiece, plus one decision: what control text may mean.
 
-A Gemma vocabulary knows two kinds of it. *Controls* (``<pad>``, ``<eos>``, ``<bos>``, ``<unk>``) are never found in
-text by SentencePiece. *Markers* (``<start_of_turn>``, ``<end_of_turn>``, ``<mask>``, ``<unused7>`` ...) are, so
-whoever types one steers the model: https://github.com/huggingface/transformers/issues/29279. Hence the three modes of
-`encode`.
+A Gemma vocabulary has two kinds of control text. *Controls* (``<pad>``, ``<eos>``, ``<bos>``, ``<unk>``) are never
+found in text by SentencePiece. *Markers* (``<start_of_turn>``, ``<end_of_turn>``, ``<mask>``, ``<unused7>`` ...) are,
+so a user who types one steers the model: https://github.com/huggingface/transformers/issues/29279. Hence the three
+modes of `encode`.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Tokenizer:
     Attributes
     ----------
     path : Path
-        The file that was read.
+        The vocabulary file.
     vocab_size : int
         Number of pieces, V.
     pad_id, eos_id, bos_id, unk_id : int
         Ids of ``<pad>``, ``<eos>``, ``<bos>`` and ``<unk>``.
     start_of_turn_id, end_of_turn_id : int
-        Ids of the turn markers; looked up by name, because Gemma 3 has others than Gemma 1 and 2.
+        Ids of the turn markers; looked up by name, because they differ between Gemma 1, 2 and Gemma 3.
     controls, markers : dict of str to int
         All control text, and its ids; see Notes.
     byte_values : dict of int to int
@@ -55,15 +55,15 @@ class Tokenizer:
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
         If it is not a SentencePiece model, or not one with Gemma's conventions.
 
     Notes
     -----
-    A marker is a piece that was given to the trainer by hand, stands in one pair of ``<>`` or ``[]``, and is no
-    markup tag: it has no closing twin, as ``<table>`` has ``</table>``. SentencePiece does not tell which pieces were
-    given by hand, but their score is 0, which no learnt piece has except the first, and that is two characters long.
+    A marker is a user-defined piece of the form ``<...>`` or ``[...]`` that is not a markup tag: it has no
+    closing twin, as ``<table>`` has ``</table>``. SentencePiece does not expose which pieces are user-defined, but
+    their score is 0, which no learnt piece has except the first, and that one is two characters long.
     In the vocabulary of Gemma 1 and 2 this finds ``<mask>``, ``<2mass>``, ``[@BOS@]``, ``[toxicity=0]``, the two turn
     markers and a hundred ``<unusedN>``.
 
@@ -84,7 +84,7 @@ class Tokenizer:
         self.markers = {
             piece: i
             for piece, i in bracketed.items()
-            if self._is_given_by_hand(i) and not piece.startswith("</") and "</" + piece[1:] not in bracketed
+            if self._is_user_defined(i) and not piece.startswith("</") and "</" + piece[1:] not in bracketed
         }
         missing = [name for name in CONTROLS if name not in self.controls]
         missing += [name for name in TURN_MARKERS if name not in self.markers]
@@ -92,7 +92,7 @@ class Tokenizer:
             raise InputError(f"{self.path} has no {', '.join(missing)}: expected a vocabulary with Gemma's conventions")
         if self._spm.normalize(_PROBE) != _PROBE.replace(" ", "\u2581"):
             raise InputError(
-                f"{self.path} changes text before it splits it: expected a vocabulary that does not, as Gemma's"
+                f"{self.path} normalises text before splitting it: expected a vocabulary that does not, such as Gemma's"
             )
         if len(self.byte_values) != 256:
             raise InputError(
@@ -112,10 +112,10 @@ class Tokenizer:
         text : str
             Any text. A literal U+2581 becomes a space, since that is how the vocabulary writes one.
         bos : bool, default False
-            Put ``<bos>`` first, unless it is there already.
+            Put ``<bos>`` first, unless the text starts with it.
         control : {"none", "markers", "all"}, default "none"
-            "none", for text that others wrote: nothing in it becomes a control or a marker. "markers", what plain
-            SentencePiece does: markers count. "all", as Hugging Face tokenizers do: controls count, too.
+            "none", for untrusted text: nothing in it becomes a control or a marker. "markers", what plain
+            SentencePiece does: markers count. "all", as Hugging Face tokenizers do: controls count as well.
 
         Returns
         -------
@@ -223,7 +223,7 @@ class Tokenizer:
         ids: list[int] = self._spm.encode(text)
         return ids
 
-    def _is_given_by_hand(self, i: int) -> bool:
+    def _is_user_defined(self, i: int) -> bool:
         spm = self._spm
         special = spm.is_control(i) or spm.is_unknown(i) or spm.is_unused(i) or spm.is_byte(i)
         return bool(not special and spm.get_score(i) == 0.0)
@@ -245,7 +245,7 @@ def _is_bracketed(piece: str) -> bool:
 
 
 def checked_text(text: str) -> str:
-    """Text that can be encoded, or a sentence on why it cannot."""
+    """The text, if it can be encoded; an error otherwise."""
     if not isinstance(text, str):
         raise InputTypeError(f"text is {text!r:.60}: expected a str")
     try:
@@ -262,4 +262,6 @@ def _read_model(path: Path) -> Any:
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
-        raise InputError(f"{path} is no SentencePiece model ({error}): expected a whole tokenizer.model") from None
+        raise InputError(
+            f"{path} is not a SentencePiece model ({error}): expected a complete tokenizer.model"
+        ) from None

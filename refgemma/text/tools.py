@@ -37,7 +37,7 @@ FORMATS: dict[str, str] = {
 PREAMBLE = (
     "You can call functions. To call one, answer only {format}. Else answer in words.\nFunctions:\n{declarations}\n\n"
 )
-LONGEST_CALL = 16_384  # characters; longer answers are not calls of any tool we know, and bound the parser's work
+LONGEST_CALL = 16_384  # characters; bounds the parser's work; no real call is longer
 
 
 class ToolCallError(InputError):
@@ -97,7 +97,7 @@ def render_results(contents: Iterable[Any]) -> str:
 def to_turns(
     messages: Sequence[Mapping[str, Any]], tools: Iterable[Mapping[str, Any]] = (), *, style: Style = "python"
 ) -> list[dict[str, str]]:
-    """Rewrite a conversation with tools as one that the chat template knows."""
+    """Rewrite a conversation with tools as plain turns for the chat template."""
     preamble = render_preamble(tools, style=style)
     turns: list[dict[str, str]] = []
     after_result = False
@@ -144,7 +144,7 @@ def _parse_python(text: str) -> list[dict[str, Any]]:
     """``[name(key=literal, ...), ...]`` and nothing around it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # an odd escape in a string is the model's business
+            warnings.simplefilter("ignore", SyntaxWarning)  # an unknown escape in the model's string is not an error
             tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ToolCallError(f"{_short(text)} is not a valid list of calls: expected {FORMATS['python']}") from None
@@ -180,11 +180,11 @@ def _literal(node: ast.expr) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict of pairs whose names all differ: which of two values was meant is not ours to guess."""
+    """A dict of pairs whose names all differ: which of two values was meant cannot be guessed."""
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
-            raise ToolCallError(f"{_short(name)} is given twice: expected one value a name")
+            raise ToolCallError(f"{_short(name)} is given twice: expected one value per name")
     return dict(pairs)
 
 
@@ -220,7 +220,7 @@ def _check_call(call: Mapping[str, Any], declared: Mapping[str, Mapping[str, Any
     name, arguments = call["name"], call["arguments"]
     if name not in declared:
         raise ToolCallError(
-            f"the answer calls {_short(name)}, which the request does not declare: it has {', '.join(declared)}"
+            f"the answer calls {_short(name)}, which the request does not declare: it declares {', '.join(declared)}"
         )
     schema = declared[name].get("parameters", {})
     unknown = [key for key in arguments if "properties" in schema and key not in schema["properties"]]

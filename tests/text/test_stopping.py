@@ -31,7 +31,7 @@ def test_gemma_stops_on_1_and_107(gemma_tokenizer):
 @pytest.mark.parametrize("given", [500, -1, "1", [1, None], 1.0, True, [[1]], {"a": 1}])
 def test_stop_ids_that_are_no_ids(small_tokenizer, given):
     with pytest.raises(
-        ValueError, match=r"^eos_token_id holds .*: expected whole numbers from 0 to 499, or one of them$"
+        ValueError, match=r"^eos_token_id holds .*: expected whole numbers from 0 to 499, one or a list$"
     ):
         stop_ids(small_tokenizer, {"eos_token_id": given})
 

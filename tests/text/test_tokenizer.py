@@ -283,7 +283,7 @@ def test_missing_file(tmp_path):
 def test_broken_file(tmp_path, small_tokenizer, broken):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(broken(small_tokenizer.path.read_bytes()))
-    with pytest.raises(ValueError, match=r"is no SentencePiece model \(.*\): expected a whole tokenizer.model$"):
+    with pytest.raises(ValueError, match=r"is not a SentencePiece model \(.*\): expected a complete tokenizer.model$"):
         Tokenizer(path)
 
 
@@ -292,9 +292,9 @@ def test_broken_file(tmp_path, small_tokenizer, broken):
     [
         ({"user_defined_symbols": ["<mask>"]}, "has no <start_of_turn>, <end_of_turn>: expected"),
         ({"bos_piece": "<s>", "user_defined_symbols": [*vocabulary.MARKERS]}, "has no <bos>: expected"),
-        ({"normalization_rule_name": "nfkc"}, "changes text before it splits it"),
-        ({"add_dummy_prefix": True}, "changes text before it splits it"),
-        ({"remove_extra_whitespaces": True}, "changes text before it splits it"),
+        ({"normalization_rule_name": "nfkc"}, "normalises text before splitting it"),
+        ({"add_dummy_prefix": True}, "normalises text before splitting it"),
+        ({"remove_extra_whitespaces": True}, "normalises text before splitting it"),
         ({"byte_fallback": False, "vocab_size": 300}, "has 0 byte pieces: expected 256"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_fenced_block_counts_only_if_asked_for():
         ("[get_weather(city=" + "-" * 9000 + "1)]", "not a"),
         ("[get_weather(city=" + "[" * 5000 + "]" * 5000 + ")]", "not a"),
         ("[get_weather(city=" + "9" * 5000 + ")]", "not a valid list of calls"),
-        ('[get_time(city="Paris")]', "does not declare: it has get_weather, ping"),
+        ('[get_time(city="Paris")]', "does not declare: it declares get_weather, ping"),
         ("[get_weather(days=2)]", "lacks city: its parameters are city, days"),
         ('[get_weather(city="Paris", when="now")]', "has unknown when"),
         ('{"name": "get_weather"}', "not a call"),

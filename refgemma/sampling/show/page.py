@@ -13,7 +13,7 @@ from typing import Any
 from refgemma.sampling.decision import GREEDY_BELOW
 from refgemma.sampling.record import Record
 from refgemma.sampling.show.view import BORDERS, Column, label, probability, settings, surprise, texts, view
-from refgemma.text.pieces import spell
+from refgemma.text.token_texts import spell
 
 _DIGITS = 6  # significant, of every number on the page
 

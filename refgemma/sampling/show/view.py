@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from refgemma.sampling.decision import GREEDY_BELOW
 from refgemma.sampling.params import SamplingParams
 from refgemma.sampling.record import Record
-from refgemma.text.pieces import spell
+from refgemma.text.token_texts import spell
 
 TOKEN, DRAWN = "\u25b8", "\u25b9"
 BORDERS = (0.9, 0.5, 0.2, 0.05, 0.01)  # of the classes of surprise

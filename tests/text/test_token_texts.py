@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from refgemma.text.pieces import read_pieces, spell
+from refgemma.text.token_texts import read_pieces, spell
 from tests import vocabulary
 
 
@@ -71,7 +71,7 @@ def test_other_json_is_refused_in_a_sentence(tmp_path, content, words):
 def test_other_files_are_refused_in_a_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"does not exist: expected a tokenizer\.model"):
         read_pieces(tmp_path)
-    with pytest.raises(ValueError, match="is no SentencePiece model: expected one, or JSON"):
+    with pytest.raises(ValueError, match="is not a SentencePiece model: expected one, or JSON"):
         read_pieces(write(tmp_path / "t.model", "hello"))
 
 

@@ -1,6 +1,6 @@
-"""Names of tokens, from the tokenizer of any model, and the text that they spell.
+"""The text of each token of a vocabulary, from the tokenizer of any model.
 
-A SentencePiece vocabulary writes a space as U+2581 and a byte as ``<0x0A>``; everything else stands for itself.
+A SentencePiece vocabulary writes a space as U+2581 and a byte as ``<0x0A>``; everything else is literal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sentencepiece
 from refgemma.errors import InputError
 
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
-_LARGEST = 10_000_000  # id; no vocabulary is near it
+_LARGEST = 10_000_000  # id; far above any vocabulary, so that a wrong file cannot exhaust memory
 _WANTED = 'expected a list of texts, an object {"text": id} or {"id": text}, or a tokenizer.json'
 
 
@@ -33,7 +33,7 @@ def read_pieces(path: str | Path) -> list[str]:
         try:
             vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError):
-            raise InputError(f"{path} is no SentencePiece model: expected one, or JSON in a file *.json") from None
+            raise InputError(f"{path} is not a SentencePiece model: expected one, or JSON in a file *.json") from None
         pieces = vocabulary.id_to_piece(list(range(vocabulary.get_piece_size())))
     for token, piece in enumerate(pieces):
         if any("\ud800" <= character <= "\udfff" for character in piece):
@@ -44,7 +44,7 @@ def read_pieces(path: str | Path) -> list[str]:
 
 
 def spell(pieces: Iterable[str]) -> list[str]:
-    """Text that each of a row of tokens adds."""
+    """The text that each token of a sequence adds."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     texts: list[str] = []
     for piece in pieces:
@@ -84,7 +84,7 @@ def _from_json(path: Path) -> list[str]:
 
 
 def _by_id(vocabulary: Any, path: Path) -> dict[int, Any]:
-    """Names by id, whichever of the two is the key."""
+    """Token texts by id, from a mapping in either direction."""
     if not isinstance(vocabulary, Mapping):
         raise InputError(f"{path} holds {vocabulary!r:.40}: {_WANTED}")
     if all(type(value) is int for value in vocabulary.values()):
