@@ -175,7 +175,7 @@ def test_tool_results_are_a_user_turn(tokenizer):
 def test_a_turn_that_gemma_does_not_know_is_written_with_a_warning(message):
     messages = [user("a"), message, user("c")]
     with pytest.warns(
-        UserWarning, match=rf"messages\[1\] makes a {message['role']} turn, and Gemma was trained on none"
+        UserWarning, match=rf"messages\[1\] makes a {message['role']} turn, which Gemma was not trained on"
     ) as caught:
         text = render(messages)
     assert text == render(messages, policy="published")
