@@ -26,7 +26,9 @@ def public():
         loaded = importlib.import_module(module.name)
         exported = getattr(loaded, "__all__", ())
         if module.name.startswith("refgemma.ops."):
-            exported = [n for n, x in vars(loaded).items() if n[0] != "_" and getattr(x, "__module__", "") == module.name]
+            exported = [
+                n for n, x in vars(loaded).items() if n[0] != "_" and getattr(x, "__module__", "") == module.name
+            ]
         names |= {f"{module.name}.{name}" for name in exported}
     names |= {f"refgemma.{name}" for name in refgemma.__all__}
     for name in sorted(names):
