@@ -32,9 +32,10 @@ class Request:
 
     row: Row  # the prompt, and what has come of it
     params: Params  # the model with the adapter of this request, for all rows
-    on_event: OnEvent  # told every event, or the exception that ends them
-    record: bool = False  # whether events are to hold decisions
-    cancelled: bool = False  # whether nobody waits for it any more; any thread may set it
+    on_event: OnEvent  # receives every event, or the exception that ends them
+    record: bool = False  # whether events hold decisions
+    cancelled: bool = False  # whether the answer is no longer wanted; any thread may set it
+    ended: bool = False  # whether its row is free again; set before the last event leaves
     cache: KVCache | None = None  # where its keys and values are, from when it is being read until it has ended
     place: int = 0  # which row of that cache
 
@@ -44,7 +45,12 @@ class Request:
         return len(self.row.prompt) + self.row.limit
 
     def tell(self, event: Event | Exception) -> None:
-        """Hand over an event; a callback that raises has cancelled its request, and hurts no other."""
+        """Deliver an event, the last one after freeing the row, so that its reader may ask again at once.
+
+        A callback that raises cancels its own request only.
+        """
+        if isinstance(event, Exception) or event.result is not None:
+            self.ended, self.cache = True, None
         try:
             if not self.cancelled:
                 self.on_event(event)

@@ -54,7 +54,7 @@ class Batching:
         self._batch = Batch(gemma)  # the worker's own
         self._lock = threading.Lock()
         self._waiting: deque[Request] = deque()
-        self._running = 0  # rows of the batch, when the worker last looked
+        self._running: list[Request] = []  # rows of the batch at the worker's last step; some may have ended since
         self._worker: threading.Thread | None = None
         self._working = False
         self._closed = False
@@ -64,7 +64,7 @@ class Batching:
 
     def __repr__(self) -> str:
         with self._lock:
-            state = f"{self._running} of {self.max_rows} rows at work, {len(self._waiting)} waiting"
+            state = f"{self._rows_taken()} of {self.max_rows} rows at work, {len(self._waiting)} waiting"
         return f"Batching: {state}{', closed' if self._closed else ''}"
 
     def submit(
@@ -89,8 +89,8 @@ class Batching:
             if self._closed:
                 raise Closed("this engine was closed: it takes no more requests")
             self._sweep()
-            # Rows that are free count as well: the worker may just not have come to fill them.
-            if len(self._waiting) >= self.max_waiting + self.max_rows - self._running:
+            # Free rows count as well, even those that the worker has not filled yet.
+            if len(self._waiting) >= self.max_waiting + self.max_rows - self._rows_taken():
                 raise Full(f"{self.max_rows} requests are in work and {self.max_waiting} wait: come again later")
             if not self._working:
                 # Not a daemon, which might be cut off inside BLAS; at the end of the program it stops by itself.
@@ -130,6 +130,9 @@ class Batching:
                 self._adapted[adapter] = params
             return params
 
+    def _rows_taken(self) -> int:
+        return sum(not (request.ended or request.cancelled) for request in self._running)
+
     def _sweep(self) -> None:
         self._waiting = deque(request for request in self._waiting if not request.cancelled)
 
@@ -151,8 +154,8 @@ class Batching:
                 self._sweep()
                 while self._waiting and len(self._batch) < self.max_rows:
                     self._batch.joining.append(self._waiting.popleft())
-                self._running = len(self._batch)
-                self._working = self._running > 0
+                self._running = [*self._batch.joining, *self._batch.live]
+                self._working = bool(self._running)
                 return self._working
         self._stop(lambda: Closed("the engine was closed before this answer was finished"))
         return False
@@ -162,6 +165,6 @@ class Batching:
             self._closed = True
             requests = [*self._batch.clear(), *self._waiting]
             self._waiting.clear()
-            self._running, self._working = 0, False
+            self._running, self._working = [], False
         for request in requests:
             request.tell(reason())

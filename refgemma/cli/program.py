@@ -63,8 +63,8 @@ BUG = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 128 + 2  # by SIGINT, as shells count
 READER_GONE = 128 + 13  # by SIGPIPE
 _REPORT = (
-    f"this is a bug in refgemma {refgemma.__version__}, not in your input; please report the command and the lines above "
-    "(CONTRIBUTING.md says where)"
+    f"this is a bug in refgemma {refgemma.__version__}, not in your input; please report the command and the lines "
+    "above (CONTRIBUTING.md says where)"
 )
 
 

@@ -18,6 +18,7 @@ from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.server import page
 from refgemma.workers_ai.server.limits import REQUESTS
 from refgemma.workers_ai.server.replies import api_error, refusal
+from refgemma.workers_ai.server.streaming import after_last
 
 OPEN = ("/openapi.json", "/favicon.ico", *page.FILES)  # without a token: they tell nothing but what this is
 
@@ -29,18 +30,19 @@ class Guard:
         self._app = app
         self._token = None if token is None else token.encode()
         self._hosts = hosts
-        self._open = 0  # requests
+        self._open: set[object] = set()  # one for each request without a complete answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        self._open += 1
+        self._open.add(place := object())
         try:
-            await (self._refused(scope) or self._app)(scope, receive, send)
+            app = self._refused(scope) or self._app
+            await app(scope, receive, after_last(send, lambda: self._open.discard(place)))
         finally:
-            self._open -= 1
+            self._open.discard(place)
 
     def _refused(self, scope: Scope) -> ASGIApp | None:
         headers, path = Headers(scope=scope), scope["path"]
@@ -51,7 +53,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
             return api_error(403, path, "A page of another origin may not use this server")
-        if self._open > REQUESTS:
+        if len(self._open) > REQUESTS:
             return refusal(AiError(3040, f"{REQUESTS} requests are open: come again later"), path)
         if self._token is None or path in OPEN:
             return None

@@ -19,7 +19,7 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import refgemma
 from refgemma.numerics import Array
@@ -35,7 +35,7 @@ from refgemma.workers_ai.server.catalogue import answered_by
 from refgemma.workers_ai.server.limits import RECORDED, RECORDED_BYTES
 from refgemma.workers_ai.server.replies import reply
 from refgemma.workers_ai.server.service import Prepared, Service
-from refgemma.workers_ai.server.streaming import Answer, EventStream
+from refgemma.workers_ai.server.streaming import Answer, EventStream, after_last
 
 _NUMBERS = (
     "max_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty", "frequency_penalty",
@@ -72,17 +72,22 @@ def routes(service: Service) -> list[Route]:
 
 
 class _Released:
-    """A response that gives its place back when it ends."""
+    """A response that frees its place with its last bytes, or when it fails."""
 
     def __init__(self, app: ASGIApp, places: asyncio.Semaphore) -> None:
         self._app = app
-        self._places = places
+        self._places: asyncio.Semaphore | None = places
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, after_last(send, self._release))
         finally:
-            self._places.release()
+            self._release()
+
+    def _release(self) -> None:
+        places, self._places = self._places, None
+        if places is not None:
+            places.release()
 
 
 def _prepare(service: Service, model: str, inputs: Any) -> Prepared:

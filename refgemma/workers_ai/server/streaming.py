@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from refgemma.generation import Event, Generation
 from refgemma.workers_ai.ai import blamed
@@ -92,6 +92,21 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def after_last(send: Send, release: Callable[[], object]) -> Send:
+    """`send` that calls `release` in the same step of the event loop that sends the last bytes of a response.
+
+    A client that has read them may ask again at once, and must then find the place of its answered request free. What
+    runs when the application returns is too late: the next request may be read first.
+    """
+
+    async def sending(message: Message) -> None:
+        await send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            release()
+
+    return sending
 
 
 class EventStream:
