@@ -7,6 +7,7 @@ of its attentions that run on every processor, of which the better one counts, m
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -61,9 +62,12 @@ def _decoder(model: Any, config: Config, context: int, rows: int) -> Callable[[]
         cache.update(keys, values, layer)
     tokens = torch.from_numpy(plan.prompt(config, 1)).repeat(rows, 1)
 
+    # transformers 5.24 renamed the argument
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
     def step() -> None:
         nonlocal tokens
-        out = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(tokens, use_cache=True, logits_to_keep=1, **{name: cache})
         tokens = out.logits[:, -1].argmax(-1, keepdim=True)
 
     return step

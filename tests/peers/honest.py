@@ -5,6 +5,7 @@ wrappers that call the originals; sdpa shows neither scores nor probabilities.
 """
 
 import contextlib
+import inspect
 import itertools
 from unittest import mock
 
@@ -17,6 +18,11 @@ from refgemma.oracle.traces.trace import Trace
 from tests.peers.planted import peer_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def cache_argument(model):
+    """What `forward` calls its cache: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def honest_trace(model, dtype="float32", attention="eager", steps=1, threads=1, peer=None):
@@ -111,7 +117,7 @@ def watched(peer, tokens, positions, real, cache):
                 input_ids=torch.from_numpy(np.ascontiguousarray(tokens)),
                 attention_mask=torch.from_numpy(real.astype(np.int64)),
                 position_ids=torch.from_numpy(np.maximum(positions, 0)),
-                past_key_values=cache,
                 use_cache=cache is not None,
+                **{cache_argument(peer): cache},
             )
     return seen

@@ -1,4 +1,4 @@
-"""Write refgemma/oracle/published/data/tiny_it_figures.json: figures of the shipped model, as transformers computes them.
+"""Write the figures of the shipped model, as transformers computes them, to refgemma/oracle/published/data.
 
 Run ``python -m tests.peers.make_tiny_it_figures`` where torch and transformers are installed, whenever weights/tiny-it
 changes. No code of `refgemma` computes anything here: ids are SentencePiece's, and sums are NumPy's.
@@ -13,7 +13,7 @@ import sentencepiece
 
 from tests.peers.make_tiny_it_golden import FOLDER, load_peer
 
-OUT = Path(__file__).parents[2] / "refgemma" / "oracle" / "data" / "tiny_it_figures.json"
+OUT = Path(__file__).parents[2] / "refgemma/oracle/published/data/tiny_it_figures.json"
 MADE_BY = "https://github.com/huggingface/transformers/tree/v{version}/src/transformers/models/gemma"
 
 STORY = "Once upon a time there was a"
