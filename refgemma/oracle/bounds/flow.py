@@ -1,7 +1,6 @@
-"""Which operation makes which named tensor, from which others: the data flow that bounds follow.
+"""The data flow that bounds follow: the tensors that each operation was just made from, and the bound of its kind.
 
-This is no second copy of the model. It computes nothing; it only knows, for each name that the tap calls out, which
-tensors the reference has just used, so that `refgemma.oracle.bounds.rounding` can say how far rounding reaches.
+It computes nothing of the model: `refgemma.oracle.operations` says what each named tensor is made from.
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ from refgemma.ops.attention import allowed_keys
 from refgemma.oracle.bounds import elementwise, products, rounding
 from refgemma.oracle.bounds.arithmetic import Arithmetic
 from refgemma.oracle.bounds.slack import Bound, Known, joined
-from refgemma.oracle.operations import split_name
+from refgemma.oracle.operations import OPERATIONS, split_name, weight_of
 
-_STREAM = ("embed", "attn.residual", "out")  # what the residual stream is, one after the other
 _CACHED = ("attn.k_rope", "attn.v")
 _CHUNK = 512
 _NUMBERS = 2**24  # of one tensor at a time: truth, bounds and theirs are some ten arrays of so many float64 numbers
@@ -63,7 +61,7 @@ class Flow:
         """Take note of a tensor as the pass goes on with it."""
         _, kind = split_name(name)
         self._here[kind] = value
-        if kind in _STREAM:
+        if kind in ("embed", "out"):
             self._stream = value
         if kind in _CACHED:
             self._cached.setdefault(name, []).append(value)
@@ -75,55 +73,31 @@ class Flow:
 
     def bound_of(self, name: str, y: Array) -> Bound:
         """Bound of the tensor that was just computed."""
-        i, kind = split_name(name)
-        a, c, here, stream = self.arithmetic, self.config, self._here, self._stream
-        if i is None:
-            if kind == "embed":
-                return rounding.embedding(y, self.tokens, self.params["embed"], a)
-            if kind == "final_norm":
-                return rounding.norm(y, stream, self.params["final_norm"], c.rms_norm_eps, a)
-            return products.product(y, here["final_norm"], self.params["head"], a)
-        attn, mlp = self.params["layers"][i]["attn"], self.params["layers"][i]["mlp"]
-        flat = y.reshape(*y.shape[:2], -1)  # heads side by side, as matrix products give them
-        match kind:
-            case "attn.norm":
-                return rounding.norm(y, stream, attn["norm"], c.rms_norm_eps, a)
-            case "attn.q":
-                return _split(products.product(flat, here["attn.norm"], attn["q"], a), y.shape)
-            case "attn.k":
-                return _split(products.product(flat, here["attn.norm"], attn["k"], a), y.shape)
-            case "attn.v":
-                return _split(products.product(flat, here["attn.norm"], attn["v"], a), y.shape)
-            case "attn.q_rope" | "attn.k_rope":
-                return elementwise.rotation(y, here[kind.removesuffix("_rope")], self.positions, c.rope_theta, a)
-            case "attn.scores":
-                return products.scores(y, here["attn.q_rope"], here["attn.k_rope"], c.query_scale, a)
-            case "attn.probs":
-                return elementwise.softmax(y, here["attn.scores"], self.allowed, a)
-            case "attn.mix":
-                return products.mix(y, here["attn.probs"], here["attn.v"], self.allowed.sum(axis=-1), a)
-            case "attn.out":
-                mixed = here["attn.mix"].map(lambda t: t.reshape(*t.shape[:2], -1))
-                return products.product(y, mixed, attn["out"], a)
-            case "attn.residual":
-                return rounding.added(y, stream, here["attn.out"], kind, a)
-            case "mlp.norm":
-                return rounding.norm(y, stream, mlp["norm"], c.rms_norm_eps, a)
-            case "mlp.gate":
-                return products.product(y, here["mlp.norm"], mlp["gate"], a)
-            case "mlp.up":
-                return products.product(y, here["mlp.norm"], mlp["up"], a)
-            case "mlp.act":
-                return elementwise.gelu(y, here["mlp.gate"], a)
-            case "mlp.gated":
-                return elementwise.gated(y, here["mlp.act"], here["mlp.up"], a)
-            case "mlp.down":
-                return products.product(y, here["mlp.gated"], mlp["down"], a)
-            case _:
-                return rounding.added(y, stream, here["mlp.down"], kind, a)
-
-
-def _split(bound: Bound, shape: tuple[int, ...]) -> Bound:
-    """Bound with the heads apart."""
-    worst, likely, variance = (part.reshape(shape) for part in (bound.worst, bound.likely, bound.variance))
-    return Bound(worst, likely, variance, bound.reason)
+        row = OPERATIONS[split_name(name)[1]]
+        a, eps, theta = self.arithmetic, self.config.rms_norm_eps, self.config.rope_theta
+        w = weight_of(name, self.params)
+        if row.kind == "embedding":
+            return rounding.embedding(y, self.tokens, w, a)
+        made_from = (source for source in row.made_from if source not in ("tokens", "positions"))
+        x, *other = (self._stream if source == "stream" else self._here[source] for source in made_from)
+        match row.kind:
+            case "norm":
+                return rounding.norm(y, x, w, eps, a)
+            case "product":  # heads lie side by side in it
+                flat = y.reshape(*y.shape[:2], -1)
+                return products.product(flat, x.map(lambda t: t.reshape(*t.shape[:2], -1)), w, a).reshape(y.shape)
+            case "rotation":
+                return elementwise.rotation(y, x, self.positions, theta, a)
+            case "scores":
+                return products.scores(y, x, other[0], self.config.query_scale, a)
+            case "softmax":
+                return elementwise.softmax(y, x, self.allowed, a)
+            case "mix":
+                return products.mix(y, x, other[0], self.allowed.sum(axis=-1), a)
+            case "added":
+                return rounding.added(y, x, other[0], row.name, a)
+            case "gelu":
+                return elementwise.gelu(y, x, a)
+            case "gated":
+                return elementwise.gated(y, x, other[0], a)
+        raise NotImplementedError(f"{row.kind!r} has no bound")

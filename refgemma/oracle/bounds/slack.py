@@ -67,6 +67,10 @@ class Bound:
     variance: Array  # for operations that go on with this result although the engine's was not given
     reason: str  # the roundings, in words
 
+    def reshape(self, shape: tuple[int, ...]) -> Bound:
+        """Same bound with its axes split or joined."""
+        return Bound(self.worst.reshape(shape), self.likely.reshape(shape), self.variance.reshape(shape), self.reason)
+
 
 def bound(
     arithmetic: Arithmetic,

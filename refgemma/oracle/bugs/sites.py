@@ -11,31 +11,8 @@ from dataclasses import dataclass
 
 from refgemma.config import Config
 from refgemma.oracle.bugs.catalogue import Variant
-from refgemma.oracle.operations import IN_LAYER, names_of, split_name
+from refgemma.oracle.operations import IN_LAYER, names_of, sources, split_name
 
-# What each tensor is made from, by the reference or by any variant; "stream" is what enters the layer.
-_MADE_FROM = {
-    "attn.norm": ("stream",),
-    "attn.q": ("attn.norm",),
-    "attn.k": ("attn.norm",),
-    "attn.v": ("attn.norm",),
-    "attn.q_rope": ("attn.q",),
-    "attn.k_rope": ("attn.k",),
-    "attn.scores": ("attn.q_rope", "attn.k_rope", "attn.k"),
-    "attn.probs": ("attn.scores",),
-    "attn.mix": ("attn.probs", "attn.v"),
-    "attn.out": ("attn.mix",),
-    "attn.residual": ("stream", "attn.out"),
-    "mlp.norm": ("attn.residual",),
-    "mlp.gate": ("mlp.norm",),
-    "mlp.up": ("mlp.norm",),
-    "mlp.act": ("mlp.gate", "mlp.up"),
-    "mlp.gated": ("mlp.act", "mlp.gate", "mlp.up"),
-    "mlp.down": ("mlp.gated",),
-    "out": ("attn.residual", "mlp.down"),
-    "final_norm": ("stream",),
-    "logits": ("final_norm",),
-}
 # One operation that a layer has twice: each may be wrong by itself. Other variants move several tensors as one.
 _TWICE = {"attn.norm", "mlp.norm", "final_norm", "attn.q_rope", "attn.k_rope"}
 _RUN = 3  # so many layers in a row are said as "4 to 6"
@@ -89,20 +66,9 @@ def _seen(names: Iterable[str], config: Config, given: frozenset[str]) -> frozen
     """Tensors that were given, and are reached from these before any other that was given."""
     moved = set(names)
     for name in names_of(config):
-        layer, kind = split_name(name)
-        for source in _MADE_FROM.get(kind, ()):
-            made_from = _full_name(source, layer, config)
-            if made_from in moved and made_from not in given:
-                moved.add(name)
+        if any(source in moved and source not in given for source in sources(name, config, of_bugs=True)):
+            moved.add(name)
     return frozenset(moved & given)
-
-
-def _full_name(kind: str, layer: int | None, config: Config) -> str:
-    """Name of what a tensor is made from."""
-    if kind != "stream":
-        return kind if layer is None else f"layers.{layer}.{kind}"
-    before = (config.num_layers if layer is None else layer) - 1
-    return "embed" if before < 0 else f"layers.{before}.out"
 
 
 def _layers(numbers: list[int]) -> str:

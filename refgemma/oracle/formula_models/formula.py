@@ -23,6 +23,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from refgemma.checkpoint.names import TABLE as CHECKPOINT
+from refgemma.checkpoint.names import shape_of
 from refgemma.config import Config
 from refgemma.model import Params
 from refgemma.numerics import Array
@@ -30,18 +32,6 @@ from refgemma.ops.linear import Adapted, Delta
 
 MATRIX, TABLE, GAIN = 9, 8, 8  # e of a matrix, of the embedding table, and of the weight of a norm
 QUIET, EVERY = 10, 8  # rows 5, 13, 21, ... of the table are smaller by 2**-10
-
-_LAYER = (  # name, name in a checkpoint, axes, e, signed; in the order of their numbers
-    ("attn.norm", "input_layernorm", "D", GAIN, True),
-    ("attn.q", "self_attn.q_proj", "QD", MATRIX, True),
-    ("attn.k", "self_attn.k_proj", "ED", MATRIX, True),
-    ("attn.v", "self_attn.v_proj", "ED", MATRIX, True),
-    ("attn.out", "self_attn.o_proj", "DQ", MATRIX, True),
-    ("mlp.norm", "post_attention_layernorm", "D", GAIN, True),
-    ("mlp.gate", "mlp.gate_proj", "FD", MATRIX, False),
-    ("mlp.up", "mlp.up_proj", "FD", MATRIX, False),
-    ("mlp.down", "mlp.down_proj", "DF", MATRIX, False),
-)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,13 +83,13 @@ def tensors_of(model: Revealing) -> Iterator[Tensor]:
     """Every tensor of a model."""
     c = model.config
     D, V, R = c.hidden_size, c.vocab_size, model.rank
-    size = {"D": D, "Q": c.num_heads * c.head_dim, "E": c.num_kv_heads * c.head_dim, "F": c.intermediate_size}
     yield Tensor(0, "embed", "model.embed_tokens.weight", (V, D), TABLE)
     number = 1
     for i in range(c.num_layers):
-        for name, theirs, axes, exponent, signed in _LAYER:
-            shape = tuple(size[axis] for axis in axes)
-            yield Tensor(number, f"layers.{i}.{name}", f"model.layers.{i}.{theirs}.weight", shape, exponent, signed)
+        for row in (row for row in CHECKPOINT if "{i}" in row.ours):
+            shape, name = shape_of(row.axes, c), row.ours.format(i=i)
+            signed = len(shape) == 1 or ".mlp." not in name
+            yield Tensor(number, name, row.theirs.format(i=i), shape, GAIN if len(shape) == 1 else MATRIX, signed)
             number += 1
     yield Tensor(number, "final_norm", "model.norm.weight", (D,), GAIN)
     if R:
@@ -112,13 +102,11 @@ def params_of(model: Revealing) -> Params:
     flat = {tensor.name: tensor.values for tensor in tensors_of(model)}
     table = flat["embed"]
     table[5::EVERY] *= np.float32(2.0**-QUIET)
-    layers: list[dict[str, Any]] = []
-    for i in range(model.config.num_layers):
-        layer: dict[str, Any] = {"attn": {}, "mlp": {}}
-        for name, *_ in _LAYER:
-            part, _, key = name.partition(".")
-            layer[part][key] = flat[f"layers.{i}.{name}"]
-        layers.append(layer)
+    layers: list[dict[str, Any]] = [{"attn": {}, "mlp": {}} for _ in range(model.config.num_layers)]
+    for name, values in flat.items():
+        if name.startswith("layers."):
+            _, i, part, key = name.split(".")
+            layers[int(i)][part][key] = values
     embed: Any = table
     if model.rank:
         embed = Adapted(table, (Delta(a=flat["embed.lora_a"], b=flat["embed.lora_b"], scale=1.0),))

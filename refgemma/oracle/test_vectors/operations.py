@@ -24,7 +24,7 @@ from refgemma.oracle.bounds.arithmetic import arithmetic_of
 from refgemma.oracle.bounds.flow import Flow
 from refgemma.oracle.bounds.slack import Bound, Known
 from refgemma.oracle.formula_models.formula import weight
-from refgemma.oracle.operations import split_name
+from refgemma.oracle.operations import KINDS, OPERATIONS, Operation, split_name
 
 ARITHMETICS = ("float32", "bfloat16")
 TOKENS = (2, 5, 11, 60)
@@ -36,8 +36,8 @@ _LAYER = "layers.0."
 _PARTS = ("attn", "mlp")
 
 
-class Operation(NamedTuple):
-    """One operation: what it makes, from what, by which formula."""
+class Listed(NamedTuple):
+    """One entry of the vectors: what is made, from what, by which formula."""
 
     name: str
     does: str
@@ -46,51 +46,23 @@ class Operation(NamedTuple):
     weight: str = ""
 
 
-OPERATIONS = (
-    Operation("embed", "embedding, scaled", "sqrt(D) table[token]", ("tokens",), "embed"),
-    Operation("attn.norm", "RMS norm", "x / sqrt(mean(x^2) + eps) * (1 + w)", ("embed",), "attn.norm"),
-    Operation("attn.q", "projection", "x W^T, then N heads of width H", ("attn.norm",), "attn.q"),
-    Operation("attn.k", "projection", "x W^T, then K heads of width H", ("attn.norm",), "attn.k"),
-    Operation("attn.v", "projection", "x W^T, then K heads of width H", ("attn.norm",), "attn.v"),
-    Operation(
-        "attn.q_rope",
-        "rotary embedding",
-        "lanes i and i + H/2 turned by position * theta^(-2 i / H)",
-        ("attn.q", "positions"),
-    ),
-    Operation("attn.k_rope", "rotary embedding", "as for the queries", ("attn.k", "positions")),
-    Operation(
-        "attn.scores",
-        "scores before the mask",
-        "query_scale * q_n[t] . k_(n // G)[s]",
-        ("attn.q_rope", "attn.k_rope"),
-    ),
-    Operation(
-        "attn.probs",
-        "softmax over the keys that a query sees, those of its position and before",
-        "exp(s) / sum exp(s); 0 elsewhere",
-        ("attn.scores", "positions"),
-    ),
-    Operation("attn.mix", "values mixed", "sum_s p_n[t, s] v_(n // G)[s]", ("attn.probs", "attn.v")),
-    Operation("attn.out", "projection", "heads side by side, times W^T", ("attn.mix",), "attn.out"),
-    Operation("attn.residual", "residual add", "x + y", ("embed", "attn.out")),
-    Operation("mlp.norm", "RMS norm", "x / sqrt(mean(x^2) + eps) * (1 + w)", ("attn.residual",), "mlp.norm"),
-    Operation("mlp.gate", "projection", "x W^T", ("mlp.norm",), "mlp.gate"),
-    Operation("mlp.up", "projection", "x W^T", ("mlp.norm",), "mlp.up"),
-    Operation("mlp.act", "GELU, tanh form", "x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))", ("mlp.gate",)),
-    Operation("mlp.gated", "product", "act * up", ("mlp.act", "mlp.up")),
-    Operation("mlp.down", "projection", "x W^T", ("mlp.gated",), "mlp.down"),
-    Operation("out", "residual add", "x + y", ("attn.residual", "mlp.down")),
-    Operation("final_norm", "RMS norm", "x / sqrt(mean(x^2) + eps) * (1 + w)", ("out",), "final_norm"),
-    Operation("logits", "head, tied to the table", "x table^T", ("final_norm",), "embed"),
-)
+def _listed(row: Operation) -> Listed:
+    """A row of the table, for a model of one layer and a tied head."""
+    stream = "out" if row.name == "final_norm" else "embed"
+    inputs = tuple(stream if name == "stream" else name for name in row.made_from)
+    if row.weight == "head":
+        return Listed(row.name, "head, tied to the table", row.formula, inputs, "embed")
+    return Listed(row.name, KINDS[row.kind], row.formula, inputs, row.weight)
+
+
+LISTED = tuple(map(_listed, OPERATIONS.values()))
 
 # What is run again from start to end: name, what it does, its inputs, its output, the steps on the way.
 WHOLE = {
-    "attention": Operation(
+    "attention": Listed(
         "attn.mix", "rope, scores, softmax, mix", "all of it", ("attn.q", "attn.k", "attn.v", "positions")
     ),
-    "mlp": Operation("mlp.down", "gate, up, GELU, product, down", "all of it", ("mlp.norm",)),
+    "mlp": Listed("mlp.down", "gate, up, GELU, product, down", "all of it", ("mlp.norm",)),
 }
 _ON_THE_WAY = (
     *("attn.q_rope", "attn.k_rope", "attn.scores", "attn.probs", "attn.mix"),

@@ -20,11 +20,11 @@ from refgemma.oracle.bounds.arithmetic import arithmetic_of
 from refgemma.oracle.published.figures import DATA
 from refgemma.oracle.test_vectors.operations import (
     ARITHMETICS,
-    OPERATIONS,
+    LISTED,
     QUIET,
     QUIET_ROW,
     WHOLE,
-    Operation,
+    Listed,
     Vectors,
     operation_vectors,
 )
@@ -87,7 +87,7 @@ def _up(bound: Array) -> Array:
 def _index(vectors: Vectors, tensors: dict[str, Array]) -> dict[str, Any]:
     """What is in the file, operation by operation; tensors that are small, in full."""
     config = asdict(vectors.config)
-    listed = [(operation.name, operation) for operation in OPERATIONS]
+    listed = [(operation.name, operation) for operation in LISTED]
     numbers = {
         name: {"dtype": str(array.dtype), "shape": list(array.shape), "values": _values(array)}
         for name, array in tensors.items()
@@ -119,7 +119,7 @@ def _index(vectors: Vectors, tensors: dict[str, Array]) -> dict[str, Any]:
     }
 
 
-def _entry(key: str, operation: Operation, vectors: Vectors, tensors: dict[str, Array]) -> dict[str, Any]:
+def _entry(key: str, operation: Listed, vectors: Vectors, tensors: dict[str, Array]) -> dict[str, Any]:
     arithmetics = {}
     for arithmetic in ARITHMETICS:
         own = f"out/{key}/{arithmetic}"
