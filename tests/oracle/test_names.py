@@ -128,5 +128,5 @@ def test_names_and_axes():
     assert split_name("logits") == (None, "logits")
     assert axes_of("layers.0.attn.scores") == "BNTS"
     for name in ("layers.0", "layers.01.out", "layers.0.embed", "attn.q", ""):
-        with pytest.raises(ValueError, match="unknown tensor '.*': expected one of embed, "):
+        with pytest.raises(ValueError, match=r"unknown tensor '.*': expected one of embed, "):
             axes_of(name)
