@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from refgemma.checkpoint.folder import Outgoing, split_into_files, total_bytes, write_weights
 from refgemma.checkpoint.load import Progress
 from refgemma.checkpoint.names import Tensor, tensors_of
 from refgemma.config import SIZES, Config, read_config
 from refgemma.errors import InputError
-from refgemma.lora.checkpoint_file import Outgoing, dealt_out, total_bytes, write_files
-from refgemma.lora.new_folder import check_room, made_beside
+from refgemma.files.atomic import check_folder_place, check_room, whole_folder
 from refgemma.numerics import Array, to_bfloat16
 
 # Every size that can be measured; "tiny" has the shape of the shipped model.
@@ -64,12 +64,11 @@ def make(folder: Path, config: Config, progress: Progress | None = None) -> Path
     with any numbers, save subnormal ones.
     """
     rng = np.random.default_rng(0)
-    files = dealt_out((_outgoing(tensor, rng) for tensor in tensors_of(config)), _SHARD)
-    if not folder.parent.is_dir():
-        raise FileNotFoundError(f"cannot make {folder}: {folder.parent} is no folder")
+    files = split_into_files((_outgoing(tensor, rng) for tensor in tensors_of(config)), _SHARD)
+    check_folder_place(folder)
     check_room(folder, total_bytes(files))
-    with made_beside(folder) as unfinished:
-        write_files(unfinished, files, progress)
+    with whole_folder(folder) as unfinished:
+        write_weights(unfinished, files, progress)
         (unfinished / "config.json").write_text(json.dumps(_hf_fields(config), indent=2) + "\n", encoding="utf-8")
     return folder
 

@@ -3,6 +3,6 @@
 from refgemma.checkpoint.find import find_model
 from refgemma.checkpoint.folder import describe
 from refgemma.checkpoint.load import load_params
-from refgemma.checkpoint.safetensors_file import StoredTensor, read_safetensors
+from refgemma.files.safetensors import StoredTensor, read_safetensors
 
 __all__ = ["StoredTensor", "describe", "find_model", "load_params", "read_safetensors"]

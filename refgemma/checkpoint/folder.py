@@ -6,14 +6,37 @@ Nothing is unpickled and nothing is guessed: a folder in another layout is refus
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from refgemma.checkpoint.safetensors_file import StoredTensor, read_safetensors
+import numpy as np
+
 from refgemma.errors import InputError
+from refgemma.files.kinds import refused_by_name
+from refgemma.files.safetensors import SafetensorsWriter, StoredTensor, read_safetensors
+from refgemma.numerics import Array
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outgoing:
+    """A tensor to be written."""
+
+    name: str  # in the file
+    form: str  # "bfloat16", "float16", "float32" or "float64"
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterator[Array]]  # gives its numbers as they are stored, some rows at a time; bfloat16 as bits
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * (2 if self.form == "bfloat16" else np.dtype(self.form).itemsize)
 
 
 def describe(folder: str | Path) -> list[StoredTensor]:
@@ -77,14 +100,56 @@ def parse_index(data: bytes, path: str | Path) -> dict[str, str]:
     return dict(weight_map)
 
 
+def split_into_files(tensors: Iterable[Outgoing], shard_bytes: int) -> dict[str, list[Outgoing]]:
+    """The tensors of each file, in order, at most `shard_bytes` of them unless one alone has more."""
+    files: list[list[Outgoing]] = [[]]
+    room = shard_bytes
+    for tensor in tensors:
+        if files[-1] and tensor.nbytes > room:
+            files.append([])
+            room = shard_bytes
+        files[-1].append(tensor)
+        room -= tensor.nbytes
+    if len(files) == 1:
+        return {SINGLE: files[0]}
+    return {f"model-{i:05}-of-{len(files):05}.safetensors": held for i, held in enumerate(files, start=1)}
+
+
+def total_bytes(files: dict[str, list[Outgoing]]) -> int:
+    """Size of all tensors."""
+    return sum(tensor.nbytes for held in files.values() for tensor in held)
+
+
+def write_weights(
+    folder: Path, files: dict[str, list[Outgoing]], progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Write the weights of a model as a stream, and the index if there are several files."""
+    done, total = 0, total_bytes(files)
+    for name, held in files.items():
+        with (folder / name).open("wb") as file:
+            tensors = {tensor.name: (tensor.form, tensor.shape) for tensor in held}
+            writer = SafetensorsWriter(file, tensors, {"format": "pt"})  # transformers refuses a file without it
+            for tensor in held:
+                start = 0
+                for block in tensor.blocks():
+                    writer.write(tensor.name, start, block)
+                    start += block.size
+                    done += block.nbytes
+                    if progress:
+                        progress(done, total)
+            file.flush()
+            os.fsync(file.fileno())  # a disk may report only now that it is full
+    if list(files) != [SINGLE]:
+        weight_map = {tensor.name: name for name, held in files.items() for tensor in held}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
 def _what_is_there_instead(folder: Path) -> str:
     """A sentence on a folder without weights that can be read."""
     if not folder.is_dir():
-        return f"{folder} is no folder: expected one that holds config.json and {SINGLE}"
+        return f"{folder} is not a folder: expected one that holds config.json and {SINGLE}"
     found = sorted(entry.name for entry in folder.iterdir())
-
-    def first(*endings: str) -> str | None:
-        return next((name for name in found if name.endswith(endings)), None)
 
     lacks = f"{folder} holds neither {SINGLE} nor {INDEX}"
     if SINGLE in found or INDEX in found:
@@ -93,14 +158,10 @@ def _what_is_there_instead(folder: Path) -> str:
         return f"{lacks}: it is a LoRA adapter, to be given beside a model and not as one"
     if shard := next((name for name in found if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)), None):
         return f"{lacks}: there are shards such as {shard}, so only the index is missing; fetch it"
-    if other := first(".safetensors"):
+    if other := next((name for name in found if name.endswith(".safetensors")), None):
         return f"{lacks}: if {other} holds the whole model, rename it to {SINGLE}"
-    if other := first(".gguf"):
-        return f"{lacks}: {other} is a GGUF file, which is not read; fetch the safetensors files"
-    if other := first(".bin", ".pt", ".pth", ".ckpt"):
-        return (
-            f"{lacks}: {other} is pickled and never opened, because a pickle can run code; fetch the safetensors files"
-        )
+    if other := refused_by_name([name for name in found if not name.endswith(".json")]):
+        return f"{lacks}: {other}"
     return f"{lacks}: fetch the weights of the model into it"
 
 

@@ -19,10 +19,10 @@ from numpy.typing import DTypeLike
 
 from refgemma.checkpoint.folder import read_folder
 from refgemma.checkpoint.names import IGNORED, nearest_name, tensors_of
-from refgemma.checkpoint.safetensors_file import StoredTensor, let_go
 from refgemma.config import Config
 from refgemma.device import placed
 from refgemma.errors import InputError
+from refgemma.files.safetensors import StoredTensor, release_memory
 from refgemma.model import Params
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16
 from refgemma.ops.threads import in_parallel
@@ -177,7 +177,7 @@ def _widened(matrices: dict[str, Array | Bfloat16Matrix], dtype: str, progress: 
             from_bfloat16(stored.bits[rows], out=part)  # memory that is new takes longer to touch than to fill
         else:
             part[...] = stored.rows(rows, part.dtype)
-        let_go(stored.bits[rows] if isinstance(stored, Bfloat16Matrix) else stored[rows])
+        release_memory(stored.bits[rows] if isinstance(stored, Bfloat16Matrix) else stored[rows])
         if progress:
             with told:
                 done += stored.nbytes // stored.shape[0] * len(part)

@@ -22,10 +22,10 @@ from refgemma.bench.picture import picture
 from refgemma.bench.run import LONGEST, check_memory, peers_installed
 from refgemma.bench.run import run as run_rounds
 from refgemma.bench.weights import SHAPES, checkpoint
-from refgemma.cli.files import output_file
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar
 from refgemma.errors import InputError
+from refgemma.files.atomic import whole_file
 from refgemma.sampling.show import FORMATS, check_matplotlib
 
 _WEIGHTS = ("float32", "bfloat16")
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     about = machine()
     start = time.monotonic()
     with ExitStack() as stack:
-        file = stack.enter_context(output_file(args.picture)) if args.picture else None
+        file = stack.enter_context(whole_file(args.picture, devices=True)) if args.picture else None
         with progress_bar(f"making random weights of {args.size}") as progress:
             folder = stack.enter_context(checkpoint(args.size, args.keep, progress))
         with progress_bar("measuring") as progress:

@@ -19,10 +19,11 @@ import json
 from contextlib import nullcontext
 
 from refgemma import oracle
-from refgemma.cli.files import check_apart, output_file, read_text
+from refgemma.cli.files import check_apart, read_text
 from refgemma.cli.options import add_json, token_ids
 from refgemma.cli.terminal import print_json, progress_bar
 from refgemma.errors import InputError
+from refgemma.files.atomic import whole_file
 from refgemma.oracle.reporting.picture import draw, format_of
 
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     check_apart(read, {"--picture": args.picture})
     form = format_of(args.picture) if args.picture else None
     mapping = None if args.map is None else read_mapping(args.map)
-    with output_file(args.picture) if args.picture else nullcontext() as picture:
+    with whole_file(args.picture, devices=True) if args.picture else nullcontext() as picture:
         with progress_bar(f"judging {args.theirs}") as progress:
             report = oracle.compare(
                 args.ours,

@@ -1,14 +1,12 @@
-"""Text from files, standard input and arguments; results to files, whole or not at all."""
+"""Text from files, standard input and arguments."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import IO
 
 from refgemma.errors import InputError
 
@@ -36,45 +34,6 @@ def decode(data: bytes, source: str) -> str:
         raise InputError(
             f"{source} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; expected text in UTF-8"
         ) from None
-
-
-@contextmanager
-def output_file(path: str) -> Iterator[IO[bytes]]:
-    """Open a file that appears at its place whole, at the end, or not at all."""
-    target = Path(path).resolve()  # a link stays, what it points to is replaced
-    in_place = path.startswith("/dev/") or (target.exists() and not target.is_file())
-    temporary = target if in_place else target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        if target.is_file():
-            target.open("ab").close()  # renaming would replace even a file that is write-protected
-        file = temporary.open("ab" if in_place else "wb")
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}") from None
-    try:
-        with file:
-            yield file
-        if not in_place:
-            temporary.replace(target)
-    except BaseException:
-        if not in_place:
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def check_place(path: str) -> None:
-    """Make sure that a file can be written, before the work is done that gives its content."""
-    target = Path(path).resolve()
-    if target.is_dir():
-        reason = "is a directory"
-    elif not target.parent.is_dir():
-        reason = "no such folder"
-    elif target.exists() and not target.is_file():
-        reason = "is a device or a pipe"
-    elif not os.access(target if target.exists() else target.parent, os.W_OK):
-        reason = "permission denied"
-    else:
-        return
-    raise OSError(f"cannot write {path}: {reason}")
 
 
 def check_apart(read: Mapping[str, str | Path | None], written: Mapping[str, str | Path | None]) -> None:

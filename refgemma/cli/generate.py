@@ -14,7 +14,6 @@ import argparse
 from contextlib import nullcontext
 
 from refgemma.cli.answer import answer, report
-from refgemma.cli.files import output_file
 from refgemma.cli.look import add_outputs, outputs, wanted
 from refgemma.cli.options import (
     add_json,
@@ -26,6 +25,7 @@ from refgemma.cli.options import (
     sampling_settings,
 )
 from refgemma.cli.terminal import print_json, to_json
+from refgemma.files.atomic import whole_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
     settings = sampling_settings(args)
     prompt = read_prompt(args)
-    with outputs(args) as save, output_file(args.output) if args.output else nullcontext() as file:
+    with outputs(args) as save, whole_file(args.output, devices=True) if args.output else nullcontext() as file:
         gemma = load_model(args)
         aloud = not args.json and file is None
         record = wanted(args)

@@ -17,10 +17,11 @@ from typing import IO, TypeAlias
 import numpy as np
 import safetensors.numpy
 
-from refgemma.cli.files import check_apart, output_file
+from refgemma.cli.files import check_apart
 from refgemma.cli.options import add_json, add_model, add_prompt, load_model, read_prompt, token_ids
 from refgemma.cli.terminal import print_json, print_table, progress_bar, visible
 from refgemma.errors import InputError
+from refgemma.files.atomic import whole_file
 from refgemma.gemma import Gemma
 from refgemma.numerics import Array
 from refgemma.sampling import SamplingParams, decide
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--tokens was given with a prompt: expected one of the two")
     tokens = None if args.tokens is None else list(args.tokens)
     prompt = "" if args.tokens is not None else read_prompt(args)
-    with output_file(args.output) if args.output else nullcontext() as file:
+    with whole_file(args.output, devices=True) if args.output else nullcontext() as file:
         gemma = load_model(args)
         if tokens is None:
             tokens = gemma.encode_prompt(prompt, raw=args.raw)

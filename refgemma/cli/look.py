@@ -9,9 +9,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-from refgemma.cli.files import check_apart, check_place, output_file
+from refgemma.cli.files import check_apart
 from refgemma.cli.terminal import progress_bar
 from refgemma.errors import InputError
+from refgemma.files.atomic import check_file_place, whole_file
 from refgemma.sampling import Record, show
 from refgemma.sampling.sidecar import sidecar_of
 
@@ -46,11 +47,11 @@ def outputs(args: argparse.Namespace) -> Iterator[Save]:
             raise InputError(f"{args.picture} ends in {ending or 'nothing'!r}: expected {endings}")
         show.check_matplotlib()
     if args.record:
-        check_place(args.record)
-        check_place(str(sidecar_of(Path(args.record))))
+        check_file_place(args.record)
+        check_file_place(sidecar_of(Path(args.record)))
     with ExitStack() as stack:
-        page = stack.enter_context(output_file(args.page)) if args.page else None
-        picture = stack.enter_context(output_file(args.picture)) if args.picture else None
+        page = stack.enter_context(whole_file(args.page, devices=True)) if args.page else None
+        picture = stack.enter_context(whole_file(args.picture, devices=True)) if args.picture else None
 
         def save(record: Record, title: str, t: int | None) -> None:
             if args.record:

@@ -25,17 +25,17 @@ from typing import Any
 
 from refgemma import lora
 from refgemma.checkpoint import describe, find_model
-from refgemma.cli.files import output_file, text_argument
+from refgemma.cli.files import text_argument
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar, size
 from refgemma.errors import InputError
+from refgemma.files.atomic import check_folder_place, whole_file
 from refgemma.gemma import load
 from refgemma.lora.adapter_config import CONFIG_FILE
 from refgemma.lora.audit import Audit, audit_attached
 from refgemma.lora.audit_picture import picture
 from refgemma.lora.audit_weights import WeightAudit
 from refgemma.lora.merge_file import Merged, merge_checkpoint
-from refgemma.lora.new_folder import check_place
 from refgemma.sampling.show import FORMATS, check_matplotlib
 
 _ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
@@ -72,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
         lora.find_adapter(name)  # before the model is read
     form = _check_options(args)
     if out is not None:
-        check_place(Path(out))
+        check_folder_place(Path(out).expanduser())
     found = None
-    with output_file(args.picture) if args.picture else nullcontext() as file:
+    with whole_file(args.picture, devices=True) if args.picture else nullcontext() as file:
         if args.audit:
             found = _audit(args, adapters)
             if file is not None:

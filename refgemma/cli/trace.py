@@ -15,10 +15,11 @@ import argparse
 import numpy as np
 
 from refgemma import oracle
-from refgemma.cli.files import check_apart, check_place
+from refgemma.cli.files import check_apart
 from refgemma.cli.options import add_json, add_model, add_prompt, load_model, read_prompt, token_ids
 from refgemma.cli.terminal import print_json, print_table, progress_bar, size
 from refgemma.errors import InputError
+from refgemma.files.atomic import check_file_place
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.output.endswith(".safetensors"):
         raise InputError(f"{args.output} does not end in .safetensors: that is the format of a trace")
     check_apart({"--messages": args.messages}, {"--output": args.output})
-    check_place(args.output)
+    check_file_place(args.output)
     if args.tokens is not None and (args.prompt is not None or args.messages is not None or args.raw):
         raise InputError("--tokens was given with a prompt: expected one of the two")
     prompt = "" if args.tokens is not None else read_prompt(args)

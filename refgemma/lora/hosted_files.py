@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refgemma.checkpoint.safetensors_file import StoredTensor, read_safetensors
 from refgemma.config import SIZES, Config
+from refgemma.files.safetensors import StoredTensor, read_safetensors
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
@@ -78,15 +78,7 @@ def read_adapter_header(path: Path) -> tuple[dict[str, StoredTensor] | None, str
     try:
         if error := _not_a_file(path):
             return None, error
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-        # Where the length is more than the file, it is no header at all, and the reader knows what it may be instead.
-        if _LONGEST_HEADER < length < path.stat().st_size:
-            return (
-                None,
-                f"its header has {length:,} bytes, where that of an adapter has some {_LONGEST_HEADER:,} at most",
-            )
-        return read_safetensors(path), ""
+        return read_safetensors(path, longest_header=_LONGEST_HEADER), ""
     except (OSError, ValueError) as error:
         return None, str(error).replace(f"{path} ", "it ").replace(str(path), path.name)[:300]
 

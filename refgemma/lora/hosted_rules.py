@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from refgemma.checkpoint.safetensors_file import StoredTensor
+from refgemma.files.safetensors import StoredTensor
 from refgemma.lora.hosted_files import (
     CONFIG_FILE,
     HOSTED,

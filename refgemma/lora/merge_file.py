@@ -17,18 +17,17 @@ from typing import TypeAlias
 import numpy as np
 
 from refgemma.checkpoint.find import find_model
-from refgemma.checkpoint.folder import read_folder
+from refgemma.checkpoint.folder import Outgoing, read_folder, split_into_files, total_bytes, write_weights
 from refgemma.checkpoint.load import Progress, check_tensors, load_params
 from refgemma.checkpoint.names import Tensor, tensors_of
-from refgemma.checkpoint.safetensors_file import StoredTensor
 from refgemma.config import Config, read_config
 from refgemma.errors import InputError
+from refgemma.files.atomic import check_folder_place, check_room, whole_folder
+from refgemma.files.safetensors import FLOATS, StoredTensor
 from refgemma.lora.attach import attach
-from refgemma.lora.checkpoint_file import Outgoing, dealt_out, total_bytes, write_files
 from refgemma.lora.find import find_adapter, split_scale
 from refgemma.lora.fit import fit
 from refgemma.lora.materialise import stored_rows
-from refgemma.lora.new_folder import check_place, check_room, made_beside
 from refgemma.lora.paths import at
 from refgemma.lora.pieces import pieces
 from refgemma.lora.read import Adapter, read
@@ -42,7 +41,6 @@ Adapters: TypeAlias = str | Path | Adapter | Sequence[str | Path | Adapter]
 _COPIED = (
     "generation_config.json", "tokenizer*", "special_tokens*", "added_tokens*", "chat_template*", "LICENSE*", "NOTICE*",
 )  # fmt: skip
-_FORMATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _BLOCK = 2**24  # numbers that are computed before they are written: 64 MB as float32
 
 
@@ -107,7 +105,7 @@ def merge_checkpoint(
     if dtype not in (None, "bfloat16", "float16", "float32"):
         raise InputError(f"dtype is {dtype!r}: expected 'bfloat16', 'float16' or 'float32', or none to keep the base's")
     place = Path(out).expanduser().absolute()
-    check_place(place)
+    check_folder_place(place)
     folder = find_model(base)
     config = read_config(folder)
     stored = read_folder(folder)
@@ -125,16 +123,16 @@ def merge_checkpoint(
         changed += [tensor.ours] if new is not old else []
     if tied and at(params, "embed") is not at(before, "embed"):
         changed.append("head")
-    files = dealt_out(tensors, shard_bytes)
+    files = split_into_files(tensors, shard_bytes)
     copied = [path for pattern in _COPIED for path in sorted(folder.glob(pattern)) if path.is_file()]
     check_room(place, total_bytes(files) + sum(path.stat().st_size for path in copied))
     forms = {tensor.form for tensor in tensors}
     form = forms.pop() if len(forms) == 1 else "float32"
-    with made_beside(place) as temporary:
+    with whole_folder(place) as temporary:
         _write_config(folder / "config.json", temporary / "config.json", form, tied)
         for path in copied:
             shutil.copyfile(path, temporary / path.name)
-        write_files(temporary, files, progress)
+        write_weights(temporary, files, progress)
         check_tensors(read_folder(temporary), read_config(temporary), temporary)
     return Merged(
         folder=place, dtype=form, changed=tuple(changed), untied=untied, files=len(files), nbytes=total_bytes(files)
@@ -159,8 +157,8 @@ def _attached(before: Params, config: Config, adapters: Adapters) -> Params:
 
 def _outgoing(tensor: Tensor, source: StoredTensor, operand: Operand, dtype: str | None, *, changed: bool) -> Outgoing:
     """One weight, computed only when it is written."""
-    form = dtype or _FORMATS[source.dtype]
-    if not changed and form == _FORMATS[source.dtype]:
+    form = dtype or FLOATS[source.dtype]
+    if not changed and form == FLOATS[source.dtype]:
         rows = partial(_bytes_of, source)
     else:
         rows = partial(_rows_of, operand, form, tensor.ours)
@@ -191,7 +189,7 @@ def _stays_tied(params: Params, before: Params, stored: dict[str, StoredTensor],
         return False
     if embed is head:
         return True
-    form = dtype or _FORMATS[stored["model.embed_tokens.weight"].dtype]
+    form = dtype or FLOATS[stored["model.embed_tokens.weight"].dtype]
     return all(
         np.array_equal(_rows_of(embed, form, "embed", rows), _rows_of(head, form, "head", rows))
         for rows in pieces(embed.shape, slice(0, embed.shape[0]), _BLOCK)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from refgemma.checkpoint.safetensors_file import StoredTensor, read_safetensors
 from refgemma.errors import InputError
+from refgemma.files.safetensors import StoredTensor, read_safetensors
 from refgemma.lora.adapter_config import WEIGHTS_FILE, AdapterConfig, read_adapter_config
 from refgemma.lora.pieces import pieces
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16

@@ -16,7 +16,7 @@ from refgemma.numerics import Array
 from refgemma.oracle.judging.judge import as_told, judged_operations, judged_run, without_the_last_token
 from refgemma.oracle.models import read_theirs, weights_of
 from refgemma.oracle.reporting.report import Report
-from refgemma.oracle.traces.file import is_ours
+from refgemma.oracle.traces.file import is_trace
 from refgemma.oracle.traces.fingerprint import fingerprint
 from refgemma.oracle.traces.trace import Trace, read_trace
 
@@ -124,7 +124,7 @@ def compare(
 def _ours(a: Trace | str | Path | None) -> Trace | None:
     if a is None or isinstance(a, Trace):
         return a
-    if Path(a).is_file() and not is_ours(a):
+    if Path(a).is_file() and not is_trace(a):
         raise InputError(
             f"{a} is no trace of refgemma: give ours first, or the model and the other engine's file alone"
         )

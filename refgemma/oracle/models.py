@@ -15,7 +15,7 @@ from refgemma.gemma import Gemma, LoraNames, load
 from refgemma.model import Params
 from refgemma.oracle.foreign.reader import read_foreign
 from refgemma.oracle.formula_models import formula
-from refgemma.oracle.traces.file import is_ours
+from refgemma.oracle.traces.file import is_trace
 from refgemma.oracle.traces.trace import Trace, read_trace
 
 
@@ -45,7 +45,7 @@ def read_theirs(
     positions: ArrayLike | None = None,
 ) -> Trace:
     """Read what another engine computed."""
-    if is_ours(path):
+    if is_trace(path):
         return read_trace(path, config=config)
     known = formula.find(model) if isinstance(model, str) else None
     if tokens is None and known is not None:

@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from refgemma.checkpoint.safetensors_file import read_safetensors
 from refgemma.errors import InputError
-from refgemma.numerics import Array, from_bfloat16
+from refgemma.files.arrays import read_arrays
+from refgemma.numerics import Array
 
-ENDINGS = (".npy", ".npz", ".safetensors", ".json")
-
-# How files begin: one that NumPy would have to unpickle, and NumPy's own two.
-_PICKLE, _NPY, _ZIP = b"\x80", b"\x93NUMPY", b"PK\x03\x04"
-_WRITERS = {".npy": "numpy.save", ".npz": "numpy.savez"}
-_UNOPENED = "which are never opened because they can run code: save plain numbers"
+EXPECTED = "a safetensors, .npz, .npy or .json file of logits"
 
 
 def read_logits(path: str | Path, name: str | None = None) -> Array:
     """Read logits."""
     path = Path(path)
-    if path.suffix not in ENDINGS:
-        raise InputError(f"{path} ends in {path.suffix or 'nothing'!r}: expected logits in {', '.join(ENDINGS)}")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is no file: expected logits in {', '.join(ENDINGS)}")
-    if path.suffix == ".json":
-        array = _from_json(path, name)
-    elif path.suffix == ".safetensors":
-        array = _from_safetensors(path, name)
-    else:
-        array = _from_numpy(path, name)
-    return _checked(array, path)
+        raise FileNotFoundError(f"{path} does not exist or is not a file: expected {EXPECTED}")
+    return _checked(_from_json(path, name) if path.suffix == ".json" else _from_arrays(path, name), path)
+
+
+def _from_arrays(path: Path, name: str | None) -> Array:
+    arrays = read_arrays(path, nameless="")
+    if "" in arrays and name is not None:
+        raise InputError(f"{path} holds one array without a name: leave out --tensor")
+    array = arrays[_pick(list(arrays), name, path)]
+    if array.dtype.startswith("F8"):
+        raise InputError(f"{path}: {array.name!r} is {array.dtype}, too coarse for logits: expected F16, BF16 or F32")
+    return array.read()
 
 
 def _checked(array: Array, path: Path) -> Array:
@@ -74,53 +68,6 @@ def _pick(names: list[str], name: str | None, path: Path) -> str:
 def _listed(names: list[str]) -> str:
     shown = ", ".join(map(repr, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return f"the arrays {shown}" if names else "no arrays"
-
-
-def _from_safetensors(path: Path, name: str | None) -> Array:
-    tensors = read_safetensors(path)
-    tensor = tensors[_pick(list(tensors), name, path)]
-    if tensor.dtype == "BF16":
-        return from_bfloat16(tensor.data)
-    if tensor.dtype.startswith("F8"):
-        raise InputError(f"{path}: {tensor.name!r} is {tensor.dtype}, too coarse for logits: expected F16, BF16 or F32")
-    return tensor.data
-
-
-def _from_numpy(path: Path, name: str | None) -> Array:
-    with path.open("rb") as file:
-        beginning = file.read(8)
-        if beginning.startswith(_PICKLE):
-            raise InputError(f"{path} holds pickled objects, {_UNOPENED}")
-        if not beginning.startswith(_NPY if path.suffix == ".npy" else _ZIP):
-            raise InputError(f"{path} is no {path.suffix} file: expected one that {_WRITERS[path.suffix]} wrote")
-        file.seek(0)
-        with _sentences(path):
-            loaded: Any = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            if name is not None:
-                raise InputError(f"{path} holds one array without a name: leave out --tensor")
-            return loaded
-        key = _pick(loaded.files, name, path)
-        with _sentences(path):
-            picked = loaded[key]
-    if not isinstance(picked, np.ndarray):  # a member of the archive that is no array, as in PyTorch's own format
-        raise InputError(f"{path} is no .npz file: expected one that numpy.savez wrote")
-    return picked
-
-
-@contextmanager
-def _sentences(path: Path) -> Iterator[None]:
-    """Turn what NumPy says of a file that it cannot read into a sentence."""
-    wanted = f"expected what {_WRITERS[path.suffix]} writes; save it again"
-    try:
-        yield
-    except MemoryError as error:
-        raise InputError(f"{path} promises more numbers than fit into memory ({error}): {wanted}, with fewer") from None
-    except Exception as error:  # a damaged header goes through Python's tokenizer and parser, zip and zlib: any kind
-        if "allow_pickle" in str(error):
-            raise InputError(f"{path} holds pickled objects, {_UNOPENED}") from None
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path} is damaged or of another kind ({reason}): {wanted}") from None
 
 
 def _from_json(path: Path, name: str | None) -> Array:

@@ -15,16 +15,15 @@ written for other programs. So a record made by hand needs no more than these th
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from refgemma.errors import InputError
+from refgemma.files.atomic import whole_file
 from refgemma.ops.threads import in_parallel
 from refgemma.sampling.entry import Entry
 from refgemma.sampling.params import SamplingParams
@@ -55,7 +54,7 @@ def write_record(record: Record, path: str | Path) -> None:
     if not len(record):
         raise InputError("the record holds no decision: expected at least one token")
     sidecar = sidecar_of(path)
-    with _whole(path) as file, _whole(sidecar) as logits_file:
+    with whole_file(path) as file, whole_file(sidecar) as logits_file:
         digest = write_sidecar(record.logits, logits_file)
         in_parallel(record.__getitem__, len(record))  # the record keeps them
         entries = list(record)
@@ -188,23 +187,3 @@ def _params(fields: Any) -> SamplingParams:
     settings = SamplingParams(**fields)
     _check("temperature" in fields, "params has no temperature: expected the one that the tokens were drawn with")
     return settings
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears at its place whole, at the end, or not at all."""
-    target = path.resolve()  # a link stays, what it points to is replaced
-    if target.exists() and not target.is_file():
-        what = "a folder" if target.is_dir() else "a device or a pipe"
-        raise OSError(f"cannot write {path}: it is {what}, a record is two files side by side; give the name of a file")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(target)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename == str(temporary):
-            raise OSError(f"cannot write {path}: {error.strerror}") from None
-        raise

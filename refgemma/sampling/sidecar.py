@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
-from refgemma.checkpoint.safetensors_file import read_safetensors
 from refgemma.errors import InputError
-from refgemma.numerics import Array, from_bfloat16
-
-_DTYPES = {"float16": "F16", "float32": "F32", "float64": "F64"}
+from refgemma.files.safetensors import FLOATS, SafetensorsWriter, read_safetensors
+from refgemma.numerics import Array
 
 
 def sidecar_of(path: Path) -> Path:
@@ -24,19 +19,14 @@ def sidecar_of(path: Path) -> Path:
 
 
 def write_sidecar(rows: Sequence[Array] | Array, file: IO[bytes]) -> str:
-    """Write logits as one tensor, without ever holding the rows side by side."""
-    dtype = rows[0].dtype if rows[0].dtype.name in _DTYPES else np.dtype(np.float64)
-    size = len(rows) * len(rows[0]) * dtype.itemsize
-    entry = {"dtype": _DTYPES[dtype.name], "shape": [len(rows), len(rows[0])], "data_offsets": [0, size]}
-    header = json.dumps({"logits": entry}).encode()
-    header += b" " * (-len(header) % 8)  # so that the numbers are aligned
-    digest = hashlib.sha256()
-    little_endian = dtype.newbyteorder("<")
-    for part in (len(header).to_bytes(8, "little"), header, *(row.astype(little_endian, copy=False) for row in rows)):
-        data = part if isinstance(part, bytes) else np.ascontiguousarray(part).data
-        file.write(data)
-        digest.update(data)
-    return digest.hexdigest()
+    """Write logits as one tensor, row by row; returns the sha256 of the file."""
+    V = len(rows[0])
+    dtype = rows[0].dtype.name if rows[0].dtype.name in FLOATS.values() else "float64"
+    writer = SafetensorsWriter(file, {"logits": (dtype, (len(rows), V))}, {})
+    for t, row in enumerate(rows):
+        writer.write("logits", t * V, row.astype(dtype, copy=False))
+    file.flush()
+    return _sha256(Path(file.name))
 
 
 def read_sidecar(path: Path, source: Any, shape: tuple[int, int]) -> Array:
@@ -50,12 +40,13 @@ def read_sidecar(path: Path, source: Any, shape: tuple[int, int]) -> Array:
     tensor = read_safetensors(sidecar).get("logits")
     if tensor is None:
         raise InputError(f"{sidecar} holds no tensor called logits")
-    if tensor.dtype not in ("BF16", *_DTYPES.values()) or tensor.shape != shape:
+    if tensor.dtype not in FLOATS or tensor.shape != shape:
         raise InputError(f"{sidecar} holds {tensor.dtype} of shape {tensor.shape}: expected floats of shape {shape}")
-    digest = source.get("sha256")
-    if digest is not None:
-        with sidecar.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != digest:
-            raise InputError(f"{sidecar} is not the file that was written with it: their sha256 differ")
-    return from_bfloat16(tensor.data) if tensor.dtype == "BF16" else tensor.data
+    if source.get("sha256") is not None and source["sha256"] != _sha256(sidecar):
+        raise InputError(f"{sidecar} is not the file that was written with it: their sha256 differ")
+    return tensor.numbers()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

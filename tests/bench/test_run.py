@@ -46,7 +46,7 @@ def test_a_process_that_fails_is_told_of(folder, tmp_path):
     told = run._process(Job("refgemma", "float32"), broken, 60, lambda count: None)
     assert [line["measure"] for line in told.lines] == ["about"]
     assert told.failure.startswith("ended with code 1: ValueError: ")
-    assert "is cut off" in told.failure
+    assert "is empty" in told.failure
 
 
 def test_a_process_that_takes_too_long_is_stopped(folder):

@@ -72,5 +72,5 @@ def test_nothing_is_left_of_one_that_was_not_finished(tmp_path, config):
 
 def test_a_place_that_is_none(tmp_path, monkeypatch, config):
     monkeypatch.setitem(SHAPES, "small", config)
-    with pytest.raises(FileNotFoundError, match=r"absent is no folder"), checkpoint("small", tmp_path / "absent"):
+    with pytest.raises(FileNotFoundError, match=r"absent is not a folder"), checkpoint("small", tmp_path / "absent"):
         pass

@@ -159,7 +159,7 @@ def test_a_link_to_a_deleted_file_is_told_from_a_missing_one(tmp_path):
 
 def test_a_folder_that_is_none_is_one_sentence(tmp_path):
     for path in (tmp_path / "absent", write_model(tmp_path, MODEL) / "config.json"):
-        with pytest.raises(FileNotFoundError, match="is no folder") as error:
+        with pytest.raises(FileNotFoundError, match="is not a folder") as error:
             describe(path)
         one_sentence(error)
 

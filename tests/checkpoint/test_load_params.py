@@ -316,15 +316,15 @@ def test_threads_are_for_large_files(tmp_path, monkeypatch, large):
 
 
 @pytest.mark.parametrize("form", ["BF16", "F16"])
-def test_what_was_widened_is_let_go(tmp_path, monkeypatch, form):
+def test_what_was_widened_is_released(tmp_path, monkeypatch, form):
     """Else the file would count as memory beside its copy."""
-    let_go = []
-    monkeypatch.setattr(load, "let_go", let_go.append)
+    released = []
+    monkeypatch.setattr(load, "release_memory", released.append)
     load_params(write_model(tmp_path, MODEL, form), MODEL.config)
-    assert sum(array.size for array in let_go) == sum(
+    assert sum(array.size for array in released) == sum(
         t.size for path, t in leaves(MODEL.params) if t.ndim == 2 and path != "head"
     )
-    assert all(isinstance(base_of(array), mmap.mmap) for array in let_go)
+    assert all(isinstance(base_of(array), mmap.mmap) for array in released)
 
 
 def test_mapped_matrices_make_no_progress_because_there_is_nothing_to_wait_for(tmp_path):

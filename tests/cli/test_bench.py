@@ -13,7 +13,7 @@ from refgemma.cli import bench, main
         (["--weights", ""], "expected float32, bfloat16 or float32,bfloat16, not ''"),
         (["--rounds", "0"], "--rounds is 0: expected at least 1"),
         (["--picture", "roofline.gif"], "roofline.gif ends in '.gif': expected .png, .svg, .pdf"),
-        (["--keep", "absent/folder", "--size", "tiny"], "absent/folder is no folder"),
+        (["--keep", "absent/folder", "--size", "tiny"], "absent/folder is not a folder"),
     ],
 )
 def test_bad_use(capsys, arguments, words):

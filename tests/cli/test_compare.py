@@ -99,8 +99,8 @@ def test_a_picture(ours, theirs, capsys, tmp_path):
     [
         ([], "the following arguments are required: THEIRS"),
         (["{right}"], "which model is it? give ours, a trace that names it, or the model itself"),
-        (["{ours}", "absent.npz"], "absent.npz does not exist or is no file"),
-        (["absent.safetensors", "{right}"], "absent.safetensors does not exist or is no file"),
+        (["{ours}", "absent.npz"], "absent.npz does not exist or is not a file"),
+        (["absent.safetensors", "{right}"], "absent.safetensors does not exist or is not a file"),
         (["{right}", "{ours}"], "right.npz is no trace of refgemma: give ours first"),
         (["{ours}", "{right}", "--model", "absent"], "absent"),
         (["{ours}", "{right}", "--model", "tiny-it"], "is a trace of another model than"),

@@ -146,7 +146,7 @@ def test_an_untrained_adapter_in_the_table(merge, adapter, tmp_path):
         (["nobody", "--audit"], "no adapter 'nobody'"),
         (["{adapter}", "nobody:0.5", "--audit"], "no adapter 'nobody'"),
         (["nobody", "out"], "no adapter 'nobody'"),
-        (["{adapter}", "no/such/out", "--audit"], "is no folder"),
+        (["{adapter}", "no/such/out", "--audit"], "is not a folder"),
         (["{adapter}", "out", "--dtype", "int8"], "invalid choice: 'int8'"),
     ],
 )
@@ -210,11 +210,11 @@ def heeded():
 @pytest.mark.parametrize("second", [None, "SIGTERM"])
 @pytest.mark.parametrize("name", SIGNALS)
 def test_stopped_halfway_it_leaves_nothing(merge, adapter, tmp_path, monkeypatch, heeded, name, second):
-    write_files, rmtree, before = merge_file.write_files, shutil.rmtree, sorted(tmp_path.rglob("*"))
+    write_weights, rmtree, before = merge_file.write_weights, shutil.rmtree, sorted(tmp_path.rglob("*"))
     number, removed = getattr(signal, name), []
 
     def write_and_be_killed(folder: Path, files, progress):
-        write_files(folder, files, lambda done, total: os.kill(os.getpid(), number))
+        write_weights(folder, files, lambda done, total: os.kill(os.getpid(), number))
 
     def remove_and_be_killed_again(folder, **options):
         if second and number != signal.SIGINT:
@@ -222,7 +222,7 @@ def test_stopped_halfway_it_leaves_nothing(merge, adapter, tmp_path, monkeypatch
         removed.append(folder)
         rmtree(folder, **options)
 
-    monkeypatch.setattr(merge_file, "write_files", write_and_be_killed)
+    monkeypatch.setattr(merge_file, "write_weights", write_and_be_killed)
     monkeypatch.setattr(shutil, "rmtree", remove_and_be_killed_again)
     try:
         ended = merge(adapter, tmp_path / "out")[0]
@@ -238,12 +238,12 @@ def test_stopped_halfway_it_leaves_nothing(merge, adapter, tmp_path, monkeypatch
 def test_what_is_ignored_stays_so(merge, adapter, tmp_path, monkeypatch, heeded):
     """Under nohup a merge goes on when the terminal is closed."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    write_files = merge_file.write_files
+    write_weights = merge_file.write_weights
 
     def write_and_be_hung_up(folder: Path, files, progress):
-        write_files(folder, files, lambda done, total: os.kill(os.getpid(), signal.SIGHUP))
+        write_weights(folder, files, lambda done, total: os.kill(os.getpid(), signal.SIGHUP))
 
-    monkeypatch.setattr(merge_file, "write_files", write_and_be_hung_up)
+    monkeypatch.setattr(merge_file, "write_weights", write_and_be_hung_up)
     assert merge(adapter, tmp_path / "out")[0] == 0
     assert (tmp_path / "out/model.safetensors").is_file()
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN

@@ -229,7 +229,10 @@ def test_awkward_texts_pass(sample, tmp_path):
         (["--replay", "run.jsonl", "--tokens", "1"], "--tokens and --replay were both given"),
         (["--replay", "absent.jsonl"], "absent.jsonl does not exist"),
         (["absent.npy"], "absent.npy does not exist"),
-        (["x.txt"], "ends in '.txt'"),
+        (
+            ["x.txt"],
+            "x.txt does not exist or is not a file: expected a safetensors, .npz, .npy or .json file of logits",
+        ),
         (["x.npy", "--top-k", "0"], "top_k is 0"),
         (["x.npy", "--top-p", "1.5"], "top_p is 1.5"),
         (["x.npy", "--temperature", "-1"], "temperature is -1.0"),

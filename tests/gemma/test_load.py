@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import refgemma
-from refgemma.checkpoint.safetensors_file import read_safetensors
+from refgemma.files.safetensors import read_safetensors
 from refgemma.numerics import FLOAT32, FLOAT64, Bfloat16Matrix, from_bfloat16
 from tests.checkpoint.files import safetensors_bytes, write_model
 from tests.judge import FLOAT64_BOUND

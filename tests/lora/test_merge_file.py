@@ -387,7 +387,7 @@ def test_what_exists_is_not_touched(tmp_path, setting, what):
 
 
 def test_bad_requests(tmp_path, setting):
-    assert "is no folder" in setting(FileNotFoundError, out="no/such/place")
+    assert "is not a folder" in setting(FileNotFoundError, out="no/such/place")
     assert "dtype is 'int8': expected 'bfloat16', 'float16' or 'float32'" in setting(ValueError, dtype="int8")
     assert "no adapter was given" in setting(ValueError, adapters=[])
     assert "no adapter 'nobody'" in setting(FileNotFoundError, adapters="nobody")
@@ -413,7 +413,7 @@ def test_numbers_that_float16_cannot_hold_name_the_weight(adapter, setting):
 def test_a_disk_without_room_is_seen_before_anything_is_written(tmp_path, setting, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
-    monkeypatch.setattr(merge_file, "write_files", lambda *_: pytest.fail("written"))
+    monkeypatch.setattr(merge_file, "write_weights", lambda *_: pytest.fail("written"))
     text = setting(OSError)
     assert text.startswith("there is no room for ")
     assert f"the disk of {tmp_path} has 10,000 left" in text
@@ -429,7 +429,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path, setting):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     reason = os.strerror(errno.EFBIG).lower()
-    assert text == f"cannot write {tmp_path / 'out'}: {reason}; nothing was left there"
+    assert text == f"cannot write {tmp_path / 'out'}: {reason}; nothing was written"
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])

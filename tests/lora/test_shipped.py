@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import refgemma
-from refgemma.checkpoint.safetensors_file import read_safetensors
+from refgemma.files.safetensors import read_safetensors
 from refgemma.lora import find_adapter, read
 from refgemma.lora.hosted import check_hosted
 from refgemma.text.tools import parse_calls, render_preamble

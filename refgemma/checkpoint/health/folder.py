@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from refgemma.checkpoint.folder import INDEX, SINGLE, parse_index, read_folder
-from refgemma.checkpoint.safetensors_file import StoredTensor, read_safetensors
 from refgemma.errors import InputError
+from refgemma.files.safetensors import StoredTensor, read_safetensors
 from refgemma.text.tokenizer import Tokenizer
 
 Grade = Literal["wrong", "look", "fine"]

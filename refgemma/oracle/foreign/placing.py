@@ -10,8 +10,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from refgemma.files.arrays import StoredArray
 from refgemma.numerics import Array
-from refgemma.oracle.foreign.arrays_file import StoredArray
 from refgemma.oracle.foreign.axes import Layout, arrange, layouts, parts
 from refgemma.oracle.foreign.names import Match
 from refgemma.oracle.operations import axes_of, split_name

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike
 
 from refgemma.config import Config
 from refgemma.errors import InputError
+from refgemma.files.arrays import LazyArrays, StoredArray, read_arrays
 from refgemma.numerics import Array
-from refgemma.oracle.foreign.arrays_file import LazyArrays, StoredArray, read_arrays
 from refgemma.oracle.foreign.axes import said
 from refgemma.oracle.foreign.names import Match, mapped, match, only_some_layers
 from refgemma.oracle.foreign.placing import NUMBERS, Placed, Settled, maker, place, settled

@@ -10,8 +10,8 @@ import numpy as np
 
 from refgemma.config import Config
 from refgemma.errors import InputError
+from refgemma.files.arrays import StoredArray
 from refgemma.numerics import Array
-from refgemma.oracle.foreign.arrays_file import StoredArray
 
 _TOKENS = ("tokens", "input_ids", "token_ids", "ids", "input_tokens")
 _POSITIONS = ("positions", "position_ids", "segment_pos")

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
-from refgemma.lora.new_folder import check_place, made_beside
+from refgemma.files.atomic import check_folder_place, whole_folder
 from refgemma.numerics import Array
 from refgemma.oracle.bounds.arithmetic import arithmetic_of
 from refgemma.oracle.published.figures import DATA
@@ -45,8 +45,8 @@ def write_vectors(
 ) -> list[Path]:
     """Write the vectors of a model."""
     out = Path(out).expanduser()
-    check_place(out)
-    with made_beside(out) as folder:
+    check_folder_place(out)
+    with whole_folder(out) as folder:
         vectors = operation_vectors(config, progress)
         tensors = _tensors(vectors)
         save_file({key: np.ascontiguousarray(a) for key, a in tensors.items()}, folder / "operations.safetensors")

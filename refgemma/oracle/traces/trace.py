@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,11 +16,12 @@ from refgemma.checkpoint.load import Progress
 from refgemma.checkpoint.names import nearest_name
 from refgemma.config import Config
 from refgemma.errors import InputError
+from refgemma.files.arrays import LazyArrays, StoredArray, read_arrays
+from refgemma.files.safetensors import read_metadata
 from refgemma.gemma import Gemma
 from refgemma.numerics import Array
-from refgemma.oracle.foreign.arrays_file import LazyArrays, StoredArray, read_arrays
 from refgemma.oracle.operations import names_of, shape_of
-from refgemma.oracle.traces.file import FORMAT, VERSION, TraceFile, read_metadata, save_trace
+from refgemma.oracle.traces.file import FORMAT, VERSION, is_trace, trace_file
 from refgemma.oracle.traces.fingerprint import fingerprint
 from refgemma.oracle.traces.recording import checked, chosen_names, record
 
@@ -105,10 +105,12 @@ class Trace:
         meta = {"format": FORMAT, "version": VERSION, "notes": json.dumps(self.notes)} | dict(self.meta)
         if self.config is not None:
             meta["config"] = json.dumps(asdict(self.config))
-        called = {_END + name if name in self.ends else name: name for name in self.tensors}
-        makers = {stored: partial(self.tensors.__getitem__, name) for stored, name in called.items()}
-        dtypes = {stored: self.dtypes[name] for stored, name in called.items()}
-        save_trace(path, LazyArrays(makers), dtypes, self.tokens, self.positions, meta)
+        stored = {_END + name if name in self.ends else name: name for name in self.tensors}
+        shapes = {name: self.tensors[ours].shape for name, ours in stored.items()}
+        dtypes = {name: self.dtypes[ours] for name, ours in stored.items()}
+        with trace_file(path, shapes, dtypes, self.tokens, self.positions, meta) as write:
+            for name, ours in stored.items():
+                write(name, 0, self.tensors[ours])
 
 
 def trace(
@@ -176,8 +178,8 @@ def trace(
         "numpy": np.__version__,
     } | ({"last": "true"} if last else {})
     if to is not None:
-        with TraceFile(to, shapes, dtypes, ids, places, meta | {"config": json.dumps(asdict(gemma.config))}) as file:
-            record(gemma, ids, places, shapes, file.write, last=last, progress=progress)
+        with trace_file(to, shapes, dtypes, ids, places, meta | {"config": json.dumps(asdict(gemma.config))}) as write:
+            record(gemma, ids, places, shapes, write, last=last, progress=progress)
         return read_trace(to)
     tensors = {name: np.zeros(shape, gemma.numerics.dtype) for name, shape in shapes.items()}
 
@@ -213,9 +215,8 @@ def read_trace(path: str | Path, *, config: Config | None = None, mapping: Mappi
         If it is damaged, or its tensors do not fit the model.
     """
     arrays = read_arrays(path)
-    meta = read_metadata(path) if Path(path).suffix == ".safetensors" else {}
-    if meta.get("format") == FORMAT:
-        return _ours(Path(path), arrays, meta, config)
+    if is_trace(path):
+        return _ours(Path(path), arrays, read_metadata(path), config)
     if config is None:
         raise InputError(f"{path} is no trace of refgemma: say which model its tensors belong to")
     from refgemma.oracle.foreign.reader import read_foreign  # it makes Traces, so it needs this module first

@@ -201,11 +201,15 @@ ONE = {"dtype": "F32", "shape": [1, 4], "data_offsets": [0, 16]}
         (CONFIG, config(rank_pattern={f"q{i}": 2 for i in range(201)}), "rank_pattern holds 201 names"),
         (CONFIG, config(lora_alpha="big"), "lora_alpha"),
         (CONFIG, config(use_qalora=True), "quantisation"),
-        (WEIGHTS, b"", "cut off"),
-        (WEIGHTS, b"\x80\x02}q\x00.", "cut off"),
+        (WEIGHTS, b"", "is empty"),
+        (WEIGHTS, b"\x80\x02}q\x00.", "pickled"),
         (WEIGHTS, b"PK\x03\x04" + b"\0" * 100, "pickled"),
         (WEIGHTS, struct.pack("<Q", 2**63) + b"{}", "safetensors"),
-        (WEIGHTS, struct.pack("<Q", 5_000_000) + b"{" + b" " * 5_000_100, "its header has 5,000,000 bytes"),
+        (
+            WEIGHTS,
+            struct.pack("<Q", 5_000_000) + b"{" + b" " * 5_000_100,
+            "a header of 5,000,000 bytes: expected at most 4,000,000",
+        ),
         (WEIGHTS, safetensors(b"{" * 50_000), "damaged header"),
         (
             WEIGHTS,

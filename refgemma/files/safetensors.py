@@ -1,4 +1,4 @@
-"""Safetensors files, mapped: every tensor is a read-only view of the file itself, so opening one costs no reading.
+"""Safetensors files: read by mapping, so that opening one costs no reading, and written as a stream.
 
 The format is the length of a header, the header, which gives each tensor's dtype, shape and place, and all numbers, one
 tensor after another without gap or overlap, up to the end of the file::
@@ -7,8 +7,8 @@ tensor after another without gap or overlap, up to the end of the file::
     n bytes of JSON    {"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, ...}
     the rest           data, where the offsets count from
 
-The library's own NumPy loader copies what it reads and has no bfloat16, which Gemma files are made of, so the header is
-read here, as strictly as the library reads it.
+The library's own NumPy loader copies what it reads and has no bfloat16, which Gemma files are made of, and its writer
+wants all tensors in memory. The header is checked here as strictly as the library does.
 
 References
 ----------
@@ -22,14 +22,16 @@ import json
 import math
 import mmap
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from refgemma.errors import InputError
-from refgemma.numerics import Array
+from refgemma.files.kinds import kind_of
+from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16
 
 # Each stored format as NumPy sees it. It has no name for bfloat16 and float8: they appear as their bits.
 _DTYPES = {
@@ -38,28 +40,25 @@ _DTYPES = {
     "U32": "<u4", "I32": "<i4", "F32": "<f4",
     "U64": "<u8", "I64": "<i8", "F64": "<f8", "C64": "<c8",
 }  # fmt: skip
+FLOATS = {
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+}  # the file's word: NumPy's
+CODES = {name: code for code, name in FLOATS.items()} | {"int64": "I64"}
 
 _LONGEST_HEADER = 100_000_000  # bytes; the library's limit
-
-# What stands under the name of a weight file when something went wrong before.
-_IMPOSTORS = {
-    b"version https://git-lfs": "a Git LFS pointer, whose weights were never fetched: run `git lfs pull` in its folder",
-    b"GGUF": "a GGUF file: only safetensors files are read",
-    b"PK\x03\x04": "a pickled PyTorch file, which is never opened because it can run code: convert it to safetensors",
-    b"<": "a web page: the download was refused, perhaps for want of a login or an accepted licence",
-    b"{": "a JSON file: expected the weights themselves",
-}
 
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
     """One tensor in its file."""
 
-    name: str  # what the file calls it
-    dtype: str  # stored format, in the words of the file: "BF16", "F16", "F32",
-    # the numbers, a read-only view of the mapped file; BF16 and float8 numbers as their bits, in unsigned integers
-    data: Array
-    file: Path  # where it is stored
+    name: str
+    dtype: str  # as the file writes it: "BF16", "F16", "F32", ...
+    data: Array  # read-only view of the mapped file; BF16 and float8 numbers as their bits, in unsigned integers
+    file: Path
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,30 +70,26 @@ class StoredTensor:
         """Bytes in the file."""
         return self.data.nbytes
 
+    def numbers(self) -> Array:
+        """The numbers themselves: bfloat16 widened to float32, everything else still in the file."""
+        return from_bfloat16(self.data) if self.dtype == "BF16" else self.data
 
-def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
+    def matrix(self) -> Array | Bfloat16Matrix:
+        """The mapped matrix; a copy only if its numbers are not aligned in the file."""
+        data = np.require(self.data, requirements="A")
+        data.flags.writeable = False
+        return Bfloat16Matrix(data) if self.dtype == "BF16" else data
+
+
+def read_safetensors(path: str | Path, *, longest_header: int = _LONGEST_HEADER) -> dict[str, StoredTensor]:
     """Map a safetensors file.
 
     The arrays keep the mapping alive and see what happens to the file: replace a file that may be in use by renaming a
     new one over it, and never write into it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is no file: expected a safetensors file")
+    places, _, data_start = _read_header(path, longest_header)
     with path.open("rb") as file:
-        size = path.stat().st_size
-        beginning = file.read(32)
-        length = _header_length(beginning, size, path)
-        file.seek(8)
-        places = _places(file.read(length), path)
-        data_start = 8 + length
-        needed = data_start + (places[-1].end if places else 0)
-        if size < needed:
-            raise InputError(f"{path} is cut off: {size:,} of {needed:,} bytes are there; fetch it again")
-        if size > needed:
-            raise InputError(
-                f"{path} has {size - needed:,} bytes that belong to no tensor: it is damaged; fetch it again"
-            )
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     tensors = {}
     for place in places:
@@ -103,11 +98,55 @@ def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def let_go(numbers: Array) -> None:
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Texts that the writer put into the header, by name."""
+    return _read_header(Path(path), _LONGEST_HEADER)[1]
+
+
+class SafetensorsWriter:
+    """Writes a safetensors file block by block, in any order: the header is known before the first number.
+
+    Parameters
+    ----------
+    file : binary file
+        Empty, and seekable.
+    tensors : mapping of str to (str, tuple of int)
+        Format, such as "bfloat16" or "int64", and shape of each tensor.
+    metadata : mapping of str to str
+        Texts for the header.
+    """
+
+    def __init__(
+        self, file: IO[bytes], tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+    ) -> None:
+        self._file = file
+        self._begins: dict[str, int] = {}
+        entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+        end = 0
+        # The widest numbers first, so that every tensor is aligned.
+        for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: -_itemsize(item[1][0])):
+            self._begins[name], end = end, end + math.prod(shape) * _itemsize(dtype)
+            entries[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [self._begins[name], end]}
+        header = json.dumps(entries, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)
+        self._data_start = file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(self._data_start + end)  # what is never written is 0
+
+    def write(self, name: str, start: int, block: Array) -> None:
+        """Put numbers into a tensor, from its number `start` on, in its dtype; bfloat16 as bits."""
+        self._file.seek(self._data_start + self._begins[name] + start * block.itemsize)
+        self._file.write(np.ascontiguousarray(block, block.dtype.newbyteorder("<")).data)
+
+
+def _itemsize(dtype: str) -> int:
+    return np.dtype(_DTYPES[CODES[dtype]]).itemsize
+
+
+def release_memory(numbers: Array) -> None:
     """Give the memory of mapped numbers back to the system, once they were read.
 
-    They can be read again as before, from the system's cache or from the file. What was given back by several threads
-    no longer has to be taken down by one, when the mapping ends.
+    They can be read again as before, from the system's cache or from the file. Threads that do this for their own part
+    spare the end of the mapping from doing it alone.
     """
     mapping: Any = numbers
     while isinstance(mapping, np.ndarray | memoryview):
@@ -117,33 +156,13 @@ def let_go(numbers: Array) -> None:
         start = -(-place // mmap.PAGESIZE) * mmap.PAGESIZE
         whole_pages = (place + numbers.nbytes - start) // mmap.PAGESIZE
         if whole_pages > 0:
-            with contextlib.suppress(OSError):  # a process may have its memory locked: it stays, then
+            with contextlib.suppress(OSError):  # a process may have locked its memory: it then stays
                 mapping.madvise(mmap.MADV_DONTNEED, start, whole_pages * mmap.PAGESIZE)
 
 
 def _address(array: Array) -> int:
     address: int = array.__array_interface__["data"][0]
     return address
-
-
-def _header_length(beginning: bytes, size: int, path: Path) -> int:
-    """First number of the file, once it is plausible."""
-    for sign, what in _IMPOSTORS.items():
-        # A true file holds the header's opening brace after the length; none of the others does.
-        if beginning.startswith(sign) and beginning[8:9] != b"{":
-            raise InputError(f"{path} is {what}")
-    if len(beginning) < 8:
-        raise InputError(
-            f"{path} is cut off: {size} bytes are there, too few for the length of the header; fetch it again"
-        )
-    length = int.from_bytes(beginning[:8], "little")
-    if beginning[8:9] not in (b"{", b"") or not 2 <= length <= _LONGEST_HEADER:
-        raise InputError(f"{path} is no safetensors file: expected the length of a header, then JSON from byte 8 on")
-    if length > size - 8:
-        raise InputError(
-            f"{path} is cut off: {size:,} bytes are there, its header alone has {8 + length:,}; fetch it again"
-        )
-    return length
 
 
 class _Place(NamedTuple):
@@ -156,8 +175,37 @@ class _Place(NamedTuple):
     end: int
 
 
-def _places(header: bytes, path: Path) -> list[_Place]:
-    """Check the header against itself; its entries in the order of the file."""
+def _read_header(path: Path, longest: int) -> tuple[list[_Place], dict[str, str], int]:
+    """Entries in the order of the file, metadata, and where the data starts; all checked."""
+    if kind_of(path, "a safetensors file") != "safetensors":
+        raise InputError(
+            f"{path} is a NumPy file or a zip archive, as pickled PyTorch files are: expected a safetensors file"
+        )
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        if size < 8:
+            raise InputError(f"{path} is cut off: its {size} bytes are too few for a header; fetch it again")
+        length = int.from_bytes(first, "little")
+        if not 2 <= length <= _LONGEST_HEADER:
+            raise InputError(f"{path} is not a safetensors file: its header cannot have {length:,} bytes")
+        if 8 + length > size:
+            raise InputError(
+                f"{path} is cut off: it has {size:,} bytes, its header alone {8 + length:,}; fetch it again"
+            )
+        if length > longest:
+            raise InputError(f"{path} has a header of {length:,} bytes: expected at most {longest:,}")
+        places, metadata = _parsed(file.read(length), path)
+    needed = 8 + length + (places[-1].end if places else 0)
+    if size < needed:
+        raise InputError(f"{path} is cut off: it has {size:,} of {needed:,} bytes; fetch it again")
+    if size > needed:
+        raise InputError(f"{path} is damaged: {size - needed:,} bytes belong to no tensor; fetch it again")
+    return places, metadata, 8 + length
+
+
+def _parsed(header: bytes, path: Path) -> tuple[list[_Place], dict[str, str]]:
+    """Check the header against itself."""
     try:
         fields = json.loads(header.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant)
         if not isinstance(fields, dict):
@@ -176,7 +224,7 @@ def _places(header: bytes, path: Path) -> list[_Place]:
             position = place.end
     except (ValueError, RecursionError) as error:  # includes what json and decode raise
         raise InputError(f"{path} has a damaged header: {error}") from None
-    return places
+    return places, metadata
 
 
 def _place(name: str, entry: Any) -> _Place:
@@ -206,14 +254,13 @@ def _whole_numbers(values: Any) -> bool:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a name that stands twice, where JSON readers silently differ in which one they keep."""
+    """Refuse a repeated name: JSON readers silently differ in which of the two they keep."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{twice!r} stands in it twice")
+        raise InputError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice")
     return fields
 
 
 def _no_constant(word: str) -> None:
-    raise InputError(f"{word} is no JSON")
+    raise InputError(f"{word} is not valid JSON")

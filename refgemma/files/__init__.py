@@ -1,0 +1,1 @@
+"""Files of arrays: what a file really is, mapped reading, streamed and atomic writing."""
