@@ -45,7 +45,7 @@ def test_a_process_that_fails_is_told_of(folder, tmp_path):
     (broken / "model.safetensors").write_bytes(b"")
     told = run._process(Job("refgemma", "float32"), broken, 60, lambda count: None)
     assert [line["measure"] for line in told.lines] == ["about"]
-    assert told.failure.startswith("ended with code 1: ValueError: ")
+    assert told.failure.startswith("ended with code 1: refgemma.errors.InputError: ")
     assert "is empty" in told.failure
 
 

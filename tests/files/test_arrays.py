@@ -5,8 +5,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from refgemma.files.arrays import read_arrays
 
+from refgemma.files.arrays import read_arrays
 from refgemma.numerics import from_bfloat16, to_bfloat16
 from tests.checkpoint.files import safetensors_bytes
 

@@ -246,7 +246,7 @@ def test_an_archive_that_is_not_numpy_s(tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(
         FileNotFoundError,
-        match="does not exist or is not a file: expected a safetensors, .npz, .npy or .json file of logits",
+        match=r"does not exist or is not a file: expected a safetensors, \.npz, \.npy or \.json file of logits",
     ):
         read_logits(tmp_path / "x.npy")
 
