@@ -197,7 +197,7 @@ def test_json_mode(ai):
     request = NEPAL | {"response_format": {"type": "json_schema", "json_schema": schema}}
     answer = ai.run(GEMMA_2B, request | {"lora": "0-0-json"})
     assert json.loads(answer["response"]) == {"answer": "The capital of Nepal is Kathmandu."}
-    with pytest.raises(AiError, match="5024: JSON Mode couldn't be met: the answer is no JSON"):
+    with pytest.raises(AiError, match="5024: JSON Mode couldn't be met: the answer is not JSON"):
         ai.run(GEMMA_2B, request)
     for odd in ({"const": {1, 2}}, {"enum": [float("nan")]}, {"default": b""}):  # as only Python can have it
         with pytest.raises(AiError, match=r"^5006: Error: '/response_format/json_schema' cannot be written as JSON: "):

@@ -59,6 +59,16 @@ def test_formats_that_no_answer_could_be_checked_for(given, match):
     assert caught.value.code == 5006
 
 
+@pytest.mark.parametrize("draft", ["http://json-schema.org/draft-04/schema#", "", 5, [], None])
+def test_a_named_draft_changes_nothing(draft):
+    schema = {"$schema": draft, "properties": {"a": {"$schema": draft, "const": 1, "exclusiveMinimum": 0}}}
+    given = {"type": "json_schema", "json_schema": schema}
+    assert read(HOSTED[0], with_format(given)).answer_schema == schema
+    assert read_json('{"a": 1}', schema) == '{"a": 1}'
+    with pytest.raises(AiError, match="'/a' must be 1"):
+        read_json('{"a": 2}', schema)
+
+
 def test_it_does_not_stream():
     with pytest.raises(AiError, match="JSON mode does not stream"):
         read(HOSTED[0], with_format({"type": "json_object"}, stream=True))
@@ -87,12 +97,12 @@ def test_answers_that_fit(text):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("The capital of Nepal is Kathmandu.", "no JSON, it begins 'The capital"),
-        ("", "no JSON"),
-        ('{"name": "Nepal"', "no JSON"),
-        ('{"name": "Nepal"} Done.', "no JSON"),
-        ('{"name": "Nepal", "population": NaN}', "no JSON"),
-        ("[" * 100_000, "no JSON"),
+        ("The capital of Nepal is Kathmandu.", "not JSON, it begins 'The capital"),
+        ("", "not JSON"),
+        ('{"name": "Nepal"', "not JSON"),
+        ('{"name": "Nepal"} Done.', "not JSON"),
+        ('{"name": "Nepal", "population": NaN}', "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[]", "'array' not in 'object'"),
         ("{}", "required properties at '/' are 'name'"),
         ('{"name": "Nepal", "languages": []}', "Length of '/languages' must be >= 1"),

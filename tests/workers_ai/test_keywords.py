@@ -8,8 +8,9 @@ import jsonschema
 import pytest
 
 from refgemma.workers_ai import AiError, read
+from refgemma.workers_ai.json_mode import ANNOTATIONS, ANSWER_SCHEMAS
 from refgemma.workers_ai.pages import GEMMA_2B, GEMMA_7B, HOSTED, page
-from refgemma.workers_ai.schema import ANNOTATIONS, KEYWORDS, problems
+from refgemma.workers_ai.schema import WORDING, problems
 from tests.workers_ai.keyword_cases import FORMS, TOOL, cases
 
 CASES = [(model, *case) for model in HOSTED for case in cases(model)]
@@ -20,7 +21,8 @@ def keywords(schema, place=""):
     """Places of all keywords that demand something, of ``required`` each name."""
     for keyword, value in schema.items():
         here = f"{place}{keyword}"
-        assert keyword in KEYWORDS | ANNOTATIONS
+        assert keyword in ANSWER_SCHEMAS["properties"]
+        assert keyword in {*WORDING, *ANNOTATIONS, "properties", "items"}
         if keyword == "properties":
             for name, inner in value.items():
                 yield from keywords(inner, f"{here}/{name}/")

@@ -5,7 +5,7 @@ import pytest
 from refgemma import SamplingParams
 from refgemma.workers_ai import AiError, read
 from refgemma.workers_ai.pages import GEMMA_2B, GEMMA_7B, HOSTED
-from refgemma.workers_ai.rules import DEEPEST
+from refgemma.workers_ai.request import DEEPEST
 from tests.workers_ai.keyword_cases import FORMS, TOOL, USER
 
 TEXT = {"prompt": "Hello"}

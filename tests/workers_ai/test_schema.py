@@ -1,4 +1,4 @@
-"""The interpreter accepts and refuses as `jsonschema` does, and words it as the service was seen to."""
+"""Values are accepted and refused as jsonschema does by itself, and problems are worded as the service was seen to."""
 
 import copy
 import json

@@ -8,8 +8,8 @@ from typing import Any
 
 from starlette.requests import Request as HttpRequest
 
-from refgemma.workers_ai import strict_json
 from refgemma.workers_ai.errors import AiError
+from refgemma.workers_ai.schema import loads
 from refgemma.workers_ai.server.limits import BODY_RATE, BODY_SECONDS, JSON_BYTES
 
 
@@ -52,7 +52,7 @@ def parse(body: bytes) -> Any:
     if not body.strip():
         raise AiError(3003, "Missing body: expected a JSON object")
     try:
-        return strict_json.read(body.decode("utf-8"))
+        return loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise AiError(5006, f"the body is not UTF-8 at byte {error.start}: expected JSON") from None
     except ValueError as error:

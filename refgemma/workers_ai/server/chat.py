@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.pages import HOSTED, page
-from refgemma.workers_ai.rules import check_counts, check_depth
+from refgemma.workers_ai.request import check_counts, check_depth
 from refgemma.workers_ai.schema import join, problems, short
 
 # Same name, same meaning.
@@ -48,7 +48,7 @@ def read_chat(body: Any) -> ChatRequest:
             raise AiError(5006, f"'/{name}' is not supported here: leave it out")
     if given["model"] in HOSTED:  # which it may not be is said where it is looked up
         its_page = page(given["model"])
-        check_counts(given, its_page.fields("messages"), its_page)
+        check_counts(given, its_page, its_page.fields("messages"))
     inputs = {name: given[name] for name in _SAME if name in given}
     if "max_completion_tokens" in given or "max_tokens" in given:
         inputs["max_tokens"] = given.get("max_completion_tokens", given.get("max_tokens"))
