@@ -13,7 +13,12 @@ from refgemma.checkpoint.load import Progress
 from refgemma.errors import InputError
 from refgemma.gemma import Gemma, LoraNames
 from refgemma.numerics import Array
-from refgemma.oracle.judging.judge import as_told, judged_operations, judged_run, without_the_last_token
+from refgemma.oracle.judging.selection import (
+    judged_as_recognised,
+    judged_operations,
+    judged_run,
+    without_the_last_token,
+)
 from refgemma.oracle.models import read_theirs, weights_of
 from refgemma.oracle.reporting.report import Report
 from refgemma.oracle.traces.file import is_trace
@@ -97,7 +102,7 @@ def compare(
     if not (theirs.positions >= 0).any():
         raise InputError(f"{_called(b)}: every position is padding (-1, or masked): there is nothing to judge")
     if arithmetic is None:
-        arithmetic, why, theirs, findings = as_told(params, config, theirs, progress)
+        arithmetic, why, theirs, findings = judged_as_recognised(params, config, theirs, progress)
         judged_as = f"{arithmetic} ({why})"
     else:
         judged_as, findings = arithmetic, judged_operations(params, config, theirs, arithmetic, progress)

@@ -25,8 +25,7 @@ from refgemma.oracle.diagnosis.by_trace import ForcedTrial
 from refgemma.oracle.diagnosis.candidate import fits, overflows
 from refgemma.oracle.diagnosis.explanation import honest_setup, with_variants
 from refgemma.oracle.diagnosis.result import TIE, Cause, Diagnosis
-from refgemma.oracle.judging.judge import as_told
-from refgemma.oracle.judging.precision import arithmetic_of
+from refgemma.oracle.judging.selection import judged_as_recognised, recognised_arithmetic
 from refgemma.oracle.models import read_theirs, weights_of
 from refgemma.oracle.operations import names_of
 from refgemma.oracle.traces.trace import Trace
@@ -128,8 +127,8 @@ def diagnose(
 def _told(params: Params, config: Config, trace: Trace) -> tuple[str, str, Trace]:
     """What they computed in, how that is known, and their trace with the formats to judge it by."""
     if not fits(trace.tokens, trace):  # other tokens were fed
-        return *arithmetic_of(trace), trace
-    return as_told(params, config, trace)[:3]
+        return *recognised_arithmetic(trace), trace
+    return judged_as_recognised(params, config, trace)[:3]
 
 
 def _only_logits(trace: Trace) -> Trace:

@@ -104,7 +104,7 @@ def test_a_picture(ours, theirs, capsys, tmp_path):
         (["{right}", "{ours}"], "right.npz is no trace of refgemma: give ours first"),
         (["{ours}", "{right}", "--model", "absent"], "absent"),
         (["{ours}", "{right}", "--model", "tiny-it"], "is a trace of another model than"),
-        (["{ours}", "{right}", "--arithmetic", "int4"], "arithmetic is 'int4'"),
+        (["{ours}", "{right}", "--arithmetic", "int4"], "unknown arithmetic 'int4'"),
         (["{ours}", "{right}", "--tokens", "2,40"], "ours says which tokens were fed: give no others"),
         (["{ours}", "{right}", "--tokens", "2,x"], "--tokens"),
         (["{ours}", "{right}", "--map", "absent.json"], "cannot read absent.json"),

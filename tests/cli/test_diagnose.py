@@ -75,7 +75,7 @@ def test_tokens_that_the_file_does_not_hold(dumps, capsys):
     [
         (["nowhere.npy"], "nowhere.npy"),
         (["{dumps}/right.npy", "--model", "nothing"], "nothing"),
-        (["{dumps}/right.npy", "--model", "reveal-gqa", "--arithmetic", "float31"], "arithmetic is 'float31'"),
+        (["{dumps}/right.npy", "--model", "reveal-gqa", "--arithmetic", "float31"], "unknown arithmetic 'float31'"),
         (["{dumps}/named.npz", "--model", "reveal-gqa"], "holds no tensor that is recognised"),
         (["{dumps}/right.npy", "--model", "reveal-gqa", "--map", "{dumps}/right.npy"], "UTF-8"),
     ],

@@ -10,9 +10,10 @@ from refgemma.ops.attention import attention_probs
 from refgemma.ops.mlp import gelu
 from refgemma.ops.norm import rms_norm
 from refgemma.ops.rope import rope, rope_table
-from refgemma.oracle.bounds import elementwise, products, rounding, sums
+from refgemma.oracle.bounds import elementwise, products, sums
 from refgemma.oracle.bounds.arithmetic import UNIT, arithmetic_of, confidence
-from refgemma.oracle.bounds.slack import BRIDGED, Known
+from refgemma.oracle.bounds.slack import Known
+from refgemma.oracle.judging.thresholds import BRIDGED, LIBRARY
 
 F32 = arithmetic_of("float32")
 U = UNIT["float32"]
@@ -102,7 +103,7 @@ def test_norms_of_every_order_and_the_mistakes_in_them():
     x, weight = single(rng.normal(size=(1, 400, D))), single(rng.normal(size=D) * 0.4)
     x[0, ::4] *= single(1e-3)  # quiet ones, where eps counts
     exact = rms_norm(wide(x), wide(weight), eps=1e-6, numerics=PROFILES["float64"])
-    bound = rounding.norm(exact, Known(wide(x)), weight, 1e-6, F32)
+    bound = sums.norm(exact, Known(wide(x)), weight, 1e-6, F32)
 
     def norm(square_sum, root=lambda m: 1 / np.sqrt(m), eps=1e-6):
         return x * root(square_sum[..., None] / single(D) + single(eps)) * (1 + weight)
@@ -140,7 +141,7 @@ def test_numpy_s_own_curves_are_within_the_allowance_for_libraries():
         "cos": ulps(np.cos(angle), np.cos(wide(angle))).max(),
         "sin": ulps(np.sin(angle), np.sin(wide(angle))).max(),
     }
-    assert max(worst.values()) <= elementwise.LIBRARY, worst
+    assert max(worst.values()) <= LIBRARY, worst
 
 
 @pytest.mark.parametrize("H", [16, 24, 256])
@@ -173,7 +174,7 @@ def test_softmax():
     allowed = np.tril(np.ones((40, 40), bool))[None]
     scores = single(rng.normal(size=(1, 3, 40, 40)) * 10)
     exact = attention_probs(wide(scores), allowed, numerics=PROFILES["float64"])
-    bound = elementwise.softmax(exact, Known(wide(scores)), allowed, F32)
+    bound = sums.softmax(exact, Known(wide(scores)), allowed, F32)
     assert np.all(np.abs(attention_probs(scores, allowed) - exact) <= bound.worst)
     masked = np.where(allowed[:, None], scores, single(-np.inf))
     powers = np.exp2((masked - masked.max(axis=-1, keepdims=True)) * single(1 / math.log(2)))
@@ -182,7 +183,7 @@ def test_softmax():
     assert np.any(np.abs(attention_probs(rounded, allowed) - exact) > bound.worst)
     # Scores known up to a slack: whatever they are within it, the bound holds. Large ones, too, where it is not linear.
     for slack in (1e-3, 0.5):
-        loose = elementwise.softmax(exact, Known(wide(scores), np.full(scores.shape, slack), 0.0), allowed, F32)
+        loose = sums.softmax(exact, Known(wide(scores), np.full(scores.shape, slack), 0.0), allowed, F32)
         moved = wide(scores) + slack * rng.choice([-1, 1], size=scores.shape)
         error = np.abs(attention_probs(moved, allowed, numerics=PROFILES["float64"]) - exact)
         assert np.all(error <= exact * np.expm1(2 * slack) + 1e-12)
@@ -238,11 +239,11 @@ def test_slack_never_makes_a_bound_smaller(name):
     p64 = PROFILES["float64"]
     turned = rope(x, *rope_table(positions, 12, 1e4, numerics=p64), numerics=p64)
     cases = [
-        (lambda k: rounding.norm(rms_norm(flat, up[0, 0], eps=1e-6, numerics=p64), k, up[0, 0], 1e-6, a), flat),
-        (lambda k: rounding.added(flat + up, k, Known(up), "out", a), flat),
+        (lambda k: sums.norm(rms_norm(flat, up[0, 0], eps=1e-6, numerics=p64), k, up[0, 0], 1e-6, a), flat),
+        (lambda k: elementwise.added(flat + up, k, Known(up), "out", a), flat),
         (lambda k: products.product(flat @ flat[0].T, k, flat[0], a), flat),
         (lambda k: elementwise.rotation(turned, k, positions, 1e4, a), x),
-        (lambda k: elementwise.softmax(attention_probs(scores, allowed, numerics=p64), k, allowed, a), scores),
+        (lambda k: sums.softmax(attention_probs(scores, allowed, numerics=p64), k, allowed, a), scores),
         (lambda k: elementwise.gelu(gelu(flat, numerics=p64), k, a), flat),
         (lambda k: elementwise.gated(flat * up, k, Known(up), a), flat),
     ]
@@ -263,7 +264,7 @@ def test_slack_of_a_norm_is_what_its_input_can_do():
     rng = np.random.default_rng(0)
     x, weight, worst = rng.normal(size=(1, 1, 8)), rng.normal(size=8), 1e-4 * rng.uniform(size=(1, 1, 8))
     y = rms_norm(x, weight, eps=1e-6, numerics=PROFILES["float64"])
-    plain, slack = (rounding.norm(y, known, weight, 1e-6, F32).worst for known in (Known(x), Known(x, worst, worst**2)))
+    plain, slack = (sums.norm(y, known, weight, 1e-6, F32).worst for known in (Known(x), Known(x, worst, worst**2)))
     for i in range(8):
         away = -np.sign(x)
         away[..., i] *= -1

@@ -13,10 +13,10 @@ from refgemma.numerics import PROFILES
 from refgemma.ops.attention import attention_probs
 from refgemma.ops.mlp import gelu
 from refgemma.ops.norm import rms_norm
-from refgemma.oracle.bounds import elementwise, products, rounding, sums
+from refgemma.oracle.bounds import elementwise, products, sums
 from refgemma.oracle.bounds.arithmetic import UNIT, arithmetic_of, confidence
 from refgemma.oracle.bounds.slack import Known
-from refgemma.oracle.judging.free_run import SEEDS, WRONG
+from refgemma.oracle.judging.thresholds import DRIFTED, SEEDS
 from tests.oracle.test_bounds import single, summed_one_by_one, wide
 
 F32, P64 = arithmetic_of("float32"), PROFILES["float64"]
@@ -89,7 +89,7 @@ def test_a_norm_is_half_the_roundings_of_its_sum_and_eight(D):
     rng = np.random.default_rng(D)
     x, weight = rng.normal(size=(1, 4, D)), rng.normal(size=D) * 0.3
     exact = rms_norm(x, weight, eps=1e-6, numerics=P64)
-    bound = rounding.norm(exact, Known(x), weight, 1e-6, F32)
+    bound = sums.norm(exact, Known(x), weight, 1e-6, F32)
     # Under the root, which halves: D squares and D - 1 additions make D in a row, the division, eps. Then seven.
     want = ((D + 3) / 2 + 7) * U * np.abs(exact)
     np.testing.assert_allclose(bound.worst, want, rtol=5 * NEAR)
@@ -105,10 +105,10 @@ def test_a_norm_is_half_the_roundings_of_its_sum_and_eight(D):
 
 def test_a_residual_add_is_one_rounding():
     x, change = np.full((1, 1, 3), 1.0), np.array([[[2.0, -3.0, 0.5]]])
-    bound = rounding.added(x + change, Known(x), Known(change), "out", F32)
+    bound = elementwise.added(x + change, Known(x), Known(change), "out", F32)
     np.testing.assert_allclose(bound.worst, U * np.abs(x + change), rtol=1e-12)
     np.testing.assert_allclose(bound.likely, bound.worst, rtol=1e-12)
-    narrow = rounding.added(x + change, Known(x), Known(change), "out", arithmetic_of("bfloat16"))
+    narrow = elementwise.added(x + change, Known(x), Known(change), "out", arithmetic_of("bfloat16"))
     np.testing.assert_allclose(narrow.worst, UNIT["bfloat16"] * np.abs(x + change), rtol=5e-3)
     # It is reached: 1 + 2**-24 is rounded to 1 (to even), by u.
     assert float(single(1) + single(U)) - (1 + U) == -U
@@ -130,7 +130,7 @@ def test_a_softmax_has_three_roundings_of_each_argument():
         scores = np.array([0.0, -d]).reshape(1, 1, 1, 2)
         allowed = np.ones((1, 1, 2), bool)
         exact = attention_probs(scores, allowed, numerics=P64)
-        bound = elementwise.softmax(exact, Known(scores), allowed, F32)
+        bound = sums.softmax(exact, Known(scores), allowed, F32)
         relative = bound.worst / (exact * U)
         assert relative[0, 0, 0, 1] == pytest.approx(3 * d + 8 + 8 + 2 + 2, rel=NEAR)
         assert relative[0, 0, 0, 0] == pytest.approx(8 + 8 + 2 + 2, rel=5e-3)
@@ -141,7 +141,7 @@ def test_a_sum_in_softmax_grows_with_the_keys():
     for n in (4, 1000):
         scores, allowed = np.zeros((1, 1, 1, n)), np.ones((1, 1, n), bool)
         exact = np.full(scores.shape, 1 / n)
-        bound = elementwise.softmax(exact, Known(scores), allowed, F32)
+        bound = sums.softmax(exact, Known(scores), allowed, F32)
         np.testing.assert_allclose(bound.worst, (16 + n + 2) * U / n, rtol=NEAR)
         chance = confidence(n) * math.sqrt(n / 3 + (n / 2 + 1) / n)
         np.testing.assert_allclose(bound.likely, min(18 + chance, 18 + n) * U / n, rtol=NEAR)
@@ -155,7 +155,7 @@ def test_what_a_division_divides_is_off_already():
     scores = np.concatenate([[0.0], np.full(n - 1, -9.0)]).reshape(1, 1, 1, n)
     allowed = np.ones((1, 1, n), bool)
     exact = attention_probs(scores, allowed, numerics=P64)
-    bound = elementwise.softmax(exact, Known(scores), allowed, a)
+    bound = sums.softmax(exact, Known(scores), allowed, a)
     own = 9.0 * (3 * a.unit + a.at("attn.shifted")) + 8 * a.unit + a.at("attn.exp")
     first = 8 * a.unit + a.at("attn.exp")
     factor = math.exp(own) * float(np.sum(exact * np.exp([first] + [own] * (n - 1))))
@@ -191,7 +191,7 @@ def test_float16_underflows_by_half_its_smallest_number():
     off = np.abs(x.astype(np.float16).astype(np.float64) - x)
     assert 0.999 * a.tiny < off.max() <= a.tiny
     zero = Known(np.zeros((1, 1, 1)))
-    assert rounding.added(np.zeros((1, 1, 1)), zero, zero, "out", a).worst == a.tiny
+    assert elementwise.added(np.zeros((1, 1, 1)), zero, zero, "out", a).worst == a.tiny
 
 
 # ---- sums with one large addend
@@ -205,7 +205,7 @@ def test_a_norm_with_a_massive_channel(D, channel):
     x, weight = single(rng.normal(size=(1, 8, D)) * 0.15), single(rng.normal(size=D) * 0.3)
     x[..., 0] = channel
     exact = rms_norm(wide(x), wide(weight), eps=1e-6, numerics=P64)
-    bound = rounding.norm(exact, Known(wide(x)), weight, 1e-6, F32)
+    bound = sums.norm(exact, Known(wide(x)), weight, 1e-6, F32)
     mean = summed_one_by_one(x * x)[..., None] / single(D)
     error = np.abs(x * (1 / np.sqrt(mean + single(1e-6))) * (1 + weight) - exact)
     assert np.all(error <= bound.likely)
@@ -213,7 +213,7 @@ def test_a_norm_with_a_massive_channel(D, channel):
     x[..., 1] = -channel
     x[..., 2:4] = channel / 2
     exact = rms_norm(wide(x), wide(weight), eps=1e-6, numerics=P64)
-    bound = rounding.norm(exact, Known(wide(x)), weight, 1e-6, F32)
+    bound = sums.norm(exact, Known(wide(x)), weight, 1e-6, F32)
     mean = summed_one_by_one(x * x)[..., None] / single(D)
     assert np.all(np.abs(x * (1 / np.sqrt(mean + single(1e-6))) * (1 + weight) - exact) <= bound.likely)
 
@@ -244,7 +244,7 @@ def test_a_softmax_of_very_many_unlikely_keys():
     scores[..., 0] = 0
     allowed = np.ones((1, 1, n), bool)
     exact = attention_probs(scores, allowed, numerics=P64)
-    bound = elementwise.softmax(exact, Known(scores), allowed, F32)
+    bound = sums.softmax(exact, Known(scores), allowed, F32)
     powers = np.exp(single(scores))
     error = np.abs(powers / summed_one_by_one(powers)[..., None] - exact)
     assert error[0, 0, 0, 0] > 4e-4  # it happens
@@ -265,14 +265,14 @@ def test_what_is_swallowed():
 
 
 def test_so_many_seeds_as_the_limit_makes_up_for():
-    """The scatter of eight runs along one direction is off by `WRONG` once in a thousand, that of two once in ten.
+    """The scatter of eight runs along one direction is off by `DRIFTED` once in a thousand, that of two once in ten.
 
     The mean square of n of them, times n over the variance, is chi squared with n degrees of freedom; that is below
     n / 9 with a probability which for even n is that of n / 2 or more events of a Poisson process of mean n / 18.
     """
 
     def missed(n):
-        mean = n / WRONG**2 / 2
+        mean = n / DRIFTED**2 / 2
         return 1 - math.exp(-mean) * sum(mean**k / math.factorial(k) for k in range(n // 2))
 
     assert missed(2) == pytest.approx(0.105, abs=0.001)

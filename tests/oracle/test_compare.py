@@ -350,7 +350,7 @@ def test_bad_use_is_a_sentence(tmp_path):
             {"model": TRUTH},
             "every position is padding",
         ),
-        ((ours, theirs), {"model": TRUTH, "arithmetic": "int4"}, "arithmetic is 'int4': there are float32, "),
+        ((ours, theirs), {"model": TRUTH, "arithmetic": "int4"}, "unknown arithmetic 'int4': expected one of float32, "),
         (
             (replace(ours, meta={"model": "m", "adapters": '["pirate"]'}), theirs),
             {},
@@ -418,7 +418,7 @@ def test_the_text_of_a_report():
         "",
         "WRONG at layers.0.out, the first of 1 wrong, 1 inside rounding, 1 not given",
         "  error 6 is 12 of its bound 0.5",
-        "  at [0, 1, 2]: theirs 1.25, the reference 0.75",
+        "  at [0, 1, 2]: the candidate 1.25, the reference 0.75",
         "  pattern: only odd lanes",
         "  bound: the reason",
         "",

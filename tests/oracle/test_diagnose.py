@@ -285,7 +285,7 @@ def test_bad_input_is_a_sentence():
         diagnose(replace(trace, tensors={}), "reveal-gqa")
     with pytest.raises(ValueError, match="all tokens of their trace are padding"):
         diagnose(replace(trace, positions=np.full_like(trace.positions, -1)), "reveal-gqa")
-    with pytest.raises(ValueError, match="arithmetic is 'float31': there are float32"):
+    with pytest.raises(ValueError, match="unknown arithmetic 'float31': expected one of float32"):
         diagnose(trace, "reveal-gqa", arithmetic="float31")
     with pytest.raises(FileNotFoundError):
         diagnose(trace, "reveal-nothing")

@@ -112,7 +112,7 @@ def test_numbers_that_are_not_finite_and_shapes_that_do_not_fit():
     found = free(model, logits, "float32")
     assert found.grade == "wrong"
     assert "not finite" in found.pattern
-    with pytest.raises(ValueError, match=r"^their logits have shape \(3,\): expected \("):
+    with pytest.raises(ValueError, match=r"^the candidate's logits have shape \(3,\): expected \("):
         free(model, np.zeros(3), "float32")
 
 

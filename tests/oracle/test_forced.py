@@ -149,8 +149,8 @@ def test_an_error_is_wrong_where_it_is_made_and_nowhere_else(arithmetic):
         found = first_wrong(judge(model, theirs, arithmetic))
         assert found.pattern.startswith("constant factor 1.0"), (name, found.pattern)
         value = theirs.tensors[name][found.where]
-        assert value == found.value_theirs
-        assert found.error == pytest.approx(abs(found.value_theirs - found.value_ours))
+        assert value == found.value_candidate
+        assert found.error == pytest.approx(abs(found.value_candidate - found.value_reference))
         assert found.ratio == pytest.approx(found.error / found.bound)
 
 
@@ -301,8 +301,8 @@ def test_tensors_of_another_model_are_refused():
     model = model_of(0)
     theirs = run(model)
     short = {**theirs.tensors, "logits": theirs.tensors["logits"][..., :-1]}
-    with pytest.raises(ValueError, match=r"^their logits has shape \(.*\): for .* x 17 tokens this model makes \("):
+    with pytest.raises(ValueError, match=r"^the candidate's .* has shape \(.*\): expected \(.*\) for .* x 17 tokens$"):
         judge(model, replace(theirs, tensors=short))
-    with pytest.raises(ValueError, match=r"^arithmetic is 'fp8': there are "):
+    with pytest.raises(ValueError, match=r"^unknown arithmetic 'fp8': expected one of "):
         judge(model, theirs, "fp8")
     assert arithmetic_of("float32").storage == "float32"

@@ -117,10 +117,14 @@ def test_neighbours_of_padding():
 
 
 def test_heads_in_another_order():
-    assert said(lambda x: x[..., [0, 2, 1, 3], :]) == "heads in another order: theirs are our 0 2 1 3"
-    assert said(lambda x: x[..., [0, 0, 2, 2], :]) == "heads taken from others: theirs are our 0 0 2 2"
-    assert said(lambda x: x[..., ::-1, :]) == "heads in another order: theirs are our 3 2 1 0"
-    assert said(lambda x: x[..., ::-1]).startswith("lanes in another order: theirs are our 15 14 13")
+    assert (
+        said(lambda x: x[..., [0, 2, 1, 3], :]) == "heads in another order: the candidate has the reference's 0 2 1 3"
+    )
+    assert (
+        said(lambda x: x[..., [0, 0, 2, 2], :]) == "heads taken from others: the candidate has the reference's 0 0 2 2"
+    )
+    assert said(lambda x: x[..., ::-1, :]) == "heads in another order: the candidate has the reference's 3 2 1 0"
+    assert said(lambda x: x[..., ::-1]).startswith("lanes in another order: the candidate has the reference's 15 14 13")
 
 
 def test_scores():

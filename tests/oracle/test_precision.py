@@ -5,7 +5,7 @@ import pytest
 
 from refgemma.numerics import from_bfloat16, to_bfloat16
 from refgemma.oracle import Trace
-from refgemma.oracle.judging.precision import arithmetic_of, narrowest
+from refgemma.oracle.judging.selection import narrowest, recognised_arithmetic
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of, tapped
 
@@ -34,21 +34,21 @@ def test_what_most_tensors_hold(numerics, want):
     tensors = tapped(gemma_of(MODEL, numerics), MODEL)
     wide = {name: value.astype(np.float32) for name, value in tensors.items()}
     dtype = "float64" if numerics == "float64" else "float32"
-    arithmetic, why = arithmetic_of(stored(tensors, dtype))
+    arithmetic, why = recognised_arithmetic(stored(tensors, dtype))
     assert arithmetic == want
     assert why.startswith(f"stored as {dtype}")
     # A few tensors in a wider format do not change it: norms, or logits, often are.
     wide["logits"] = wide["logits"] * np.float32(1.1)
-    assert arithmetic_of(stored(wide))[0] == (want if want == "bfloat16" else "float32")
+    assert recognised_arithmetic(stored(wide))[0] == (want if want == "bfloat16" else "float32")
 
 
 def test_half_precision_files():
     half = {name: value.astype(np.float16) for name, value in tapped(gemma_of(MODEL), MODEL).items()}
-    assert arithmetic_of(stored(half, "float16")) == ("float16", "stored as float16")
+    assert recognised_arithmetic(stored(half, "float16")) == ("float16", "stored as float16")
     narrow = {name: from_bfloat16(to_bfloat16(value)) for name, value in tapped(gemma_of(MODEL), MODEL).items()}
-    assert arithmetic_of(stored(narrow, "bfloat16")) == ("bfloat16", "stored as bfloat16")
+    assert recognised_arithmetic(stored(narrow, "bfloat16")) == ("bfloat16", "stored as bfloat16")
 
 
 def test_a_trace_of_ours_says_it():
     trace = stored(tapped(gemma_of(MODEL), MODEL), meta={"numerics": "bf16-deepmind"})
-    assert arithmetic_of(trace) == ("bf16-deepmind", "as its metadata says")
+    assert recognised_arithmetic(trace) == ("bf16-deepmind", "as its metadata says")

@@ -7,10 +7,10 @@ import pytest
 
 from refgemma.numerics import from_bfloat16, to_bfloat16
 from refgemma.oracle import compare
-from refgemma.oracle.bounds.arithmetic import UNIT
+from refgemma.oracle.bounds.arithmetic import UNIT, storage_slack
 from refgemma.oracle.judging.free_run import drift
 from refgemma.oracle.judging.grades import Finding
-from refgemma.oracle.judging.storage import as_stored, looks_stored, lost
+from refgemma.oracle.judging.selection import as_stored, looks_stored
 from tests.bfloat16 import narrow_params
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of
@@ -40,18 +40,25 @@ def test_what_storing_takes_away_is_at_most_half_a_unit_and_reaches_it():
     rng = np.random.default_rng(0)
     for dtype, narrow in NARROW.items():
         x = (rng.normal(size=100_000) * 10.0 ** rng.uniform(-8, 3, size=100_000)).astype(np.float32)
-        off, most = np.abs(narrow(x).astype(np.float64) - x), lost(narrow(x).astype(np.float64), dtype, "float32")
+        off, most = (
+            np.abs(narrow(x).astype(np.float64) - x),
+            storage_slack(narrow(x).astype(np.float64), dtype, "float32"),
+        )
         assert np.all(off <= most)
         large = np.abs(x) > 2.0**-10  # among normal numbers of float16, too
         assert (off / most)[large].max() > 0.99
     # float16 has no numbers below 2**-24: half of that is all that is lost there, and not the smallest normal one.
-    assert lost(np.zeros(1), "float16", "float32") == 2.0**-25
-    assert lost(np.ones(1), "bfloat16", "float32") == UNIT["bfloat16"]
+    assert storage_slack(np.zeros(1), "float16", "float32") == 2.0**-25
+    assert storage_slack(np.ones(1), "bfloat16", "float32") == UNIT["bfloat16"]
     # Bfloat16 has fewer digits than float16, and far smaller numbers.
-    assert lost(np.ones(1), "float16", "bfloat16") == lost(np.zeros(1), "float16", "bfloat16") == 2.0**-25
+    assert (
+        storage_slack(np.ones(1), "float16", "bfloat16")
+        == storage_slack(np.zeros(1), "float16", "bfloat16")
+        == 2.0**-25
+    )
     for computed in ("float32", "bfloat16", "float16"):
         for dtype in ("float32", computed, ""):
-            assert lost(np.ones(1), dtype, computed) == 0.0
+            assert storage_slack(np.ones(1), dtype, computed) == 0.0
 
 
 @HALF

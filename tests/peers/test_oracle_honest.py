@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refgemma.oracle.bounds.elementwise import LIBRARY
 from refgemma.oracle.formula_models import formula
 from refgemma.oracle.judging.forced import judge_forced
 from refgemma.oracle.judging.free_run import judge_free
+from refgemma.oracle.judging.thresholds import LIBRARY
 from refgemma.oracle.operations import split_name
 from tests.bfloat16 import narrow_params
 from tests.models import random_model

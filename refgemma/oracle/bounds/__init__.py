@@ -1,1 +1,1 @@
-"""How far correct rounding can move the result of each operation."""
+"""How far an engine's rounding may take each operation: derived bounds, one for each kind of operation."""

@@ -14,7 +14,7 @@ from refgemma.config import Config
 from refgemma.model import Params
 from refgemma.numerics import Array
 from refgemma.ops.attention import allowed_keys
-from refgemma.oracle.bounds import elementwise, products, rounding
+from refgemma.oracle.bounds import elementwise, products, sums
 from refgemma.oracle.bounds.arithmetic import Arithmetic
 from refgemma.oracle.bounds.slack import Bound, Known, joined
 from refgemma.oracle.operations import OPERATIONS, split_name, weight_of
@@ -77,12 +77,12 @@ class Flow:
         a, eps, theta = self.arithmetic, self.config.rms_norm_eps, self.config.rope_theta
         w = weight_of(name, self.params)
         if row.kind == "embedding":
-            return rounding.embedding(y, self.tokens, w, a)
+            return elementwise.embedding(y, self.tokens, w, a)
         made_from = (source for source in row.made_from if source not in ("tokens", "positions"))
         x, *other = (self._stream if source == "stream" else self._here[source] for source in made_from)
         match row.kind:
             case "norm":
-                return rounding.norm(y, x, w, eps, a)
+                return sums.norm(y, x, w, eps, a)
             case "product":  # heads lie side by side in it
                 flat = y.reshape(*y.shape[:2], -1)
                 return products.product(flat, x.map(lambda t: t.reshape(*t.shape[:2], -1)), w, a).reshape(y.shape)
@@ -91,11 +91,11 @@ class Flow:
             case "scores":
                 return products.scores(y, x, other[0], self.config.query_scale, a)
             case "softmax":
-                return elementwise.softmax(y, x, self.allowed, a)
+                return sums.softmax(y, x, self.allowed, a)
             case "mix":
                 return products.mix(y, x, other[0], self.allowed.sum(axis=-1), a)
             case "added":
-                return rounding.added(y, x, other[0], row.name, a)
+                return elementwise.added(y, x, other[0], row.name, a)
             case "gelu":
                 return elementwise.gelu(y, x, a)
             case "gated":

@@ -1,7 +1,7 @@
 """Rounding bounds of the matrix products: with a weight, of queries with keys, of probabilities with values.
 
-All are sums of products in an order that is the engine's own; `refgemma.oracle.bounds.sums` says how far their
-roundings reach.
+Each is a sum of products in an order that is the engine's own; `refgemma.oracle.bounds.sums` says how far its roundings
+reach.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from refgemma.numerics import Array, Bfloat16Matrix
 from refgemma.ops.attention import attention_mix, attention_scores
 from refgemma.ops.linear import Adapted, Operand
 from refgemma.oracle.bounds.arithmetic import Arithmetic
-from refgemma.oracle.bounds.rounding import compound, formats
 from refgemma.oracle.bounds.slack import Bound, Known, Size, bound
-from refgemma.oracle.bounds.sums import chance_of_sum, gamma, swallowed_by_one
+from refgemma.oracle.bounds.sums import chance_of_sum, compound, gamma, swallowed_by_one
 
 _TILE = 2**22  # numbers of a weight that are widened at a time
 
 
 def product(y: Array, x: Known, w: Operand, a: Arithmetic) -> Bound:
-    """Bound of a matrix product with a weight. y (B, T, O)."""
+    """Bound of a matrix product with a weight, y (B, T, O)."""
     size = np.abs(x.value)
     ranks = [len(delta.a) + 4 for delta in w.deltas] if isinstance(w, Adapted) else []
     slacks = [] if x.exact else [np.broadcast_to(x.worst, size.shape)]
@@ -42,7 +41,7 @@ def product(y: Array, x: Known, w: Operand, a: Arithmetic) -> Bound:
 
 
 def scores(y: Array, q: Known, k: Known, scale: float, a: Arithmetic) -> Bound:
-    """Bound of the attention scores. y (B, N, T, S)."""
+    """Bound of the attention scores, y (B, N, T, S)."""
     keys = k.map(lambda t: t.swapaxes(1, 2))
 
     def against_keys(left: Size, right: Size, factor: float) -> Array:
@@ -75,7 +74,7 @@ def scores(y: Array, q: Known, k: Known, scale: float, a: Arithmetic) -> Bound:
 
 
 def mix(y: Array, probs: Known, v: Known, seen: Array, a: Arithmetic) -> Bound:
-    """Bound of the values mixed by attention. y (B, T, N, H), seen (B, T)."""
+    """Bound of the values mixed by attention, y (B, T, N, H); seen (B, T): how many keys each query sees."""
     values = v.map(lambda t: t.swapaxes(1, 2))
 
     def mixed(left: Size, right: Size) -> Array:
@@ -104,10 +103,7 @@ def mix(y: Array, probs: Known, v: Known, seen: Array, a: Arithmetic) -> Bound:
 
 
 def against(w: Operand, linear: Sequence[Array], square: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-    """Products of arrays that are not negative with a weight's magnitudes, and with its squares, tile by tile.
-
-    linear, square : sequence of (..., I) -> linear, square : list of (..., O).
-    """
+    """Products of nonnegative arrays (..., I) with a weight's magnitudes, and with its squares, tile by tile: (..., O)."""
     O, I = w.shape
     outs: tuple[list[Array], list[Array]] = ([], [])
     for arrays, out in zip((linear, square), outs, strict=True):
@@ -151,14 +147,13 @@ def _sum_bound(
     """Bound of a sum of n products; `each` rounds every addend, `roundings` are points that the sum passes."""
     last = compound(sum(a.at(point) for point in roundings[:-1]))
     last = (1 + last) * (1 + a.at(roundings[-1])) - 1
-    most = int(np.max(n))
     return bound(
         a,
-        f"{most} roundings of a sum in any order in {formats(a, *roundings)}",
+        f"{int(np.max(n))} roundings of a sum in any order in {a.words(*roundings)}",
+        y.shape,
         firm=last * np.abs(y),
         loose=(gamma(n, a.unit) + each) * magnitude * (1 + last),
         chance=(chance_of_sum(y, squares, n, a.unit) + each**2 * squares) * (1 + last) ** 2,
         agreeing=swallowed_by_one(magnitude, squares, n, a.unit) * (1 + last),
         carried=carried,
-        shape=y.shape,
     )

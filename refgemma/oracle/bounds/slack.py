@@ -1,9 +1,9 @@
 """A tensor together with how far the engine's own may lie from it, and the bound of an operation's result.
 
 Two sizes of error are kept side by side. The worst case: every rounding as large as it can be, none cancelling another.
-And the variance: roundings taken as independent, of mean zero and at most so large, for which Hoeffding's inequality
-says how far their sum strays by chance. What was given exactly carries neither; what stands in for a tensor that was
-not given carries both, on through every operation until the next tensor that was given.
+And the variance: roundings taken as independent, of mean zero and no larger than that, for which Hoeffding's inequality
+says how far their sum strays by chance. A tensor that was given exactly has neither; the reference's tensor in place of
+one that was not given has both, and they pass through every operation up to the next tensor that was given.
 """
 
 from __future__ import annotations
@@ -16,22 +16,18 @@ import numpy as np
 
 from refgemma.numerics import Array
 from refgemma.oracle.bounds.arithmetic import Arithmetic, confidence
+from refgemma.oracle.judging.thresholds import BRIDGED
 
 Size: TypeAlias = Array | float
-
-# Over operations that were not given worst cases multiply, each by the square root of a width or so, until they exclude
-# nothing. There "wrong" begins at this multiple of what chance explains. Honest runs, measured on traces that hold
-# nothing but each layer's output, or the logits alone, stay below an eighth of that.
-BRIDGED = 3.0
 
 
 @dataclass(frozen=True, eq=False)
 class Known:
     """A tensor and the slack with which it is known."""
 
-    value: Array  # the engine's tensor, or ours where that was not given
+    value: Array  # the engine's tensor, or the reference's where that was not given
     worst: Size = 0.0  # how far the engine's own may be off, at most
-    variance: Size = 0.0  # variance of that
+    variance: Size = 0.0  # of how far it is off
 
     @property
     def exact(self) -> bool:
@@ -64,7 +60,7 @@ class Bound:
 
     worst: Array  # beyond it no order of the roundings explains the error
     likely: Array  # beyond it chance does not
-    variance: Array  # for operations that go on with this result although the engine's was not given
+    variance: Array  # for operations that read this result where the engine's was not given
     reason: str  # the roundings, in words
 
     def reshape(self, shape: tuple[int, ...]) -> Bound:
@@ -75,25 +71,26 @@ class Bound:
 def bound(
     arithmetic: Arithmetic,
     reason: str,
+    shape: tuple[int, ...],
     *,
     firm: Size,
     loose: Size = 0.0,
     chance: Size = 0.0,
     agreeing: Size = 0.0,
     carried: tuple[Size, Size] = (0.0, 0.0),
-    shape: tuple[int, ...],
 ) -> Bound:
-    """Bound from its parts."""
+    """Bound from its parts.
+
+    firm: few roundings, which may all be at their largest. loose: worst case of many, whose variance is `chance`, and
+    of which `agreeing` may go the same way. carried: worst case and variance that come with the inputs.
+    """
     carried_worst, carried_variance = carried
-    size = int(np.prod(shape))
     worst = firm + loose + carried_worst + arithmetic.tiny
     variance = chance + carried_variance
-    likely = np.minimum(worst, firm + agreeing + confidence(size) * np.sqrt(variance) + arithmetic.tiny)
+    strays = confidence(int(np.prod(shape))) * np.sqrt(variance)
+    likely = np.minimum(worst, firm + agreeing + strays + arithmetic.tiny)
     if not (isinstance(carried_worst, float) and carried_worst == 0.0):
         worst = np.minimum(worst, BRIDGED * likely)
-    return Bound(
-        np.broadcast_to(worst, shape),
-        np.broadcast_to(likely, shape),
-        np.broadcast_to(variance + np.square(firm + agreeing), shape),
-        reason,
-    )
+    total = variance + np.square(firm + agreeing)
+    worst, likely, total = (np.broadcast_to(size, shape) for size in (worst, likely, total))
+    return Bound(worst, likely, total, reason)

@@ -23,7 +23,7 @@ from refgemma.oracle.diagnosis.candidate import fits
 from refgemma.oracle.diagnosis.explanation import with_roundings, with_variants
 from refgemma.oracle.diagnosis.logits import columns_of, compared, difference, logits_of
 from refgemma.oracle.diagnosis.result import TIE, Cause
-from refgemma.oracle.judging.free_run import SEEDS, WRONG
+from refgemma.oracle.judging.thresholds import DRIFTED, SEEDS
 from refgemma.oracle.traces.trace import Trace
 
 # Times less misfit than without, and it is no coincidence. Measured where it is hardest, with roundings that fall
@@ -167,7 +167,7 @@ class FreeTrial:
         spread = np.zeros(ours.shape[:2])
         for seed in SEEDS:
             spread += np.square(self._run(setup, seed) - ours).mean(axis=-1) / len(SEEDS)
-        limit: Array = WRONG * confidence(ours.size) * np.sqrt(spread)[..., None]
+        limit: Array = DRIFTED * confidence(ours.size) * np.sqrt(spread)[..., None]
         return limit
 
     def _run(self, setup: Setup, seed: int | None = None, *, imitated: bool = False) -> Array:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from refgemma.checkpoint.load import Progress
-from refgemma.oracle.bounds.arithmetic import arithmetic_of
+from refgemma.oracle.bounds.arithmetic import arithmetic_of, storage_unit
 from refgemma.oracle.bugs.catalogue import Variant
 from refgemma.oracle.bugs.setups import Setup
 from refgemma.oracle.diagnosis.by_sites import CLOSER, Tried, is_closer, place, placed_alone, placed_pairs
@@ -14,7 +14,6 @@ from refgemma.oracle.diagnosis.candidate import fits
 from refgemma.oracle.diagnosis.explanation import Misfit, judge, loosens, misfits, with_variants
 from refgemma.oracle.diagnosis.result import Cause
 from refgemma.oracle.judging.grades import Finding
-from refgemma.oracle.judging.storage import unit_lost
 from refgemma.oracle.operations import names_of, split_name
 from refgemma.oracle.traces.trace import Trace
 
@@ -33,7 +32,7 @@ class ForcedTrial:
         self._theirs, self._honest, self._arithmetic = theirs, honest, arithmetic
         a = arithmetic_of(arithmetic)
         self._granted = _ROUNDINGS[a.storage] * a.narrow
-        self._stored = {name: unit_lost(theirs.dtypes.get(name, ""), a.storage) for name in theirs.tensors}
+        self._stored = {name: storage_unit(theirs.dtypes.get(name, ""), a.storage) for name in theirs.tensors}
         self._floor = {name: 4 * max(a.unit, unit) for name, unit in self._stored.items()}  # a few roundings
         self._granted_angle = _ROUNDINGS["float32"] * a.unit * max(0, int(theirs.positions.max()))
         self._given = [name for name in names_of(honest.config) if name in theirs.tensors]

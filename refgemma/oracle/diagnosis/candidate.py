@@ -7,7 +7,7 @@ import numpy as np
 from refgemma.numerics import Array
 from refgemma.ops.attention import allowed_keys
 from refgemma.oracle.operations import axes_of
-from refgemma.oracle.traces.trace import Trace
+from refgemma.oracle.traces.trace import Trace, of_chunk
 
 
 def fits(tokens: Array, theirs: Trace) -> bool:
@@ -17,22 +17,6 @@ def fits(tokens: Array, theirs: Trace) -> bool:
         theirs.tensors[name].shape[axes_of(name).index(axis)] for name, axis in told.items() if axis in axes_of(name)
     }
     return lengths <= {tokens.shape[1]}
-
-
-def of_chunk(theirs: Trace, name: str, chunk: slice) -> tuple[Array, Array]:
-    """Their tensor of some positions, wide, and at which of them it was given. Returns given (B, chunk)."""
-    axis = axes_of(name).index("T")
-    whole = theirs.tensors[name]
-    columns = np.arange(chunk.start, chunk.stop)
-    if not theirs.is_cut(name):
-        part = whole[(slice(None),) * axis + (chunk,)]
-        return np.asarray(part, np.float64), np.ones((len(whole), len(columns)), bool)
-    kept, T = whole.shape[axis], theirs.positions.shape[1]
-    ends = T - 1 - (theirs.positions[:, ::-1] >= 0).argmax(axis=1)
-    index = columns - (ends[:, None] - kept + 1)
-    shape = [len(ends) if i == 0 else len(columns) if i == axis else 1 for i in range(whole.ndim)]
-    spread = np.clip(index, 0, kept - 1).reshape(shape)
-    return np.take_along_axis(np.asarray(whole, np.float64), spread, axis), (index >= 0) & (index < kept)
 
 
 def theirs_at(theirs: Trace, name: str, ours: Array, chunk: slice) -> Array:

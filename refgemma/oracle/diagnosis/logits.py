@@ -8,14 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from refgemma.numerics import Array
-from refgemma.oracle.bounds.arithmetic import Arithmetic, params_in
+from refgemma.oracle.bounds.arithmetic import Arithmetic, params_in, storage_slack
 from refgemma.oracle.bounds.flow import Flow
 from refgemma.oracle.bounds.slack import Known
 from refgemma.oracle.bugs.port import Chunks, run
 from refgemma.oracle.bugs.setups import Setup
-from refgemma.oracle.diagnosis.candidate import of_chunk
-from refgemma.oracle.judging.storage import lost
-from refgemma.oracle.traces.trace import Trace
+from refgemma.oracle.traces.trace import Trace, of_chunk
 
 _LOGITS = 2**24  # compared at most; of a longer text the last positions
 
@@ -43,7 +41,7 @@ def difference(theirs: Trace, setup: Setup, ours: Array, computed: str) -> Array
     trace = replace(theirs, tokens=setup.tokens, positions=setup.positions)
     value, _ = of_chunk(trace, "logits", slice(int(columns[0]), int(columns[-1]) + 1))
     value = value[:, columns - columns[0]]
-    error = np.maximum(np.abs(value - ours) - lost(value, theirs.dtypes.get("logits", ""), computed), 0)
+    error = np.maximum(np.abs(value - ours) - storage_slack(value, theirs.dtypes.get("logits", ""), computed), 0)
     error = np.where(compared(setup, theirs)[..., None], error, 0)
     return np.where(np.isfinite(error), error, np.inf)
 

@@ -1,9 +1,9 @@
-"""Their trace, forced through the reference: each operation judged on the engine's own inputs.
+"""A candidate's trace, forced through the reference: each operation is judged on the engine's own inputs.
 
-The reference runs in float64. At every named tensor the tap compares what the reference makes of *their* inputs with
-what they made of them, then goes on with theirs. So an error is seen where it is made and nowhere else, and its bound
-is that of one operation. A tensor that they did not give is bridged: ours stands in, and what it may be off by is
-allowed for from there on.
+The reference runs in float64. At every named tensor the tap compares what the reference makes of the candidate's inputs
+with what the candidate made of them, then continues with the candidate's. So an error is seen where it is made and
+nowhere else, and its bound is that of one operation. Where the candidate lacks a tensor, the reference's is used in its
+place, and what it may be off by is allowed for from there on.
 """
 
 from __future__ import annotations
@@ -19,21 +19,19 @@ from refgemma.errors import InputError
 from refgemma.model import Params, Tap, forward, identity
 from refgemma.numerics import Array, Numerics
 from refgemma.ops.attention import allowed_keys
-from refgemma.oracle.bounds.arithmetic import Arithmetic, arithmetic_of, params_in
+from refgemma.oracle.bounds.arithmetic import Arithmetic, arithmetic_of, params_in, storage_slack
 from refgemma.oracle.bounds.flow import Flow, chunks
 from refgemma.oracle.bounds.slack import Bound, Known
-from refgemma.oracle.diagnosis.candidate import of_chunk
 from refgemma.oracle.judging.grades import Finding, grade_of, not_given, worse
 from refgemma.oracle.judging.patterns import pattern
-from refgemma.oracle.judging.storage import lost
 from refgemma.oracle.operations import axes_of, names_of, shape_of, split_name
-from refgemma.oracle.traces.trace import Trace
+from refgemma.oracle.traces.trace import Trace, of_chunk
 
 
 def judge_forced(
     params: Params,
     config: Config,
-    theirs: Trace,
+    trace: Trace,
     arithmetic: str | Numerics | Arithmetic,
     *,
     tap: Tap = identity,
@@ -41,38 +39,38 @@ def judge_forced(
 ) -> list[Finding]:
     """Judge every named tensor of a trace, each on the engine's own inputs.
 
-    Padding is not compared, nor are scores of keys that a query does not see. A number of theirs that is not finite
-    is wrong, and ours stands in for it.
+    Padding is not compared, nor are scores of keys that a query does not see. A number that is not finite is wrong, and
+    the reference's replaces it.
     """
     a = arithmetic_of(arithmetic)
     params = params_in(params, a)
-    _check_shapes(theirs, config)
+    _check_shapes(trace, config)
     findings: dict[str, Finding] = {}
     flow = Flow(params, config, a)
-    B, T = theirs.tokens.shape
+    B, T = trace.tokens.shape
     cache = KVCache(config, batch=B, capacity=T, dtype=np.float64)
-    every = bool({"final_norm", "logits"} & set(theirs.tensors))  # positions are worth the widest product of all
+    every = bool({"final_norm", "logits"} & set(trace.tensors))  # positions are worth the widest product of all
     pieces = list(chunks(T, B * max(config.vocab_size if every else 1, config.intermediate_size)))
     done = 0
 
     for start, stop in pieces:
-        flow.next_chunk(theirs.tokens[:, start:stop], theirs.positions[:, start:stop])
+        flow.next_chunk(trace.tokens[:, start:stop], trace.positions[:, start:stop])
 
-        def judged(name: str, ours: Array, start: int = start) -> Array:
+        def judged(name: str, reference: Array, start: int = start) -> Array:
             nonlocal done
-            ours = tap(name, ours)
-            given = _given(theirs, name, ours, start, a)
+            reference = tap(name, reference)
+            given = _given(trace, name, reference, start, a)
             if given is None and (name == "logits" or (name == "final_norm" and not every)):
-                return ours  # nothing that is judged comes after it
-            bound = flow.bound_of(name, ours)
+                return reference  # nothing that is judged comes after it
+            bound = flow.bound_of(name, reference)
             if given is None:
                 findings.setdefault(name, not_given(name))
-                known = Known(ours, bound.worst, bound.variance)
+                known = Known(reference, bound.worst, bound.variance)
             else:
                 if given.compared.any():
-                    finding = _compare(name, ours, given, bound, flow, start)
+                    finding = _compare(name, reference, given, bound, flow, start)
                     findings[name] = worse(findings.get(name), finding)
-                known = _going_on(ours, given, bound)
+                known = _continued(reference, given, bound)
             flow.goes_on_with(name, known)
             if split_name(name)[1] == "out":
                 done += 1
@@ -83,54 +81,53 @@ def judge_forced(
         forward(
             params,
             config,
-            theirs.tokens[:, start:stop],
-            positions=theirs.positions[:, start:stop],
+            trace.tokens[:, start:stop],
+            positions=trace.positions[:, start:stop],
             cache=cache,
             logits="all" if every else "last",
             numerics=a.reference,
             tap=judged,
         )
-    return [findings.get(name) or not_given(name) for name in names_of(config)]
+    return [findings.get(name) or not_given(name) for name in names_of(config, params)]
 
 
 @dataclass(frozen=True, eq=False)
 class _Given:
-    """Their tensor as the pass sees it: where they gave a finite number, where it counts, and how it was stored."""
+    """The candidate's tensor for one chunk."""
 
     value: Array
-    finite: Array  # of bool, where a number of theirs stands
+    finite: Array  # of bool, where a finite number is given
     compared: Array  # of bool, where it is judged
-    missing: Array  # of bool, where it counts and they gave none
+    missing: Array  # of bool, where it counts and no finite number is given
     stored: Array | float  # what storing it in a narrower format took away, at most
 
 
-def _given(theirs: Trace, name: str, ours: Array, start: int, a: Arithmetic) -> _Given | None:
-    """Their tensor for this chunk, or None if they have none."""
-    if name not in theirs.tensors:
+def _given(trace: Trace, name: str, reference: Array, start: int, a: Arithmetic) -> _Given | None:
+    """The candidate's tensor for this chunk, or None if it has none."""
+    if name not in trace.tensors:
         return None
     scores = axes_of(name) == "BNTS"
-    axis = 2 if scores else 1
-    chunk = slice(start, start + ours.shape[axis])
-    places = theirs.positions[:, chunk]
-    counts = places >= 0
-    value, given = of_chunk(theirs, name, chunk)
+    chunk = slice(start, start + reference.shape[2 if scores else 1])
+    positions = trace.positions[:, chunk]
+    counts = positions >= 0
+    value, given = of_chunk(trace, name, chunk)
     here = counts & given
     if scores:
-        keys = theirs.positions[:, : ours.shape[-1]]
-        value = value[..., : ours.shape[-1]]
-        seen = allowed_keys(places, keys)
+        keys = trace.positions[:, : reference.shape[-1]]
+        value = value[..., : reference.shape[-1]]
+        seen = allowed_keys(positions, keys)
         counts, here = ((rows[:, :, None] & seen)[:, None] for rows in (counts, here))
     else:
-        counts, here = (rows.reshape(*rows.shape, *[1] * (ours.ndim - 2)) for rows in (counts, here))
-    here = np.broadcast_to(here, ours.shape)
+        counts, here = (rows.reshape(*rows.shape, *[1] * (reference.ndim - 2)) for rows in (counts, here))
+    here = np.broadcast_to(here, reference.shape)
     finite = here & np.isfinite(value)
-    stored = lost(np.where(finite, value, 0), theirs.dtypes.get(name, ""), a.storage)
+    stored = storage_slack(np.where(finite, value, 0), trace.dtypes.get(name, ""), a.storage)
     return _Given(value, finite, here, counts & ~finite, stored)
 
 
-def _going_on(ours: Array, given: _Given, bound: Bound) -> Known:
-    """Theirs where they gave it; ours, with its slack, where they did not; ours at padding, which is zero."""
-    value = np.where(given.finite, given.value, ours)
+def _continued(reference: Array, given: _Given, bound: Bound) -> Known:
+    """The candidate's number where it is given; else the reference's, with its slack; the reference's 0 at padding."""
+    value = np.where(given.finite, given.value, reference)
     if isinstance(given.stored, float) and not given.missing.any():
         return Known(value)
     return Known(
@@ -140,11 +137,11 @@ def _going_on(ours: Array, given: _Given, bound: Bound) -> Known:
     )
 
 
-def _compare(name: str, ours: Array, given: _Given, bound: Bound, flow: Flow, start: int) -> Finding:
+def _compare(name: str, reference: Array, given: _Given, bound: Bound, flow: Flow, start: int) -> Finding:
     """Finding for one tensor of one chunk."""
-    error = np.where(given.finite, np.abs(given.value - ours), np.where(given.compared, np.inf, 0))
+    error = np.where(given.finite, np.abs(given.value - reference), np.where(given.compared, np.inf, 0))
     worst, likely = bound.worst + given.stored, bound.likely + given.stored
-    # After a number that overflows when squared there is no telling: NaN over NaN is nobody's error here.
+    # After a number that overflows when squared, NaN over NaN is undefined, so not counted as an error.
     ratios = np.where(given.compared, np.nan_to_num(error / worst, nan=0.0, posinf=np.inf), -1.0)
     at = np.unravel_index(int(ratios.argmax()), ratios.shape)
     ratio = float(ratios[at])
@@ -154,7 +151,7 @@ def _compare(name: str, ours: Array, given: _Given, bound: Bound, flow: Flow, st
     if grade != "inside rounding":
         common = pattern(
             given.value,
-            ours,
+            reference,
             axes=axes_of(name),
             positions=flow.positions,
             where=given.compared,
@@ -162,7 +159,7 @@ def _compare(name: str, ours: Array, given: _Given, bound: Bound, flow: Flow, st
             others=flow.inputs(split_name(name)[1]),
         )
     where = [int(i) for i in at]
-    where[2 if axes_of(name) == "BNTS" else 1] += start
+    where[axes_of(name).index("T")] += start
     return Finding(
         name=name,
         grade=grade,
@@ -170,19 +167,19 @@ def _compare(name: str, ours: Array, given: _Given, bound: Bound, flow: Flow, st
         error=float(error[at]),
         bound=float(np.broadcast_to(worst, error.shape)[at]),
         where=tuple(where),
-        value_theirs=float(given.value[at]),
-        value_ours=float(ours[at]),
+        value_candidate=float(given.value[at]),
+        value_reference=float(reference[at]),
         pattern=common,
         reason=bound.reason + ("" if isinstance(given.stored, float) else "; and stored more narrowly than that"),
         likely=chance,
     )
 
 
-def _check_shapes(theirs: Trace, config: Config) -> None:
-    """A sentence for a tensor that cannot be of this model."""
-    B, T = theirs.tokens.shape
-    for name, value in theirs.tensors.items():
+def _check_shapes(trace: Trace, config: Config) -> None:
+    """Refuse a tensor that cannot be of this model."""
+    B, T = trace.tokens.shape
+    for name, value in trace.tensors.items():
         kept = value.shape[axes_of(name).index("T")] if value.ndim == len(axes_of(name)) else 1
-        want = shape_of(name, config, B, T, last=theirs.is_cut(name), kept=kept)
+        want = shape_of(name, config, B, T, last=trace.is_cut(name), kept=kept)
         if value.shape != want:
-            raise InputError(f"their {name} has shape {value.shape}: for {B} x {T} tokens this model makes {want}")
+            raise InputError(f"the candidate's {name} has shape {value.shape}: expected {want} for {B} x {T} tokens")

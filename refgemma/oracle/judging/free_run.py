@@ -1,10 +1,10 @@
-"""How far a whole run has drifted, free-running, against a budget that is measured and not derived.
+"""How far a whole run has drifted, reference and engine each by itself, against a budget that is measured.
 
-Rounding errors of early layers go through all later ones; no bound worth having follows that. But it can be tried: the
-reference runs in float64 several times, each time with noise of rounding size added to every named tensor (the size
-is the standard deviation that `refgemma.oracle.bounds.rounding` gives each operation). How far those runs scatter is how far an
-honest engine may end up. A number more than so many standard deviations off is suspicious; three times that, wrong.
-What was stored more narrowly than it was computed is allowed that rounding on top.
+Rounding errors of early layers pass through all later ones; no useful bound can be derived for that. But it can be
+measured: the reference runs in float64 several times, each time with noise of rounding size added to every named tensor
+(the standard deviation that the bound of each operation gives). How far those runs scatter is how far an honest engine
+may end up. What chance explains is a number of these standard deviations; beyond that a number is suspicious, beyond
+`DRIFTED` times that, wrong. Numbers stored more narrowly than they were computed are allowed that rounding on top.
 """
 
 from __future__ import annotations
@@ -20,21 +20,14 @@ from refgemma.config import Config
 from refgemma.errors import InputError
 from refgemma.model import Params, Tap, forward, identity
 from refgemma.numerics import Array, Numerics
-from refgemma.oracle.bounds.arithmetic import Arithmetic, arithmetic_of, confidence, params_in
+from refgemma.oracle.bounds.arithmetic import Arithmetic, arithmetic_of, confidence, params_in, storage_slack
 from refgemma.oracle.bounds.flow import Flow, chunks
 from refgemma.oracle.bounds.slack import Known
-from refgemma.oracle.diagnosis.candidate import of_chunk
 from refgemma.oracle.judging.grades import Finding, grade_of, worse
 from refgemma.oracle.judging.patterns import pattern
-from refgemma.oracle.judging.storage import lost
+from refgemma.oracle.judging.thresholds import DRIFTED, SEEDS
 from refgemma.oracle.operations import axes_of, names_of
-from refgemma.oracle.traces.trace import Trace
-
-# Fixed, so that a verdict can be repeated. Eight runs: the scatter of one position, if it is along one direction only,
-# is then estimated too small by a factor of 3 once in a thousand (chi squared of 8 below 8 / 9); `WRONG` makes up for
-# that. Two runs would be so far off once in ten.
-SEEDS = tuple(range(8))
-WRONG = 3.0
+from refgemma.oracle.traces.trace import Trace, of_chunk
 
 STREAM = ("embed", "layers.*.attn.residual", "layers.*[0-9].out", "final_norm", "logits")
 
@@ -42,7 +35,7 @@ STREAM = ("embed", "layers.*.attn.residual", "layers.*[0-9].out", "final_norm", 
 def judge_free(
     params: Params,
     config: Config,
-    theirs_logits: Array,
+    logits: Array,
     tokens: Array,
     positions: Array,
     arithmetic: str | Numerics | Arithmetic,
@@ -50,68 +43,70 @@ def judge_free(
     tap: Tap = identity,
     seeds: Sequence[int] = SEEDS,
 ) -> Finding:
-    """Judge final logits alone. theirs_logits (B, T, V), tokens, positions (B, T)."""
+    """Judge final logits alone, (B, T, V) or, of the last position, (B, V)."""
     B, T = tokens.shape
-    last = theirs_logits.shape in ((B, config.vocab_size), (B, 1, config.vocab_size)) and theirs_logits.ndim + T > 3
-    if theirs_logits.shape != (B, T, config.vocab_size) and not last:
-        want = f"({B}, {T}, {config.vocab_size}) or, for the last position alone, ({B}, {config.vocab_size})"
-        raise InputError(f"their logits have shape {theirs_logits.shape}: expected {want}")
-    logits = theirs_logits.reshape(B, -1, config.vocab_size)
+    V = config.vocab_size
+    last = logits.shape in ((B, V), (B, 1, V)) and logits.ndim + T > 3
+    if logits.shape != (B, T, V) and not last:
+        raise InputError(
+            f"the candidate's logits have shape {logits.shape}: expected ({B}, {T}, {V}) or, for the last position "
+            f"alone, ({B}, {V})"
+        )
     meta = {"last": "true"} if last else {}
-    theirs = Trace({"logits": logits}, {}, tokens, positions, config, meta)
-    return drift(params, config, theirs, arithmetic, names=("logits",), tap=tap, seeds=seeds)[0]
+    trace = Trace({"logits": logits.reshape(B, -1, V)}, {}, tokens, positions, config, meta)
+    return drift(params, config, trace, arithmetic, names=("logits",), tap=tap, seeds=seeds)[0]
 
 
 def drift(
     params: Params,
     config: Config,
-    theirs: Trace,
+    trace: Trace,
     arithmetic: str | Numerics | Arithmetic,
     *,
     names: Sequence[str] = STREAM,
     tap: Tap = identity,
     seeds: Sequence[int] = SEEDS,
 ) -> list[Finding]:
-    """Judge how far their tensors have drifted from the truth, each with all errors before it."""
+    """Judge how far the candidate's tensors have drifted from the truth, each with all errors before it."""
     a = arithmetic_of(arithmetic)
     wanted = [
         name
-        for name in names_of(config)
-        if name in theirs.tensors and any(fnmatchcase(name, p) for p in names) and axes_of(name)[1] == "T"
+        for name in names_of(config, params)
+        if name in trace.tensors and any(fnmatchcase(name, p) for p in names) and axes_of(name)[1] == "T"
     ]
     found: dict[str, Finding] = {}
     for start, name, truth, scatter in _measured(
-        params_in(params, a), config, theirs.tokens, theirs.positions, a, wanted, tap, seeds
+        params_in(params, a), config, trace.tokens, trace.positions, a, wanted, tap, seeds
     ):
-        places = theirs.positions[:, start : start + truth.shape[1]]
-        value, given = of_chunk(theirs, name, slice(start, start + truth.shape[1]))
-        compared = given & (places >= 0)
+        positions = trace.positions[:, start : start + truth.shape[1]]
+        value, given = of_chunk(trace, name, slice(start, start + truth.shape[1]))
+        compared = given & (positions >= 0)
         if compared.any():
-            stored = lost(value, theirs.dtypes.get(name, ""), a.storage)
-            finding = _judge(name, value, truth, scatter, stored, compared, places, start, len(seeds))
+            stored = storage_slack(value, trace.dtypes.get(name, ""), a.storage)
+            finding = _judge(name, value, truth, scatter, stored, compared, positions, start, len(seeds))
             found[name] = worse(found.get(name), finding)
     return [found[name] for name in wanted if name in found]
 
 
 def _judge(
     name: str,
-    theirs: Array,
+    value: Array,
     truth: Array,
-    scatter: Array,
+    scatter: Array,  # BT, one standard deviation
     stored: Array | float,
     compared: Array,
     positions: Array,
     start: int,
     runs: int,
 ) -> Finding:
-    """Finding for one tensor of one chunk; `scatter` is one standard deviation a position."""
+    """Finding for one tensor of one chunk."""
     rest = (1,) * (truth.ndim - 2)
     times = confidence(truth.size)
     chance = np.broadcast_to(times * scatter.reshape(*scatter.shape, *rest), truth.shape)
     stored = np.nan_to_num(np.abs(stored), nan=0.0, posinf=0.0)
-    likely, limit = chance + stored, WRONG * chance + stored
+    likely, limit = chance + stored, DRIFTED * chance + stored
     where = np.broadcast_to(compared.reshape(*compared.shape, *rest), truth.shape)
-    error = np.where(where, np.abs(theirs - truth), 0)
+    error = np.where(where, np.abs(value - truth), 0)
     error = np.where(np.isfinite(error), error, np.inf)
     ratios = np.where(where, error / np.maximum(limit, 1e-300), -1)
     at = np.unravel_index(int(ratios.argmax()), ratios.shape)
@@ -120,7 +115,7 @@ def _judge(
     grade = grade_of(ratio, by_chance)
     common = ""
     if grade != "inside rounding":
-        common = pattern(theirs, truth, axes=axes_of(name), positions=positions, where=where, slack=likely)
+        common = pattern(value, truth, axes=axes_of(name), positions=positions, where=where, slack=likely)
     index = [int(i) for i in at]
     index[1] += start
     return Finding(
@@ -130,11 +125,11 @@ def _judge(
         error=float(error[at]),
         bound=float(limit[at]),
         where=tuple(index),
-        value_theirs=float(theirs[at]),
-        value_ours=float(truth[at]),
+        value_candidate=float(value[at]),
+        value_reference=float(truth[at]),
         pattern=common,
         reason=f"{runs} float64 runs with noise of rounding size at every tensor scatter by {scatter[at[:2]]:.2g} "
-        f"at this position; {times:.1f} of these are chance, {WRONG * times:.0f} the limit"
+        f"at this position; {times:.1f} of these are chance, {DRIFTED * times:.0f} the limit"
         + ("; and stored more narrowly than that" if np.any(stored) else ""),
         likely=by_chance,
     )
@@ -174,7 +169,7 @@ def _measured(
         truth: dict[str, Array] = {}
         run(_keeping(truth, {*names, "final_norm"}, tap), caches[0])
         spread = {name: np.zeros(truth[name].shape[:2]) for name in names}  # BT
-        if "logits" in names:  # the last and by far the widest: what its own rounding adds need not be tried
+        if "logits" in names:  # the last and by far the widest: what its own rounding adds need not be measured
             last = Flow(params, config, a)
             last.goes_on_with("final_norm", Known(truth["final_norm"]))
             spread["logits"] += last.bound_of("logits", truth["logits"]).variance.mean(axis=-1)
@@ -190,7 +185,7 @@ def _measured(
 
 
 def _keeping(kept: dict[str, Array], names: set[str], tap: Tap) -> Tap:
-    """Tap that notes some tensors as another tap left them."""
+    """Tap that keeps copies of some tensors, after another tap."""
 
     def keep(name: str, value: Array) -> Array:
         value = tap(name, value)

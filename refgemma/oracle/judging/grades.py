@@ -1,4 +1,4 @@
-"""What is said of one tensor: how far it is from where it should be, how far it may be, and the grade that follows.
+"""The verdict on one tensor: how far it is from where it should be, how far it may be, and the grade that follows.
 
 Inside rounding: no error is above what roundings that fall by chance add up to. Suspicious: above that, though not
 above what the same roundings could do if all of them conspired. Wrong: no order of the same roundings explains it.
@@ -24,15 +24,15 @@ class Finding:
     name : str
         The tensor, such as ``layers.3.attn.q_rope``.
     grade : str
-        "inside rounding", "suspicious", "wrong", or "not given" where their trace lacks it.
+        "inside rounding", "suspicious", "wrong", or "not given" where the candidate lacks it.
     ratio : float
         Error over bound where that is largest; above 1 is wrong. NaN where not given.
     error, bound : float
         Both at that place; the bound is the worst case.
     where : tuple of int
         Index of that place in the tensor, batch row first.
-    value_theirs, value_ours : float
-        What stands there, and what the reference makes of their inputs.
+    value_candidate, value_reference : float
+        The candidate's number there, and what the reference computes from the candidate's inputs.
     pattern : str
         What the errors have in common, such as "constant factor 0.99985"; empty if nothing or if all is well.
     reason : str
@@ -47,8 +47,8 @@ class Finding:
     error: float
     bound: float
     where: tuple[int, ...]
-    value_theirs: float
-    value_ours: float
+    value_candidate: float
+    value_reference: float
     pattern: str
     reason: str
     likely: float = math.nan
@@ -60,16 +60,16 @@ class Finding:
 
 
 def grade_of(ratio: float, likely: float) -> Grade:
-    """Grade of a tensor."""
+    """Grade of a tensor, by its error over the worst case and over what chance explains."""
     if ratio > 1:
         return "wrong"
     return "suspicious" if likely > 1 else "inside rounding"
 
 
 def not_given(name: str) -> Finding:
-    """Finding for a tensor that their trace lacks."""
+    """Finding for a tensor that the candidate lacks."""
     nan = math.nan
-    reason = "their trace has no such tensor: ours stands in, and what it may be off by is allowed from there on"
+    reason = "not in the candidate's trace: the reference's is used, and what it may be off by is allowed from there on"
     return Finding(name, "not given", nan, nan, nan, (), nan, nan, "", reason)
 
 

@@ -156,7 +156,7 @@ class Report:
         lines = [
             head,
             f"  {_measure(first, limit)}",
-            f"  at [{place}]: theirs {first.value_theirs:.9g}, the reference {first.value_ours:.9g}",
+            f"  at [{place}]: the candidate {first.value_candidate:.9g}, the reference {first.value_reference:.9g}",
         ]
         lines += [f"  pattern: {first.pattern}"] if first.pattern else []
         return [*lines, f"  {limit}: {first.reason}"]

@@ -10,8 +10,8 @@ import numpy as np
 
 from refgemma.numerics import Array
 from refgemma.oracle.bounds.arithmetic import arithmetic_of
-from refgemma.oracle.bounds.elementwise import softmax
 from refgemma.oracle.bounds.slack import Known
+from refgemma.oracle.bounds.sums import softmax
 from refgemma.sampling import SamplingParams, decide, uniform
 from refgemma.text.chat import Policy, encode_chat, render
 from refgemma.text.tokenizer import Control, Tokenizer

@@ -20,7 +20,7 @@ from refgemma.files.arrays import LazyArrays, StoredArray, read_arrays
 from refgemma.files.safetensors import read_metadata
 from refgemma.gemma import Gemma
 from refgemma.numerics import Array
-from refgemma.oracle.operations import names_of, shape_of
+from refgemma.oracle.operations import axes_of, names_of, shape_of
 from refgemma.oracle.traces.file import FORMAT, VERSION, is_trace, trace_file
 from refgemma.oracle.traces.fingerprint import fingerprint
 from refgemma.oracle.traces.recording import checked, chosen_names, record
@@ -111,6 +111,22 @@ class Trace:
         with trace_file(path, shapes, dtypes, self.tokens, self.positions, meta) as write:
             for name, ours in stored.items():
                 write(name, 0, self.tensors[ours])
+
+
+def of_chunk(trace: Trace, name: str, chunk: slice) -> tuple[Array, Array]:
+    """A tensor at some positions, widened, and at which of them it was given, (B, positions)."""
+    axis = axes_of(name).index("T")
+    whole = trace.tensors[name]
+    columns = np.arange(chunk.start, chunk.stop)
+    if not trace.is_cut(name):
+        part = whole[(slice(None),) * axis + (chunk,)]
+        return np.asarray(part, np.float64), np.ones((len(whole), len(columns)), bool)
+    kept, T = whole.shape[axis], trace.positions.shape[1]
+    ends = T - 1 - (trace.positions[:, ::-1] >= 0).argmax(axis=1)
+    index = columns - (ends[:, None] - kept + 1)
+    shape = [len(ends) if i == 0 else len(columns) if i == axis else 1 for i in range(whole.ndim)]
+    spread = np.clip(index, 0, kept - 1).reshape(shape)
+    return np.take_along_axis(np.asarray(whole, np.float64), spread, axis), (index >= 0) & (index < kept)
 
 
 def trace(
