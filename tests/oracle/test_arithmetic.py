@@ -50,7 +50,9 @@ def test_constants_are_exact_and_everything_else_is_allowed_for():
 
 
 def test_an_unknown_arithmetic_is_refused():
-    with pytest.raises(ValueError, match=r"^unknown arithmetic 'bf16': expected one of float32, float64, bf16-transformers, "):
+    with pytest.raises(
+        ValueError, match=r"^unknown arithmetic 'bf16': expected one of float32, float64, bf16-transformers, "
+    ):
         arithmetic_of("bf16")
 
 

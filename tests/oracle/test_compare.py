@@ -350,7 +350,11 @@ def test_bad_use_is_a_sentence(tmp_path):
             {"model": TRUTH},
             "every position is padding",
         ),
-        ((ours, theirs), {"model": TRUTH, "arithmetic": "int4"}, "unknown arithmetic 'int4': expected one of float32, "),
+        (
+            (ours, theirs),
+            {"model": TRUTH, "arithmetic": "int4"},
+            "unknown arithmetic 'int4': expected one of float32, ",
+        ),
         (
             (replace(ours, meta={"model": "m", "adapters": '["pirate"]'}), theirs),
             {},
