@@ -10,10 +10,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from refgemma import checkpoint, generation
+from refgemma import generation
 from refgemma import lora as low_rank
 from refgemma.cache import KVCache, PrefixCache
-from refgemma.checkpoint.load import Progress
+from refgemma.checkpoint.folder import find_model, read_folder
+from refgemma.checkpoint.load import Progress, load_params
 from refgemma.config import Config, read_config
 from refgemma.device import array_library, placed
 from refgemma.errors import InputError, InputTypeError
@@ -541,7 +542,7 @@ def load(
             f"weights are 'float64', wider than the arithmetic {numerics!r}: their extra digits would be lost"
         )
     xp = array_library(device)
-    folder = checkpoint.find_model(model)
+    folder = find_model(model)
     config = read_config(folder)
     tokenizer = Tokenizer(folder / "tokenizer.model")
     if tokenizer.vocab_size > config.vocab_size:
@@ -549,12 +550,12 @@ def load(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, the embedding table {config.vocab_size} rows: "
             "these files do not belong together"
         )
-    if profile.rounding and any(tensor.dtype != "BF16" for tensor in checkpoint.describe(folder)):
+    if profile.rounding and any(tensor.dtype != "BF16" for tensor in read_folder(folder).values()):
         raise InputError(
             f"{folder} stores numbers that are not bfloat16, which an engine such as {numerics!r} imitates would round "
             "when it loads them: use numerics='float32', or convert the files first"
         )
-    params = checkpoint.load_params(folder, config, weights=weights, norm_dtype=profile.dtype, xp=xp, progress=progress)
+    params = load_params(folder, config, weights=weights, norm_dtype=profile.dtype, xp=xp, progress=progress)
     try:
         stops = frozenset(stop_ids(tokenizer, read_generation_config(folder)))
     except ValueError as error:

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from refgemma.checkpoint import find_model
+from refgemma.checkpoint.folder import find_model
 from tests.judge import FLOAT64_BOUND, error
 from tests.tiny_it import GOLDEN, HASHED, REMAKE, certificate, changed_files, recorded, sha256, tiny_it
 from tests.truth import BUGS, truth_logits

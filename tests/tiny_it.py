@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import refgemma
-from refgemma.checkpoint import find_model
+from refgemma.checkpoint.folder import find_model
 from refgemma.model import forward
 from refgemma.numerics import ROUNDING_POINTS, Array, Numerics, from_bfloat16
 from tests.judge import FLOAT64_BOUND, UNIT, error

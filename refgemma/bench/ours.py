@@ -13,7 +13,7 @@ from refgemma import generation
 from refgemma.bench import beside, limits, memory, plan
 from refgemma.bench.counts import BYTES
 from refgemma.cache import KVCache
-from refgemma.checkpoint import load_params
+from refgemma.checkpoint.load import load_params
 from refgemma.config import Config, read_config
 from refgemma.model import Params, forward
 from refgemma.numerics import FLOAT32, Array

@@ -1,6 +1,8 @@
-"""A model folder: one ``model.safetensors``, or shards of it and an index that says which tensor lies in which.
+"""A model folder: where a name is looked up, and its weights, read and written in the layout of Hugging Face.
 
-Nothing is unpickled and nothing is guessed: a folder in another layout is refused with a word on what it holds.
+A name is a folder, a shipped model ("tiny-it"), or a hub id ("google/gemma-2b-it") that was downloaded before; nothing
+here uses the network. Weights are one ``model.safetensors``, or shards of it and an index that says which tensor lies
+in which. A folder in any other layout is refused with a sentence that says what it holds.
 """
 
 from __future__ import annotations
@@ -9,19 +11,20 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from refgemma.errors import InputError
+from refgemma.errors import InputError, InputTypeError
 from refgemma.files.kinds import refused_by_name
 from refgemma.files.safetensors import SafetensorsWriter, StoredTensor, read_safetensors
 from refgemma.numerics import Array
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,9 +42,62 @@ class Outgoing:
         return math.prod(self.shape) * (2 if self.form == "bfloat16" else np.dtype(self.form).itemsize)
 
 
-def describe(folder: str | Path) -> list[StoredTensor]:
-    """List the tensors of a model folder without reading a number of them."""
-    return list(read_folder(folder).values())
+def find_model(name: str | Path, *, search: Sequence[str | Path] | None = None) -> Path:
+    """Look up a model by name; of a cached one, the snapshot that ``refs/main`` names."""
+    if not isinstance(name, (str, Path)):
+        raise InputTypeError(f"the model is {name!r:.60}: expected the name of a model or its folder")
+    if not str(name):
+        raise InputError(
+            "the model name is empty: expected a folder, or a name such as 'tiny-it' or 'google/gemma-2b-it'"
+        )
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise FileNotFoundError(f"{name} begins with the home folder of an unknown user") from None
+    if path.is_file():
+        raise InputError(f"{path} is a file: give the folder that holds it, with config.json beside the weights")
+    places = default_places() if search is None else [Path(place) for place in search]
+    candidates = [path, *(folder for place in places for folder in _in_place(str(name), place))]
+    for folder in candidates:
+        if (folder / "config.json").is_file():
+            return folder
+    for folder in candidates:
+        if folder.is_dir():
+            raise FileNotFoundError(f"{folder} holds no config.json: expected it in a model folder, beside the weights")
+    patterns = ("*/config.json", "*/*/config.json")
+    found = {
+        config.parent.relative_to(place) for place in places for pattern in patterns for config in place.glob(pattern)
+    }
+    others = f" (found there: {', '.join(sorted(map(str, found)))})" if found else ""
+    raise FileNotFoundError(
+        f"no model {str(name)!r}: no such folder, and nothing of that name in {', '.join(map(str, places))}{others};"
+        " give the folder that holds its config.json, or fetch one with `refgemma download OWNER/NAME`"
+    )
+
+
+def default_places() -> list[Path]:
+    """Folders of models that are searched when no others are given."""
+    repository = [_PACKAGE.parent / "weights"] if (_PACKAGE.parent / "pyproject.toml").is_file() else []
+    return [Path("weights"), *repository, _PACKAGE / "_weights", hub_cache()]
+
+
+def hub_cache() -> Path:
+    """Folder in which huggingface_hub keeps downloads; the rules are its own."""
+    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(cache).expanduser()
+    if home := os.environ.get("HF_HOME"):
+        return Path(home).expanduser() / "hub"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+
+
+def _in_place(name: str, place: Path) -> Iterator[Path]:
+    """Folders that may be the model, in one place."""
+    short = name.removeprefix("google/")  # of no other owner: bob/gemma-2b-it is another model
+    for folder in (f"google/{short}", short):
+        yield place / folder
+        cached = place / f"models--{folder.replace('/', '--')}"
+        if (cached / "refs" / "main").is_file():
+            yield cached / "snapshots" / (cached / "refs" / "main").read_text(encoding="utf-8").strip()
 
 
 def read_folder(folder: str | Path) -> dict[str, StoredTensor]:
@@ -57,7 +113,7 @@ def read_folder(folder: str | Path) -> dict[str, StoredTensor]:
 
 
 def _read_shards(folder: Path) -> dict[str, StoredTensor]:
-    """Map every shard that the index names, and see that both tell the same."""
+    """Map every shard that the index names; both must agree."""
     weight_map = parse_index((folder / INDEX).read_bytes(), folder / INDEX)
     shards = sorted(set(weight_map.values()))
     if SINGLE not in shards and (folder / SINGLE).is_file():
@@ -146,7 +202,7 @@ def write_weights(
 
 
 def _what_is_there_instead(folder: Path) -> str:
-    """A sentence on a folder without weights that can be read."""
+    """Say what a folder without readable weights holds."""
     if not folder.is_dir():
         return f"{folder} is not a folder: expected one that holds config.json and {SINGLE}"
     found = sorted(entry.name for entry in folder.iterdir())

@@ -1,7 +1,6 @@
-"""From the files of a model folder to parameters, strictly: every tensor accounted for, all problems told at once.
+"""From the files of a model folder to parameters, strictly: every tensor accounted for, all problems in one error.
 
-Matrices that are wanted as they are stored stay in the mapped files. Others are widened once, by tiles of rows, side by
-side on all cores.
+Matrices that are wanted as stored stay in the mapped files. Others are widened once, by tiles of rows, on all cores.
 """
 
 from __future__ import annotations
@@ -22,15 +21,13 @@ from refgemma.checkpoint.names import IGNORED, nearest_name, tensors_of
 from refgemma.config import Config
 from refgemma.device import placed
 from refgemma.errors import InputError
-from refgemma.files.safetensors import StoredTensor, release_memory
+from refgemma.files.safetensors import FLOATS, StoredTensor, release_memory
 from refgemma.model import Params
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16
 from refgemma.ops.threads import in_parallel
 
-_FORMATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # in the words of the file: in ours
-
-_TILE = 2**21  # numbers: a float32 tile of each thread stays in the last cache; smaller ones are lost to Python
-_LARGE = 2**24  # bytes of matrices that are worth several threads
+_TILE = 2**21  # numbers: a float32 tile of each thread stays in the last cache; smaller ones cost more Python
+_LARGE = 2**24  # bytes of matrices that are worth using several threads
 
 Progress = Callable[[int, int], None]
 
@@ -61,15 +58,15 @@ def load_params(
         source = stored[tensor.theirs]
         if len(tensor.shape) == 1:
             arrays[tensor.ours] = _norm_weight(source, dtype_of_norms)
-        elif weights in (_FORMATS[source.dtype], "stored"):
-            arrays[tensor.ours] = _as_stored(source)
+        elif weights in (FLOATS[source.dtype], "stored"):
+            arrays[tensor.ours] = source.matrix()
         elif weights == "bfloat16":
             raise InputError(
                 f"{source.file} stores {source.name} as {source.dtype}, which weights='bfloat16' would round:"
                 " ask for weights='float32'"
             )
         else:
-            to_widen[tensor.ours] = _as_stored(source)
+            to_widen[tensor.ours] = source.matrix()
     _warn_of_folded_norms([array for path, array in arrays.items() if path.endswith("norm")], folder)
     widen = _widened if xp is np else partial(_widened_there, xp)
     there = placed(arrays, xp) | widen(to_widen, weights, progress)
@@ -80,7 +77,7 @@ def load_params(
 
 
 def check_tensors(stored: dict[str, StoredTensor], config: Config, folder: str | Path) -> None:
-    """Refuse a folder whose tensors are not those of the model, naming all that differ."""
+    """Refuse a folder whose tensors are not those of the model; the error names every difference."""
     wanted = tensors_of(config)
     known = {tensor.theirs: tensor for tensor in tensors_of(replace(config, tie_word_embeddings=False))}
     ignored = {name.format(i=i) for name in IGNORED for i in range(config.num_layers)}
@@ -97,7 +94,7 @@ def check_tensors(stored: dict[str, StoredTensor], config: Config, folder: str |
     for name, tensor in known.items():
         if name in stored and stored[name].shape != tensor.shape:
             problems.append(f"{name} has shape {stored[name].shape}, expected {tensor.shape}, which is {tensor.axes}")
-        if name in stored and stored[name].dtype not in _FORMATS:
+        if name in stored and stored[name].dtype not in ("BF16", "F16", "F32"):
             problems.append(f"{name} is stored as {stored[name].dtype}, expected BF16, F16 or F32")
     if len(problems) == 1:
         raise InputError(f"{folder} does not fit its configuration: {problems[0]}")
@@ -112,29 +109,22 @@ def _hint(words: str, name: str, known: Iterable[str]) -> str:
 
 
 def _check_same_table(embed: StoredTensor, head: StoredTensor) -> None:
-    """Refuse a head that is stored beside the embedding and differs from it, where the configuration ties the two."""
-    # By tiles, because a comparison takes as much room as what it compares; as bytes, because no NaN equals itself.
+    """Refuse a stored head that differs from the embedding, where the configuration ties the two."""
+    # By tiles, because comparing takes as much memory as the tables; as bytes, because no NaN equals itself.
     same = embed.dtype == head.dtype and all(
         np.array_equal(embed.data[rows].view(np.uint8), head.data[rows].view(np.uint8)) for rows in _tiles(embed.shape)
     )
     if not same:
         raise InputError(
-            f"{head.file} holds a lm_head.weight other than model.embed_tokens.weight, yet tie_word_embeddings is true:"
+            f"{head.file} has a lm_head.weight that differs from model.embed_tokens.weight, yet tie_word_embeddings is true:"
             " set that to false in config.json to use the stored head, or remove the head to use the embedding"
         )
 
 
-def _as_stored(tensor: StoredTensor) -> Array | Bfloat16Matrix:
-    """The mapped matrix; a copy only if the file does not keep its numbers where a processor can read them at once."""
-    data = np.require(tensor.data, requirements="A")
-    data.flags.writeable = False
-    return Bfloat16Matrix(data) if tensor.dtype == "BF16" else data
-
-
 def _norm_weight(tensor: StoredTensor, dtype: np.dtype[Any]) -> Array:
-    """Widened copy, once all of it is finite."""
-    with np.errstate(invalid="ignore"):  # NumPy warns of a signalling NaN; the sentence below says more
-        weight = (from_bfloat16(tensor.data) if tensor.dtype == "BF16" else tensor.data).astype(dtype)
+    """Widened copy, checked to be finite."""
+    with np.errstate(invalid="ignore"):  # NumPy warns of a signalling NaN; the error below says more
+        weight = tensor.numbers().astype(dtype)
     bad = np.flatnonzero(~np.isfinite(weight))
     if bad.size:
         raise InputError(
@@ -146,26 +136,26 @@ def _norm_weight(tensor: StoredTensor, dtype: np.dtype[Any]) -> Array:
 
 
 def _warn_of_folded_norms(norms: list[Array], folder: str | Path) -> None:
-    """Say so if norm weights hold 1 + w: adding the one again gives fluent nonsense that no shape betrays.
+    """Warn if norm weights hold 1 + w: adding the one again gives fluent nonsense, and no shape shows it.
 
     Training starts at w = 0 and leaves channels on both sides of it, some near -1; with the one folded in, all of them
-    are positive and centre on 1 or above. That is a likelihood, so no error. Where it went wrong first:
+    are positive and centre on 1 or above. That is likely, not certain, so not an error. Where it first happened:
     https://github.com/ggml-org/llama.cpp/pull/5631
     """
     every = np.concatenate(norms)
     if every.min() > 0 and every.mean() > 0.9:
         warnings.warn(
             f"{folder}: all norm weights are positive and their mean is {every.mean():.2f}, as if a GGUF converter had"
-            " stored 1 + w for w; Gemma adds the 1 itself, so subtract it from them if that is so",
+            " stored 1 + w for w; Gemma adds the 1 itself, so if that is so, subtract it from them",
             stacklevel=3,
         )
 
 
 def _widened(matrices: dict[str, Array | Bfloat16Matrix], dtype: str, progress: Progress | None) -> dict[str, Array]:
-    """Copies of another dtype, all tiles of all matrices side by side."""
+    """Copies in another dtype, all tiles of all matrices in parallel."""
     wide = {path: np.empty(stored.shape, dtype) for path, stored in matrices.items()}
     tiles = [(stored, wide[path], rows) for path, stored in matrices.items() for rows in _tiles(stored.shape)]
-    done, total, told = 0, sum(stored.nbytes for stored in matrices.values()), threading.Lock()
+    done, total, lock = 0, sum(stored.nbytes for stored in matrices.values()), threading.Lock()
 
     def one(number: int) -> None:
         nonlocal done
@@ -174,12 +164,12 @@ def _widened(matrices: dict[str, Array | Bfloat16Matrix], dtype: str, progress: 
         if not isinstance(stored, Bfloat16Matrix):
             part[...] = stored[rows]
         elif part.dtype == np.float32:
-            from_bfloat16(stored.bits[rows], out=part)  # memory that is new takes longer to touch than to fill
+            from_bfloat16(stored.bits[rows], out=part)  # touching new memory takes longer than filling it
         else:
             part[...] = stored.rows(rows, part.dtype)
         release_memory(stored.bits[rows] if isinstance(stored, Bfloat16Matrix) else stored[rows])
         if progress:
-            with told:
+            with lock:
                 done += stored.nbytes // stored.shape[0] * len(part)
                 progress(done, total)
 
@@ -197,7 +187,7 @@ def _widened(matrices: dict[str, Array | Bfloat16Matrix], dtype: str, progress: 
 def _widened_there(
     xp: Any, matrices: dict[str, Array | Bfloat16Matrix], dtype: str, progress: Progress | None
 ) -> dict[str, Array]:
-    """The same on a GPU: a matrix crosses as it is stored, and its stored numbers go before the next one comes."""
+    """The same on a GPU: each matrix crosses as it is stored, and its stored copy is freed before the next one."""
     wide: dict[str, Array] = {}
     done, total = 0, sum(stored.nbytes for stored in matrices.values())
     for path, stored in matrices.items():
@@ -213,7 +203,7 @@ def _widened_there(
 
 
 def _tiles(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Rows of a matrix in pieces of about `_TILE` numbers."""
+    """Slices of the rows of a matrix, of about `_TILE` numbers each."""
     step = max(1, _TILE // shape[1])
     return (slice(start, start + step) for start in range(0, shape[0], step))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from refgemma.checkpoint import find_model
+from refgemma.checkpoint.folder import find_model
 from refgemma.checkpoint.health.doctor import examine
 from refgemma.checkpoint.health.folder import Remark
 from refgemma.cli.terminal import print_json, print_table, progress_bar

@@ -25,8 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refgemma.checkpoint import StoredTensor, describe, find_model
-from refgemma.checkpoint.folder import INDEX, SINGLE
+from refgemma.checkpoint.folder import INDEX, SINGLE, find_model, read_folder
 from refgemma.checkpoint.load import check_tensors
 from refgemma.checkpoint.names import tensors_of
 from refgemma.cli.adapter import describe_adapter, print_adapter
@@ -34,6 +33,7 @@ from refgemma.cli.doctor import run_doctor
 from refgemma.cli.options import add_json, add_model
 from refgemma.cli.terminal import print_json, print_table, size
 from refgemma.config import SIZES, Config, read_config
+from refgemma.files.safetensors import StoredTensor
 
 _LETTERS = {
     "vocab_size": "V",
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             raise
         folder, config = None, SIZES[args.model]  # a published size is known without its files
     has_weights = folder is not None and any((folder / name).is_file() for name in (SINGLE, INDEX))
-    stored = {tensor.name: tensor for tensor in describe(folder)} if folder and has_weights else {}
+    stored = read_folder(folder) if folder and has_weights else {}
     entries = _entries(config, stored, otherwise="missing" if has_weights else "")
     adapters = [describe_adapter(name, config) for name in args.lora]
     contexts = sorted({min(length, config.max_positions) for length in _CONTEXTS})

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from refgemma import lora
-from refgemma.checkpoint import describe, find_model
+from refgemma.checkpoint.folder import find_model, read_folder
 from refgemma.cli.files import text_argument
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar, size
@@ -151,7 +151,7 @@ def _check_options(args: argparse.Namespace) -> Any:
 
 
 def _audit(args: argparse.Namespace, adapters: list[str]) -> Audit:
-    stored = {tensor.dtype for tensor in describe(find_model(args.base))}
+    stored = {tensor.dtype for tensor in read_folder(find_model(args.base)).values()}
     with progress_bar(f"loading {args.base}") as progress:
         # Most models are mapped as they are then, however large; others are widened, which changes no number.
         gemma = load(args.base, weights="bfloat16" if stored == {"BF16"} else "float32", progress=progress)

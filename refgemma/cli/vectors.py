@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from refgemma.checkpoint import find_model
+from refgemma.checkpoint.folder import find_model
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar, size
 from refgemma.config import SIZES, Config, read_config

@@ -18,12 +18,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from refgemma.checkpoint import StoredTensor, find_model
-from refgemma.checkpoint.folder import read_folder
+from refgemma.checkpoint.folder import find_model, read_folder
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar, show
 from refgemma.config import Config, read_config
 from refgemma.errors import InputError
+from refgemma.files.safetensors import StoredTensor
 from refgemma.gemma import load
 from refgemma.numerics import PROFILES
 from refgemma.oracle.published.figures import FAMILIES, Figure, figures_of, models, read_figures

@@ -22,7 +22,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from refgemma.checkpoint.find import hub_cache
+from refgemma.checkpoint.folder import hub_cache
 from refgemma.errors import InputError
 from refgemma.hub.client import RemoteFile
 from refgemma.hub.offer import Offer

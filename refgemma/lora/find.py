@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refgemma.checkpoint.find import default_places
+from refgemma.checkpoint.folder import default_places
 from refgemma.lora.adapter_config import CONFIG_FILE
 
 

@@ -16,8 +16,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from refgemma.checkpoint.find import find_model
-from refgemma.checkpoint.folder import Outgoing, read_folder, split_into_files, total_bytes, write_weights
+from refgemma.checkpoint.folder import Outgoing, find_model, read_folder, split_into_files, total_bytes, write_weights
 from refgemma.checkpoint.load import Progress, check_tensors, load_params
 from refgemma.checkpoint.names import Tensor, tensors_of
 from refgemma.config import Config, read_config

@@ -6,7 +6,7 @@ import pytest
 from refgemma import model
 from refgemma.bench import counts
 from refgemma.cache import KVCache
-from refgemma.checkpoint import load_params
+from refgemma.checkpoint.load import load_params
 from refgemma.config import SIZES
 from refgemma.model import forward
 

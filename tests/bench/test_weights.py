@@ -7,7 +7,8 @@ import pytest
 
 from refgemma.bench import weights
 from refgemma.bench.weights import SHAPES, checkpoint, make
-from refgemma.checkpoint import find_model, load_params
+from refgemma.checkpoint.folder import find_model
+from refgemma.checkpoint.load import load_params
 from refgemma.config import read_config
 
 

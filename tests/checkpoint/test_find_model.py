@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import refgemma
-from refgemma.checkpoint import find_model
+from refgemma.checkpoint.folder import find_model
 from tests.checkpoint.files import one_sentence
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -132,7 +132,7 @@ def test_a_name_that_is_none_is_one_sentence():
 
 
 def test_the_home_of_nobody_is_one_sentence():
-    with pytest.raises(FileNotFoundError, match="the home of a user who is not known here") as error:
+    with pytest.raises(FileNotFoundError, match="the home folder of an unknown user") as error:
         find_model("~nobody-of-this-name/model")
     one_sentence(error)
 

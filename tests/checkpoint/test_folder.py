@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 
-from refgemma.checkpoint import describe
 from refgemma.checkpoint.folder import read_folder
 from tests.checkpoint.files import base_of, one_sentence, safetensors_bytes, stored_as, write_model, write_shards
 from tests.models import hf_tensors, random_model
@@ -28,7 +27,7 @@ def edit_index(folder, edit):
 
 def test_describe_lists_every_tensor_in_the_order_of_layers_without_reading(tmp_path):
     folder = write_model(tmp_path, MODEL, "BF16")
-    tensors = describe(folder)
+    tensors = list(read_folder(folder).values())
     assert [tensor.name for tensor in tensors[-3:]] == [
         "model.layers.10.self_attn.q_proj.weight",
         "model.layers.10.self_attn.v_proj.weight",
@@ -54,7 +53,7 @@ def test_missing_shards_are_all_named(shards):
     (shards / SHARDS[0]).unlink()
     (shards / SHARDS[2]).unlink()
     with pytest.raises(FileNotFoundError, match=f"lacks {SHARDS[0]}, {SHARDS[2]}") as error:
-        describe(shards)
+        read_folder(shards)
     one_sentence(error)
 
 
@@ -62,7 +61,7 @@ def test_a_damaged_shard_is_named(shards):
     content = (shards / SHARDS[1]).read_bytes()
     (shards / SHARDS[1]).write_bytes(content[:-1])
     with pytest.raises(ValueError, match=f"{SHARDS[1]} is cut off"):
-        describe(shards)
+        read_folder(shards)
 
 
 def test_an_index_that_places_a_tensor_wrongly_is_refused(shards):
@@ -73,7 +72,7 @@ def test_an_index_that_places_a_tensor_wrongly_is_refused(shards):
 
     edit_index(shards, edit)
     with pytest.raises(ValueError, match="does not fit its shards") as error:
-        describe(shards)
+        read_folder(shards)
     text = one_sentence(error)
     assert f"it places 'model.norm.weight' in no shard, found in {SHARDS[1]}" in text
     assert f"it places 'model.embed_tokens.weight' in {SHARDS[2]}, found in {SHARDS[0]}" in text
@@ -85,7 +84,7 @@ def test_a_tensor_in_two_shards_is_refused(shards):
     (shards / "again.safetensors").write_bytes(safetensors_bytes(norm))
     edit_index(shards, lambda weight_map: weight_map.update({"x": "again.safetensors"}))
     with pytest.raises(ValueError, match=r"'model\.norm\.weight' twice, in again\.safetensors and in") as error:
-        describe(shards)
+        read_folder(shards)
     one_sentence(error)
 
 
@@ -93,7 +92,7 @@ def test_a_tensor_in_two_shards_is_refused(shards):
 def test_an_index_cannot_name_a_file_elsewhere(shards, shard):
     edit_index(shards, lambda weight_map: weight_map.update({"model.norm.weight": shard}))
     with pytest.raises(ValueError, match="expected a safetensors file in the same folder") as error:
-        describe(shards)
+        read_folder(shards)
     one_sentence(error)
 
 
@@ -114,20 +113,20 @@ def test_an_index_cannot_name_a_file_elsewhere(shards, shard):
 def test_a_damaged_index_is_refused(shards, text):
     (shards / INDEX).write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"index\.json is damaged") as error:
-        describe(shards)
+        read_folder(shards)
     one_sentence(error)
 
 
 def test_an_empty_index_is_refused(shards):
     (shards / INDEX).write_text('{"weight_map": {}}')
     with pytest.raises(ValueError, match="names no shard"):
-        describe(shards)
+        read_folder(shards)
 
 
 def test_two_models_in_one_folder_are_not_chosen_from(shards):
     write_model(shards, MODEL)
     with pytest.raises(ValueError, match="holds two models") as error:
-        describe(shards)
+        read_folder(shards)
     one_sentence(error)
 
 
@@ -147,20 +146,20 @@ def test_a_folder_in_another_layout_is_told_what_it_is(tmp_path, found, sentence
     for name in found:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=sentence) as error:
-        describe(tmp_path)
+        read_folder(tmp_path)
     assert "holds neither model.safetensors nor model.safetensors.index.json" in one_sentence(error)
 
 
 def test_a_link_to_a_deleted_file_is_told_from_a_missing_one(tmp_path):
     (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs")  # as a pruned hub cache leaves it
     with pytest.raises(FileNotFoundError, match="a link to a file that is gone"):
-        describe(tmp_path)
+        read_folder(tmp_path)
 
 
 def test_a_folder_that_is_none_is_one_sentence(tmp_path):
     for path in (tmp_path / "absent", write_model(tmp_path, MODEL) / "config.json"):
         with pytest.raises(FileNotFoundError, match="is not a folder") as error:
-            describe(path)
+            read_folder(path)
         one_sentence(error)
 
 
@@ -168,6 +167,6 @@ def test_an_index_to_a_single_file_is_fine(tmp_path):
     folder = write_model(tmp_path, MODEL)
     index = {"weight_map": dict.fromkeys(hf_tensors(MODEL.params), "model.safetensors")}
     (folder / INDEX).write_text(json.dumps(index))
-    assert len(describe(folder)) == len(index["weight_map"])
+    assert len(read_folder(folder)) == len(index["weight_map"])
     shutil.copy(folder / "model.safetensors", folder / "copy.safetensors")  # what the index does not name is not read
-    assert len(describe(folder)) == len(index["weight_map"])
+    assert len(read_folder(folder)) == len(index["weight_map"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import refgemma
-from refgemma.checkpoint import find_model
+from refgemma.checkpoint.folder import find_model
 from refgemma.cli import main
 from refgemma.cli.terminal import size
 from refgemma.config import read_config

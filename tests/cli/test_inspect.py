@@ -10,7 +10,7 @@ import pytest
 
 import refgemma
 from refgemma.cache import KVCache
-from refgemma.checkpoint import load_params
+from refgemma.checkpoint.load import load_params
 from refgemma.cli import main
 from refgemma.config import SIZES, read_config
 from tests.checkpoint.files import write_model

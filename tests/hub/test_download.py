@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub.utils import WeakFileLock
 
 import refgemma
-from refgemma.checkpoint import find_model
+from refgemma.checkpoint.folder import find_model
 from refgemma.hub import choose_place, fetch, look_up
 from tests.checkpoint.files import one_sentence, write_model
 from tests.hub.fake_hub import NAME, NOT_ACCEPTED, sha256

@@ -14,8 +14,8 @@ import safetensors
 
 import refgemma
 from refgemma import lora
-from refgemma.checkpoint import read_safetensors
 from refgemma.config import read_config
+from refgemma.files.safetensors import read_safetensors
 from refgemma.lora import merge_file, pieces
 from refgemma.lora.merge_file import merge_checkpoint
 from refgemma.lora.rounding import rounded

@@ -6,13 +6,14 @@ import shutil
 import numpy as np
 import pytest
 
-from refgemma.checkpoint import StoredTensor, describe, find_model
+from refgemma.checkpoint.folder import find_model, read_folder
 from refgemma.checkpoint.health.doctor import examine
 from refgemma.checkpoint.health.folder import Patient
 from refgemma.checkpoint.health.numbers import about_norms, numbers_of
 from refgemma.checkpoint.health.shapes import published_size, sizes_of
 from refgemma.cli import main
 from refgemma.config import SIZES
+from refgemma.files.safetensors import StoredTensor
 from refgemma.numerics import from_bfloat16
 from refgemma.oracle.published.figures import read_json
 from tests.checkpoint.files import safetensors_bytes, write_model, write_shards
@@ -75,7 +76,7 @@ def folded(tensors):
 
 def test_norms_that_hold_one_plus_w():
     """The shipped model, folded as a GGUF converter would: its mean is 0.7, and a threshold at 0.9 would not see it."""
-    norms = {t.name: t for t in describe(find_model("tiny-it")) if t.data.ndim == 1}
+    norms = {t.name: t for t in read_folder(find_model("tiny-it")).values() if t.data.ndim == 1}
     raw = {name: numbers_of(t) for name, t in norms.items()}
     assert [r.grade for r in about_norms(raw)] == ["fine"]
     one_more = {
@@ -98,7 +99,7 @@ def test_folded_norms_of_a_folder(patient):
 
 def test_each_kind_of_norm_is_judged_by_itself():
     """A converter that knew the one name and not the other; over all norms together the mean says nothing."""
-    norms = {t.name: t for t in describe(find_model("tiny-it")) if t.data.ndim == 1}
+    norms = {t.name: t for t in read_folder(find_model("tiny-it")).values() if t.data.ndim == 1}
 
     def remarks(kind):
         return list(

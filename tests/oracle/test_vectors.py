@@ -11,7 +11,7 @@ import sentencepiece
 from safetensors.numpy import load_file
 
 import refgemma
-from refgemma.checkpoint import find_model
+from refgemma.checkpoint.folder import find_model
 from refgemma.cli import main
 from refgemma.config import SIZES
 from refgemma.numerics import PROFILES, from_bfloat16, to_bfloat16

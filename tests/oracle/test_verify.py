@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import refgemma
-from refgemma.checkpoint import find_model
-from refgemma.checkpoint.folder import read_folder
+from refgemma.checkpoint.folder import find_model, read_folder
 from refgemma.cli import main
 from refgemma.config import SIZES, read_config
 from refgemma.oracle.published.figures import DATA, figures_of, models, read_json

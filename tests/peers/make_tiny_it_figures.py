@@ -46,7 +46,7 @@ def main():
     import torch
     import transformers
 
-    from refgemma.checkpoint import read_safetensors
+    from refgemma.files.safetensors import read_safetensors
     from refgemma.oracle.published.recognise import checksums  # a format, no figure
 
     spm = sentencepiece.SentencePieceProcessor(model_file=str(FOLDER / "tokenizer.model"))

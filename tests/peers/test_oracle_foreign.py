@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import refgemma
-from refgemma.checkpoint import find_model
+from refgemma.checkpoint.folder import find_model
 from refgemma.oracle import compare, read_foreign, trace
 from refgemma.oracle.foreign.names import match
 from refgemma.oracle.operations import names_of

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refgemma.checkpoint import StoredTensor
 from refgemma.checkpoint.health.folder import Patient, Remark
+from refgemma.files.safetensors import StoredTensor
 from refgemma.numerics import Array, from_bfloat16
 
 _TILE = 2**22  # numbers

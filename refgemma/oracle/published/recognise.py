@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from refgemma.checkpoint import StoredTensor
 from refgemma.config import SIZES, Config
+from refgemma.files.safetensors import StoredTensor
 from refgemma.oracle.published.figures import models, parameter_counts
 
 # Small, and different in every training run.

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-from refgemma.checkpoint.find import default_places
+from refgemma.checkpoint.folder import default_places
 from refgemma.workers_ai.pages import GEMMA_2B, GEMMA_7B
 from refgemma.workers_ai.server import create_app, limits
 from refgemma.workers_ai.server.adapter_check import _PLAIN
