@@ -10,20 +10,18 @@ Williams, Waterman and Patterson, "Roofline: An Insightful Visual Performance Mo
 
 from __future__ import annotations
 
-import io
 from typing import Any, NamedTuple
 
 from refgemma.bench import plan
 from refgemma.bench.counts import bytes_read, operations
 from refgemma.config import Config
 from refgemma.errors import InputError
-from refgemma.sampling.show import FORMATS, check_matplotlib
+from refgemma.files.pictures import FAINT, check_format, image, new_figure, plain
 
 # Apart in lightness as well, for print and for colour-blind eyes.
 _COLOURS = {"float32": "#0a58b0", "bfloat16": "#d9822b"}
 _LIMITS = {"float32": "gemv", "bfloat16": "tiles"}  # how fast each format can be read at best
 _MARKS = {"refgemma": "o", "transformers": "x"}
-_FAINT = "#6b6862"
 
 
 class Point(NamedTuple):
@@ -49,19 +47,12 @@ def points(found: dict[str, Any], config: Config) -> list[Point]:
 
 def picture(found: dict[str, Any], config: Config, *, format: str = "png") -> bytes:
     """Draw the roofline."""
-    if format not in FORMATS:
-        raise InputError(f"the picture is to be {format!r}: expected {', '.join(FORMATS)}")
+    check_format(format)
     placed = points(found, config)
     limits = found["limits"]
     if not placed or any(limits[name] is None for name in ("gemm", *(_LIMITS[form] for form in found["weights"]))):
         raise InputError("no engine or no limit was measured to the end: there is nothing to draw")
-    check_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # A figure of its own, without pyplot: no window, nothing global is touched.
-    figure: Any = Figure(figsize=(8, 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 5.2)
     axes = figure.subplots()
     left, right = min(p.intensity for p in placed) / 2.5, max(p.intensity for p in placed) * 2.5
     level = limits["gemm"] / 1e9
@@ -70,7 +61,7 @@ def picture(found: dict[str, Any], config: Config, *, format: str = "png") -> by
         edge = level / slope
         axes.plot([left, edge], [slope * left, level], color=_COLOURS[form], label=f"read {form}: {slope:.0f} GB/s")
     edge = level / max(slopes.values())
-    axes.plot([edge, right], [level, level], color=_FAINT, label=f"compute in float32: {level:,.0f} G operations/s")
+    axes.plot([edge, right], [level, level], color=FAINT, label=f"compute in float32: {level:,.0f} G operations/s")
     for point in placed:
         first = point.measure == placed[0].measure
         axes.plot(
@@ -98,14 +89,12 @@ def picture(found: dict[str, Any], config: Config, *, format: str = "png") -> by
     axes.set(xscale="log", yscale="log", xlim=(left, right))
     axes.set_xlabel("operations for each byte of weights and cache")
     axes.set_ylabel("G operations/s")
-    processor = str(found["machine"]["processor"]).replace("$", r"\$")
+    processor = plain(str(found["machine"]["processor"]))
     axes.set_title(f"{found['size']} on {found['machine']['cores']} cores of {processor}", fontsize=9, loc="left")
     axes.grid(which="major", color="#eeece8")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
-    out = io.BytesIO()
-    figure.savefig(out, format=format, dpi=160)
-    return out.getvalue()
+    return image(figure, format)
 
 
 def _work(config: Config, form: str) -> list[tuple[str, int, int]]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 from refgemma.bench import report
 from refgemma.bench.machine import machine
@@ -26,7 +25,7 @@ from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar
 from refgemma.errors import InputError
 from refgemma.files.atomic import whole_file
-from refgemma.sampling.show import FORMATS, check_matplotlib
+from refgemma.files.pictures import picture_format
 
 _WEIGHTS = ("float32", "bfloat16")
 
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--rounds is {args.rounds}: expected at least 1")
     if args.peers and not peers_installed():
         raise InputError('--peers measures transformers, which is not installed: pip install "refgemma[peers]"')
-    form = _picture_format(args.picture)
+    form = picture_format(args.picture) if args.picture else None
     config = SHAPES[args.size]
     peers = peers_installed() if args.peers is None else args.peers
     check_memory(config, args.weights)
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
                 folder, weights=args.weights, peers=peers, rounds=args.rounds, longest=longest, progress=progress
             )
         found = report.summary(args.size, config, args.weights, about, rounds)
-        if file is not None:
+        if file is not None and form is not None:
             file.write(picture(found, config, format=form))
     if args.json:
         print_json(found)
@@ -91,14 +90,3 @@ def _formats(text: str) -> tuple[str, ...]:
     if not set(formats) <= set(_WEIGHTS):
         raise argparse.ArgumentTypeError(f"expected float32, bfloat16 or float32,bfloat16, not {text!r}")
     return formats
-
-
-def _picture_format(path: str | None) -> str:
-    if path is None:
-        return ""
-    ending = Path(path).suffix
-    if ending.removeprefix(".") not in FORMATS:
-        endings = ", ".join(f".{form}" for form in FORMATS)
-        raise InputError(f"{path} ends in {ending or 'nothing'!r}: expected {endings}")
-    check_matplotlib()
-    return ending.removeprefix(".")

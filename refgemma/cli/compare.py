@@ -24,7 +24,8 @@ from refgemma.cli.options import add_json, token_ids
 from refgemma.cli.terminal import print_json, progress_bar
 from refgemma.errors import InputError
 from refgemma.files.atomic import whole_file
-from refgemma.oracle.reporting.picture import draw, format_of
+from refgemma.files.pictures import picture_format
+from refgemma.oracle.reporting.picture import draw
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
     read = {"OURS": args.ours, "THEIRS": args.theirs, "--map": args.map}
     check_apart(read, {"--picture": args.picture})
-    form = format_of(args.picture) if args.picture else None
+    form = picture_format(args.picture) if args.picture else None
     mapping = None if args.map is None else read_mapping(args.map)
     with whole_file(args.picture, devices=True) if args.picture else nullcontext() as picture:
         with progress_bar(f"judging {args.theirs}") as progress:

@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 from refgemma.cli.files import check_apart
 from refgemma.cli.terminal import progress_bar
-from refgemma.errors import InputError
 from refgemma.files.atomic import check_file_place, whole_file
+from refgemma.files.pictures import picture_format
 from refgemma.sampling import Record, show
 from refgemma.sampling.sidecar import sidecar_of
 
@@ -38,14 +38,7 @@ def wanted(args: argparse.Namespace) -> bool:
 def outputs(args: argparse.Namespace) -> Iterator[Save]:
     """Open the files, so that a place that cannot be written to is known before the work is done."""
     _check_files(args)
-    form = None
-    if args.picture:
-        ending = Path(args.picture).suffix
-        form = next((form for form in show.FORMATS if ending == f".{form}"), None)
-        if form is None:
-            endings = ", ".join(f".{form}" for form in show.FORMATS)
-            raise InputError(f"{args.picture} ends in {ending or 'nothing'!r}: expected {endings}")
-        show.check_matplotlib()
+    form = picture_format(args.picture) if args.picture else None
     if args.record:
         check_file_place(args.record)
         check_file_place(sidecar_of(Path(args.record)))

@@ -30,13 +30,13 @@ from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar, size
 from refgemma.errors import InputError
 from refgemma.files.atomic import check_folder_place, whole_file
+from refgemma.files.pictures import picture_format
 from refgemma.gemma import load
 from refgemma.lora.adapter_config import CONFIG_FILE
 from refgemma.lora.audit import Audit, audit_attached
 from refgemma.lora.audit_picture import picture
 from refgemma.lora.audit_weights import WeightAudit
 from refgemma.lora.merge_file import Merged, merge_checkpoint
-from refgemma.sampling.show import FORMATS, check_matplotlib
 
 _ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
@@ -139,15 +139,7 @@ def _check_options(args: argparse.Namespace) -> Any:
         for name in ("all", "prompt", "picture"):
             if getattr(args, name):
                 raise InputError(f"--{name} is part of the audit: give --audit, too")
-    if not args.picture:
-        return None
-    ending = Path(args.picture).suffix
-    form = next((form for form in FORMATS if ending == f".{form}"), None)
-    if form is None:
-        expected = ", ".join(f".{form}" for form in FORMATS)
-        raise InputError(f"{args.picture} ends in {ending or 'nothing'!r}: expected {expected}")
-    check_matplotlib()
-    return form
+    return picture_format(args.picture) if args.picture else None
 
 
 def _audit(args: argparse.Namespace, adapters: list[str]) -> Audit:

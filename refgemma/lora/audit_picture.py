@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,12 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refgemma.errors import InputError
+from refgemma.files.pictures import FAINT, check_format, image, new_figure, plain
 from refgemma.lora.audit import Audit
 from refgemma.lora.audit_weights import WeightAudit
 from refgemma.numerics import Array
-from refgemma.sampling.show import FORMATS, check_matplotlib
 
-_FAINT = "#6b6862"
 _ABSENT = "#eeece8"  # where no adapter changes anything
 
 
@@ -32,13 +30,9 @@ class _Measure(NamedTuple):
 
 def picture(audit: Audit, *, title: str = "", format: str = "png") -> bytes:
     """Draw an audit."""
-    if format not in FORMATS:
-        raise InputError(f"the picture is to be {format!r}: expected {', '.join(FORMATS)}")
+    check_format(format)
     if not audit.weights:
         raise InputError("the adapter changes no weight: there is nothing to draw")
-    check_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     measures = (
         _Measure("effective rank", lambda w: w.effective_rank, lambda x: f"{x:.1f}", "Blues", None),
@@ -49,11 +43,9 @@ def picture(audit: Audit, *, title: str = "", format: str = "png") -> bytes:
     modules, layers, others = _axes_of(audit)
     wide = max(2.0, 0.5 * len(modules) + 0.3)  # inches a heat map
     high = 0.26 * (len(layers) + len(others)) + 0.1
-    # A figure of its own, without pyplot: no window, nothing global is touched.
     heading = _heading(audit, title)
     above = 0.2 * len(heading.splitlines()) + 0.8
-    figure: Any = Figure(figsize=(len(measures) * wide + 1.3, high + above), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(len(measures) * wide + 1.3, high + above)
     figure.suptitle(heading, fontsize=9.5, x=0.01, ha="left")
     rows = [n for n in (len(layers), len(others)) if n]
     areas = figure.subplots(len(rows), len(measures), squeeze=False, height_ratios=rows)
@@ -75,9 +67,7 @@ def picture(audit: Audit, *, title: str = "", format: str = "png") -> bytes:
             last.tick_params(axis="x", length=0, pad=2)
     if layers:
         areas[0, 0].set_ylabel("layer", fontsize=8)
-    out = io.BytesIO()
-    figure.savefig(out, format=format, dpi=160)
-    return out.getvalue()
+    return image(figure, format)
 
 
 def _axes_of(audit: Audit) -> tuple[list[str], list[str], list[str]]:
@@ -112,7 +102,7 @@ def _heat_map(axes: Any, grid: Array, shade: Array, measure: _Measure, ends: tup
     axes.imshow(shade, aspect="auto", cmap=colours, vmin=lowest, vmax=top, interpolation="nearest")
     for (i, j), value in np.ndenumerate(grid):
         text = measure.text(value) if math.isfinite(value) else "\u2013"
-        axes.text(j, i, text, ha="center", va="center", fontsize=7, color="black" if math.isfinite(value) else _FAINT)
+        axes.text(j, i, text, ha="center", va="center", fontsize=7, color="black" if math.isfinite(value) else FAINT)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.tick_params(length=0)
@@ -140,7 +130,7 @@ def _heading(audit: Audit, title: str) -> str:
         f" another token is the most likely at {change.flips}"
         for change in audit.logits
     ]
-    return "\n".join(lines).replace("$", r"\$")
+    return plain("\n".join(lines), longest=200)
 
 
 def _short(x: float) -> str:

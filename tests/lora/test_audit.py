@@ -372,7 +372,7 @@ def test_pictures_of_awkward_audits(gemma, adapter, tmp_path):
     assert picture(untrained)
     with pytest.raises(ValueError, match="the adapter changes no weight: there is nothing to draw"):
         picture(replace(found, weights=()))
-    with pytest.raises(ValueError, match=r"is to be 'gif': expected png, svg, pdf"):
+    with pytest.raises(ValueError, match=r"unknown picture format 'gif': expected png, svg, pdf"):
         picture(found, format="gif")
 
 

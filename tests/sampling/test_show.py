@@ -193,5 +193,5 @@ def test_matplotlib_is_not_imported_for_a_page():
 
 
 def test_no_picture_in_a_format_that_there_is_not():
-    with pytest.raises(ValueError, match=r"is to be 'gif': expected png, svg, pdf"):
+    with pytest.raises(ValueError, match=r"unknown picture format 'gif': expected png, svg, pdf"):
         show.picture(plain_record(), format="gif")

@@ -2,58 +2,33 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from refgemma.errors import InputError
+from refgemma.files.pictures import FAINT, image, new_figure, plain
 from refgemma.oracle.judging.grades import Finding
 from refgemma.oracle.operations import split_name
 from refgemma.oracle.reporting.report import Report
 
-Format = Literal["png", "svg", "pdf"]
-
-FORMATS: tuple[Format, ...] = ("png", "svg", "pdf")
-
 _WIDEST = 24.0  # inches
-_LONGEST = 90  # characters of any text
 _NAMED = 40  # operations that have room for their names
 # Told apart by shape as well as by colour.
 _MARKS = {"inside rounding": ("o", "#0a58b0"), "suspicious": ("D", "#b06f00"), "wrong": ("X", "#b3261e")}
-_BAND, _FAINT = "#cfe0f3", "#6b6862"
+_BAND = "#cfe0f3"
 
 
-def format_of(path: str | Path) -> Format:
-    """Format that the end of a file name asks for."""
-    ending = Path(path).suffix
-    found = next((form for form in FORMATS if ending == f".{form}"), None)
-    if found is None:
-        raise InputError(
-            f"{path} ends in {ending or 'nothing'!r}: expected {', '.join(f'.{form}' for form in FORMATS)}"
-        )
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError('the picture is drawn with matplotlib, which is not installed: pip install "refgemma[plot]"')
-    return found
-
-
-def draw(report: Report, *, format: Format = "png") -> bytes:
+def draw(report: Report, *, format: str = "png") -> bytes:
     """Draw a report."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     local = [finding for finding in report.findings if finding.grade != "not given"]
     names = [finding.name for finding in local or report.drifts]
     panels = bool(local) + bool(report.drifts)
     width = min(_WIDEST, max(8.0, 2.0 + 0.085 * len(names)))
-    # A figure of its own, without pyplot: no window, nothing global is touched.
-    figure: Any = Figure(figsize=(width, 1.4 + 3.0 * panels), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, 1.4 + 3.0 * panels)
     verdict = "nothing is wrong" if report.ok else f"wrong at {getattr(report.first_divergence, 'name', '')}"
     figure.suptitle(
-        _plain(f"{Path(report.theirs).name} against {report.model}: {verdict}"), fontsize=11, fontweight="bold"
+        plain(f"{Path(report.theirs).name} against {report.model}: {verdict}"), fontsize=11, fontweight="bold"
     )
     rows = list(figure.subplots(max(panels, 1), 1, sharex=True, squeeze=False)[:, 0])
     if local:
@@ -61,9 +36,7 @@ def draw(report: Report, *, format: Format = "png") -> bytes:
     if report.drifts:
         _drifts(rows[-1], report.drifts, [names.index(finding.name) for finding in report.drifts])
     _depth(rows, names)
-    out = io.BytesIO()
-    figure.savefig(out, format=format, dpi=160)
-    return out.getvalue()
+    return image(figure, format)
 
 
 def _operations(axes: Any, findings: Sequence[Finding], first: Finding | None) -> None:
@@ -77,7 +50,7 @@ def _operations(axes: Any, findings: Sequence[Finding], first: Finding | None) -
         if one is first:
             left = i > len(findings) / 2
             axes.annotate(
-                _plain(first.name),
+                plain(first.name),
                 (i, heights[i]),
                 xytext=(-8 if left else 8, 4),
                 textcoords="offset points",
@@ -101,7 +74,7 @@ def _drifts(axes: Any, findings: Sequence[Finding], places: Sequence[int]) -> No
     else:
         axes.axhspan(floor, budget[0], color=_BAND, lw=0, label="budget")
     errors = [min(max(one.error, floor), ceiling) for one in findings]
-    axes.plot(places, errors, lw=0.8, color=_FAINT)
+    axes.plot(places, errors, lw=0.8, color=FAINT)
     _points(axes, findings, places, errors)
     axes.set_ylim(floor, 3 * ceiling)
     axes.set_ylabel("error", fontsize=8)
@@ -124,13 +97,13 @@ def _depth(rows: Sequence[Any], names: Sequence[str]) -> None:
     """One tick a layer and a line where it begins, or a name for each operation where there are few."""
     layers = [split_name(name)[0] for name in names]
     if len(names) <= _NAMED:
-        rows[-1].set_xticks(range(len(names)), [_plain(name) for name in names], rotation=90, fontsize=7)
+        rows[-1].set_xticks(range(len(names)), [plain(name) for name in names], rotation=90, fontsize=7)
     else:
         starts = [i for i, layer in enumerate(layers) if layer is not None and (i == 0 or layer != layers[i - 1])]
         rows[-1].set_xticks([i - 0.5 for i in starts], [f"layer {layers[i]}" for i in starts], fontsize=8, ha="left")
         for axes in rows:
             for i in starts:
-                axes.axvline(i - 0.5, color=_FAINT, lw=0.3, zorder=0)
+                axes.axvline(i - 0.5, color=FAINT, lw=0.3, zorder=0)
     rows[-1].set_xlim(-0.7, len(names) - 0.3)
 
 
@@ -149,8 +122,3 @@ def _floor(values: Sequence[float]) -> float:
 
 def _finite(values: Sequence[float]) -> list[float]:
     return [value for value in values if math.isfinite(value)] or [1.0]
-
-
-def _plain(text: str) -> str:
-    """Text that is no formula to matplotlib, and not too long."""
-    return (text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}\u2026").replace("$", r"\$")

@@ -131,9 +131,10 @@ class Report:
         ValueError
             If it ends in something else, or matplotlib is not installed.
         """
-        from refgemma.oracle.reporting.picture import draw, format_of  # matplotlib is asked for only here
+        from refgemma.files.pictures import picture_format
+        from refgemma.oracle.reporting.picture import draw
 
-        drawn = draw(self, format=format_of(path))
+        drawn = draw(self, format=picture_format(path))
         Path(path).write_bytes(drawn)
 
     def _verdict(self) -> list[str]:

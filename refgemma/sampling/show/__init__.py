@@ -5,7 +5,7 @@ it to the caller where that goes.
 """
 
 from refgemma.sampling.show.page import page
-from refgemma.sampling.show.picture import FORMATS, check_matplotlib, picture
+from refgemma.sampling.show.picture import picture
 from refgemma.sampling.show.terminal import candidates, overview
 
-__all__ = ["FORMATS", "candidates", "check_matplotlib", "overview", "page", "picture"]
+__all__ = ["candidates", "overview", "page", "picture"]

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from refgemma.errors import InputError
+from refgemma.files.pictures import FAINT, check_format, image, new_figure, plain
 from refgemma.sampling.record import Record
 from refgemma.sampling.show.view import Column, View, label, settings, view
 
-Format = Literal["png", "svg", "pdf"]
-
-FORMATS: tuple[Format, ...] = ("png", "svg", "pdf")
-
 _CANDIDATES = 12
-_LONGEST = 100  # characters of any text, so that the bars keep their room
 # Dark enough on white, and apart in lightness, so that print and colour-blind eyes tell them apart.
-_BAR, _CHOSEN, _FAINT = "#9dbfe4", "#0a58b0", "#6b6862"
+_BAR, _CHOSEN = "#9dbfe4", "#0a58b0"
 
 
-def picture(record: Record, t: int | None = None, *, format: Format = "png") -> bytes:
+def picture(record: Record, t: int | None = None, *, format: str = "png") -> bytes:
     """Draw a record."""
-    if format not in FORMATS:
-        raise InputError(f"the picture is to be {format!r}: expected {', '.join(FORMATS)}")
-    check_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    check_format(format)
     logprobs = [record[i].raw_logprob for i in range(len(record))]
     surprises = np.array([np.inf if logprob is None else -logprob for logprob in logprobs])
     if t is None:
@@ -38,23 +26,13 @@ def picture(record: Record, t: int | None = None, *, format: Format = "png") -> 
     several = len(record) > 1
     strip = 1.5 if several else 0.0
     bars = 1.3 + 0.28 * len(shown.rows)
-    # A figure of its own, without pyplot: no window, nothing global is touched.
-    figure: Any = Figure(figsize=(max(7.0, 2.2 + 1.75 * len(shown.columns)), strip + bars + 0.7), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(_plain(settings(record)), fontsize=9, color=_FAINT)
+    figure = new_figure(max(7.0, 2.2 + 1.75 * len(shown.columns)), strip + bars + 0.7)
+    figure.suptitle(plain(settings(record)), fontsize=9, color=FAINT)
     areas = figure.subfigures(2 if several else 1, 1, height_ratios=[strip, bars] if several else None)
     if several:
         _surprises(areas[0], surprises, t)
     _candidates(areas[1] if several else areas, shown, f"token {t}: {label(record, record.tokens[t])}")
-    out = io.BytesIO()
-    figure.savefig(out, format=format, dpi=160)
-    return out.getvalue()
-
-
-def check_matplotlib() -> None:
-    """Make sure that pictures can be drawn."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError('the picture is drawn with matplotlib, which is not installed: pip install "refgemma[plot]"')
+    return image(figure, format)
 
 
 def _surprises(area: Any, surprises: Any, t: int) -> None:
@@ -72,7 +50,7 @@ def _surprises(area: Any, surprises: Any, t: int) -> None:
 
 def _candidates(area: Any, shown: View, title: str) -> None:
     """Horizontal bars, one panel a step."""
-    area.suptitle(_plain(title), fontsize=11, fontweight="bold", x=0.01, ha="left")
+    area.suptitle(plain(title), fontsize=11, fontweight="bold", x=0.01, ha="left")
     panels = np.atleast_1d(area.subplots(1, len(shown.columns), sharey=True))
     for j, (axes, column) in enumerate(zip(panels, shown.columns, strict=True)):
         for i, row in enumerate(shown.rows):
@@ -81,13 +59,13 @@ def _candidates(area: Any, shown: View, title: str) -> None:
                 axes.barh(i, p, height=0.72, color=_CHOSEN if row.chosen else _BAR)
                 axes.text(p + 0.02, i, f"{100 * p:.3g} %", va="center", fontsize=7.5)
             elif j == 0 or row.probs[j - 1] is not None:
-                axes.text(0.02, i, "removed", va="center", fontsize=7.5, color=_FAINT, style="italic")
+                axes.text(0.02, i, "removed", va="center", fontsize=7.5, color=FAINT, style="italic")
         axes.set_title(_heading(column), fontsize=8.5, loc="left")
         axes.set_xlim(0, 1.35)
         axes.set_xticks([])
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.tick_params(left=False)
-    panels[0].set_yticks(range(len(shown.rows)), [_plain(row.label, 28) for row in shown.rows], fontsize=8.5)
+    panels[0].set_yticks(range(len(shown.rows)), [plain(row.label, 28) for row in shown.rows], fontsize=8.5)
     for name, row in zip(panels[0].get_yticklabels(), shown.rows, strict=True):
         name.set_fontweight("bold" if row.chosen else "normal")
     panels[0].invert_yaxis()
@@ -96,12 +74,3 @@ def _candidates(area: Any, shown: View, title: str) -> None:
 def _heading(column: Column) -> str:
     removed = f"\u2212{column.removed:,}, {100 * column.mass:.3g} %" if column.removed else ""
     return f"{column.title}\n{removed}"
-
-
-def _plain(text: str, longest: int = _LONGEST) -> str:
-    """Text that matplotlib takes as it stands, in characters that its font has, and not as a formula."""
-    from matplotlib import font_manager, ft2font
-
-    known = ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
-    shown = "".join(c if ord(c) in known else f"<U+{ord(c):04X}>" for c in text)
-    return (shown if len(shown) <= longest else f"{shown[: longest - 1]}\u2026").replace("$", r"\$")
