@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import refgemma
+from refgemma.checkpoint.published import FAMILIES, SHAPES
 from refgemma.config import SIZES, read_config
 from refgemma.oracle.published.figures import (
     DATA,
-    FAMILIES,
     Figure,
     figures_of,
     kinds_of,
@@ -25,7 +25,6 @@ from refgemma.oracle.published.figures import (
     parameter_counts,
     published,
     read_figures,
-    read_json,
 )
 from refgemma.oracle.published.measures import MEASURES, NEAR_TIE, measure
 from refgemma.oracle.published.verify import KINDS
@@ -122,7 +121,7 @@ def test_the_later_families_are_as_their_sources_print_them(shared_json):
     for model in shared_json("published/config_and_param_counts.json")["models"]:
         name = model["model_id"].split()[0].removeprefix("google/")
         assert parameter_counts()[name][0] == model["published_parameters"]
-        shape, config = read_json("models.json")["shapes"][name], model["config"]
+        shape, config = SHAPES[name], model["config"]
         assert [shape[x] for x in "DFLNKH"] == [
             config[field]
             for field in (

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refgemma.checkpoint.folder import find_model, read_folder
+from refgemma.checkpoint.published import FAMILIES
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar, show
 from refgemma.config import Config, read_config
@@ -26,7 +27,7 @@ from refgemma.errors import InputError
 from refgemma.files.safetensors import StoredTensor
 from refgemma.gemma import load
 from refgemma.numerics import PROFILES
-from refgemma.oracle.published.figures import FAMILIES, Figure, figures_of, models, read_figures
+from refgemma.oracle.published.figures import Figure, figures_of, models, read_figures
 from refgemma.oracle.published.golden import golden_figures, known_file
 from refgemma.oracle.published.recognise import Recognised, about_parameters, recognise
 from refgemma.oracle.published.verify import Outcome, all_on_record, on_record, verify

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 
 from refgemma.checkpoint.folder import find_model, read_folder
-from refgemma.checkpoint.health.doctor import examine
-from refgemma.checkpoint.health.folder import Patient
+from refgemma.checkpoint.health.doctor import examine, published_size, sizes_of
+from refgemma.checkpoint.health.folder import Contents
 from refgemma.checkpoint.health.numbers import about_norms, numbers_of
-from refgemma.checkpoint.health.shapes import published_size, sizes_of
+from refgemma.checkpoint.published import SHAPES
 from refgemma.cli import main
 from refgemma.config import SIZES
 from refgemma.files.safetensors import StoredTensor
 from refgemma.numerics import from_bfloat16
-from refgemma.oracle.published.figures import read_json
 from tests.checkpoint.files import safetensors_bytes, write_model, write_shards
 from tests.models import hf_config, hf_tensors, random_model
 
@@ -198,20 +197,19 @@ def test_families(patient):
     )
     assert wrong(patient(with_norms(*four, "self_attn.q_norm")))[0].startswith("family: Gemma 3 by the norms")
     other = wrong(patient(with_norms("self_attn.q_norm")))
-    assert other[0] == "family: the names of the tensors are those of no Gemma 1, 2 or 3"
+    assert other[0] == "family: the names of the tensors match no Gemma 1, 2 or 3"
     biased = patient(lambda t: t | {LAYER + "self_attn.q_proj.bias": t[LAYER + "input_layernorm.weight"]})
-    assert "of no Gemma 1, 2 or 3" in wrong(biased)[0]
+    assert "match no Gemma 1, 2 or 3" in wrong(biased)[0]
 
 
-@pytest.mark.parametrize("name", read_json("models.json")["shapes"])
+@pytest.mark.parametrize("name", SHAPES)
 def test_published_sizes_are_known_by_their_shapes(name):
-    shapes = read_json("models.json")["shapes"]
-    shape = shapes[name]
+    shape = SHAPES[name]
     if name in SIZES:
         c = SIZES[name]
         ours = (c.vocab_size, c.hidden_size, c.intermediate_size, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim)
         assert ours == tuple(shape[letter] for letter in "VDFLNKH")
-    patient = Patient(folder=None)
+    patient = Contents(folder=None)
     for tensor, size in [
         ("model.embed_tokens.weight", (shape["V"], shape["D"])),
         ("model.layers.0.mlp.gate_proj.weight", (shape["F"], shape["D"])),

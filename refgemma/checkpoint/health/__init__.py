@@ -1,1 +1,1 @@
-"""What is wrong with a model folder, found without loading it."""
+"""Finds what is wrong with a model folder, without loading it."""

@@ -1,6 +1,6 @@
-"""What the numbers of a checkpoint tell: formats, damage, the convention of its norms.
+"""Checks of the numbers in a checkpoint: formats, damage, the convention of its norms, tied head, unused rows.
 
-All are looked at once, some rows at a time, so that a checkpoint may be larger than memory.
+Each tensor is read once, some rows at a time, so that a checkpoint may be larger than memory.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refgemma.checkpoint.health.folder import Patient, Remark
+from refgemma.checkpoint.health.folder import Contents, Remark
 from refgemma.files.safetensors import StoredTensor
 from refgemma.numerics import Array, from_bfloat16
 
 _TILE = 2**22  # numbers
 _FLOATS = ("BF16", "F16", "F32")
-# No number of a trained Gemma comes near; bytes read with the wrong stride, or in the wrong order, soon go beyond.
+# Far beyond any number of a trained Gemma; bytes read with the wrong stride or in the wrong order soon exceed it.
 _HUGE = 1e4
+_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _SUBTRACT = "subtract 1 from every norm weight: Gemma adds it itself"
 
 
@@ -25,25 +26,25 @@ _SUBTRACT = "subtract 1 from every norm weight: Gemma adds it itself"
 class Numbers:
     """Statistics of one tensor."""
 
-    not_numbers: int  # how many numbers are NaN, and infinite
-    infinite: int  # how many numbers are NaN, and infinite
-    lowest: float  # of the others
-    highest: float  # of the others
-    mean: float  # of the others
+    nans: int
+    infinite: int
+    lowest: float  # this, highest and mean: of the finite numbers
+    highest: float
+    mean: float
     negative: int  # how many are below zero
-    zero_rows: int  # rows at the end that hold nothing but zeros
+    zero_rows: int  # rows of zeros at the end
 
     @property
     def all_zero(self) -> bool:
         """Whether every number is zero."""
-        return self.lowest == self.highest == 0.0 and not self.not_numbers and not self.infinite
+        return self.lowest == self.highest == 0.0 and not self.nans and not self.infinite
 
 
-def look_at(patient: Patient, progress: Callable[[int, int], None] | None = None) -> dict[str, Numbers]:
+def read_numbers(contents: Contents, progress: Callable[[int, int], None] | None = None) -> dict[str, Numbers]:
     """Statistics of every tensor of floats."""
     found, done = {}, 0
-    total = sum(tensor.nbytes for tensor in patient.tensors.values())
-    for name, tensor in patient.tensors.items():
+    total = sum(tensor.nbytes for tensor in contents.tensors.values())
+    for name, tensor in contents.tensors.items():
         if tensor.dtype in _FLOATS and tensor.data.size:
             found[name] = numbers_of(tensor)
         done += tensor.nbytes
@@ -52,15 +53,15 @@ def look_at(patient: Patient, progress: Callable[[int, int], None] | None = None
     return found
 
 
-def about_numbers(patient: Patient, numbers: Mapping[str, Numbers]) -> Iterator[Remark]:
+def about_numbers(contents: Contents, numbers: Mapping[str, Numbers]) -> Iterator[Remark]:
     """Remarks on formats and damage."""
     dtypes: dict[str, list[str]] = {}
-    for name, tensor in patient.tensors.items():
+    for name, tensor in contents.tensors.items():
         dtypes.setdefault(tensor.dtype, []).append(name)
     unread = [dtype for dtype in dtypes if dtype not in _FLOATS]
     for dtype in unread:
         what = f"{len(dtypes[dtype])} tensors are stored as {dtype}, {dtypes[dtype][0]} first"
-        yield Remark("wrong", "formats", what, "convert them to bfloat16 or float32; quantised copies are not read")
+        yield Remark("wrong", "formats", what, "convert them to bfloat16 or float32; quantised copies cannot be read")
     floats = [dtype for dtype in dtypes if dtype in _FLOATS]
     if len(floats) > 1:
         what = " and ".join(f"{len(dtypes[d])} tensors in {d}" for d in floats)
@@ -69,9 +70,13 @@ def about_numbers(patient: Patient, numbers: Mapping[str, Numbers]) -> Iterator[
         )
         yield Remark("look", "formats", what, todo)
     elif floats and not unread:
-        yield Remark("fine", "formats", f"all {len(patient.tensors)} tensors in {floats[0]}")
+        yield Remark("fine", "formats", f"all {len(contents.tensors)} tensors in {floats[0]}")
     for words, todo, bad in (
-        ("NaN", "fetch it again; if it was trained so, it diverged", [n for n, s in numbers.items() if s.not_numbers]),
+        (
+            "NaN",
+            "download it again; if it was trained so, training diverged",
+            [n for n, s in numbers.items() if s.nans],
+        ),
         ("infinite numbers", "convert it again: float16 ends at 65504", [n for n, s in numbers.items() if s.infinite]),
         (
             "numbers beyond 10,000",
@@ -80,8 +85,8 @@ def about_numbers(patient: Patient, numbers: Mapping[str, Numbers]) -> Iterator[
         ),
         (
             "nothing but zeros",
-            "fetch or convert it again: a matrix of zeros was never trained",
-            [n for n, s in numbers.items() if s.all_zero and patient.tensors[n].data.ndim > 1],
+            "download or convert it again: a matrix of zeros was never trained",
+            [n for n, s in numbers.items() if s.all_zero and contents.tensors[n].data.ndim > 1],
         ),
     ):
         if bad:
@@ -136,8 +141,53 @@ def _about_some_norms(norms: Mapping[str, Numbers]) -> Remark:
     return Remark("fine", "norms", f"{seen}: w, to which the model adds 1")
 
 
+def about_head(contents: Contents) -> Iterator[Remark]:
+    """Remark on the output head: tied to the embedding or not, and whether config.json agrees."""
+    if _EMBED not in contents.tensors:
+        return
+    tied = contents.fields.get("tie_word_embeddings", True)
+    if _HEAD not in contents.tensors:
+        if tied:
+            yield Remark("fine", "head", "tied: the embedding is the head")
+        else:
+            what = "tie_word_embeddings is false, and there is no lm_head.weight"
+            yield Remark("wrong", "head", what, "set it to true: every published Gemma 1 is tied")
+        return
+    embed, head = contents.tensors[_EMBED], contents.tensors[_HEAD]
+    same = embed.dtype == head.dtype and embed.shape == head.shape
+    same = same and all(a.tobytes() == b.tobytes() for a, b in zip(tiles_of(embed), tiles_of(head), strict=True))
+    if tied and not same:
+        what = "lm_head.weight differs from the embedding, yet tie_word_embeddings is true"
+        todo = "set it to false to use the stored head, or remove the head to use the embedding"
+        yield Remark("wrong", "head", what, todo)
+    elif same:
+        yield Remark(
+            "look", "head", "lm_head.weight is the embedding, stored twice", "nothing; removing it saves space"
+        )
+    else:
+        todo = "nothing, if it was trained so; every published Gemma 1 is tied"
+        yield Remark("look", "head", "untied: a head of its own", todo)
+
+
+def about_vocabulary(contents: Contents, numbers: Mapping[str, Numbers]) -> Iterator[Remark]:
+    """Remark on rows of the embedding table without a piece of the tokenizer."""
+    if _EMBED not in contents.tensors or contents.tensors[_EMBED].data.ndim != 2 or contents.num_pieces is None:
+        return  # `about_shapes` reports another shape
+    rows, pieces = contents.tensors[_EMBED].shape[0], contents.num_pieces
+    if rows < pieces:
+        what = f"the table has {rows:,} rows, the tokenizer {pieces:,} pieces"
+        todo = "these files do not belong together: fetch the tokenizer of this model"
+        yield Remark("wrong", "vocabulary", what, todo)
+    elif rows == pieces:
+        yield Remark("fine", "vocabulary", f"{rows:,} rows and pieces")
+    else:
+        zero = min(numbers[_EMBED].zero_rows, rows - pieces) if _EMBED in numbers else 0
+        what = f"{rows - pieces:,} rows beyond the {pieces:,} pieces, {zero:,} of them zero"
+        todo = f"never sample ids from {pieces:,} on: ban them, or cut table and vocab_size to {pieces:,}"
+        yield Remark("look", "vocabulary", what, todo)
+
+
 def numbers_of(tensor: StoredTensor) -> Numbers:
-    """Statistics of one tensor."""
     nans = infinite = negative = count = 0
     lowest, highest, total = np.inf, -np.inf, 0.0
     for tile in tiles_of(tensor):

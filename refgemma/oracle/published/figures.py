@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refgemma.checkpoint.published import FAMILIES
 from refgemma.errors import InputError
 
 DATA = Path(__file__).parent / "data"
-FAMILIES = {"gemma1": "Gemma 1", "gemma2": "Gemma 2", "gemma3": "Gemma 3"}
 _FILES = "*_figures.json"
 _NEEDED = ("id", "models", "kind", "source")
 _NUMBERS = ("atol", "rtol", "less_than", "final_cap", "temperature")
@@ -27,7 +27,7 @@ class Figure:
     """One published figure."""
 
     id: str  # its name in the file
-    family: str  # key of `FAMILIES`
+    family: str  # key of `refgemma.checkpoint.published.FAMILIES`
     models: tuple[str, ...]  # whose it is
     kind: str  # what was computed: "logit_mean", "greedy_text",
     url: str  # where it is published

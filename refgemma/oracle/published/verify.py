@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from refgemma.checkpoint.load import Progress
+from refgemma.checkpoint.published import FAMILIES
 from refgemma.gemma import Gemma
-from refgemma.oracle.published.figures import FAMILIES, Figure, kinds_of, models
+from refgemma.oracle.published.figures import Figure, kinds_of, models
 from refgemma.oracle.published.golden import measure_golden
 from refgemma.oracle.published.measures import Measured, measure
 
