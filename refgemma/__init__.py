@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from refgemma import lora, sampling
 from refgemma.cache import PrefixCache
+from refgemma.compute.threads import set_threads
 from refgemma.config import SIZES, Config
 from refgemma.gemma import Gemma, Score, load
 from refgemma.generation import Event, Generation
-from refgemma.ops.threads import set_threads
 from refgemma.sampling import SamplingParams
 
 if TYPE_CHECKING:

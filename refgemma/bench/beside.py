@@ -8,10 +8,10 @@ import numpy as np
 
 from refgemma.bench import plan
 from refgemma.bench.limits import products, tile_loops
+from refgemma.compute.products import times_transposed
 from refgemma.config import Config
 from refgemma.model import Params
 from refgemma.numerics import FLOAT32, Array, Bfloat16Matrix
-from refgemma.ops.tiles import weighted
 
 Matrix: TypeAlias = Array | Bfloat16Matrix
 
@@ -31,7 +31,7 @@ def _steps(engine: plan.Engine, groups: list[list[Matrix]], rng: np.random.Gener
 
     def inside() -> None:
         for ws in groups:
-            weighted(x[ws[0].shape[1]], ws)
+            times_transposed(x[ws[0].shape[1]], ws)
 
     narrow = [w.bits for ws in groups for w in ws if isinstance(w, Bfloat16Matrix)]
     head = groups[-1][0]

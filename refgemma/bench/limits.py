@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from refgemma.compute.threads import in_parallel, threads
 from refgemma.numerics import Array
-from refgemma.ops.threads import in_parallel, threads
 
 _TILES = (2**20, 2**22)  # numbers that one thread takes at once; fewer are lost to Python
 FRESH = 2**32  # bytes of new memory, or those of the model where that is less

@@ -14,10 +14,10 @@ from refgemma.bench import beside, limits, memory, plan
 from refgemma.bench.counts import BYTES
 from refgemma.cache import KVCache
 from refgemma.checkpoint.load import load_params
+from refgemma.compute.threads import threads
 from refgemma.config import Config, read_config
 from refgemma.model import Params, forward
 from refgemma.numerics import FLOAT32, Array
-from refgemma.ops.threads import threads
 
 
 def main(folder: Path, weights: str) -> None:

@@ -18,13 +18,13 @@ from numpy.typing import DTypeLike
 
 from refgemma.checkpoint.folder import read_folder
 from refgemma.checkpoint.names import IGNORED, nearest_name, tensors_of
+from refgemma.compute.threads import in_parallel
 from refgemma.config import Config
 from refgemma.device import placed
 from refgemma.errors import InputError
 from refgemma.files.safetensors import FLOATS, StoredTensor, release_memory
 from refgemma.model import Params
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16
-from refgemma.ops.threads import in_parallel
 
 _TILE = 2**21  # numbers: a float32 tile of each thread stays in the last cache; smaller ones cost more Python
 _LARGE = 2**24  # bytes of matrices that are worth using several threads

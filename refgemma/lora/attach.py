@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from refgemma.compute.threads import mapped
 from refgemma.errors import InputError
 from refgemma.lora.fit import Change, LowRank, Replaced, ReplacedRows
 from refgemma.lora.materialise import Plain, wide_rows
 from refgemma.lora.paths import at, branched, put
-from refgemma.lora.pieces import pieces, side_by_side
+from refgemma.lora.pieces import pieces
 from refgemma.lora.rounding import rounded, widened
 from refgemma.model import Params
 from refgemma.numerics import Array, Bfloat16Matrix, to_host
@@ -230,7 +231,7 @@ def _norms(weight: Plain, down: Array, up: Array, scale: float, *, columns: bool
         total: Array = np.square(changed).sum(axis=0 if columns else 1)
         return total
 
-    sums = list(side_by_side(squares, pieces(weight.shape, slice(0, weight.shape[0]))))
+    sums = list(mapped(squares, pieces(weight.shape, slice(0, weight.shape[0]))))
     norms: Array = np.sqrt(np.sum(sums, axis=0) if columns else np.concatenate(sums))
     return norms
 

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from refgemma.compute.threads import mapped
 from refgemma.lora.materialise import Term, change, check_finite, taken_apart, wide_rows
-from refgemma.lora.pieces import pieces, side_by_side
+from refgemma.lora.pieces import pieces
 from refgemma.lora.rounding import format_of, rounded, widened
 from refgemma.numerics import Array
 from refgemma.ops.linear import Operand
@@ -82,7 +83,7 @@ def audit_weight(
 
     parts: list[Sums] = []
     all_rows = list(pieces(old.shape, slice(0, old.shape[0])))
-    for part, rows in zip(side_by_side(one, all_rows), all_rows, strict=True):
+    for part, rows in zip(mapped(one, all_rows), all_rows, strict=True):
         parts.append(part)
         report(rows.stop * math.prod(old.shape[1:]))
     sums = added(parts)

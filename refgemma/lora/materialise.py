@@ -16,8 +16,9 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from refgemma.compute.threads import mapped
 from refgemma.errors import InputError
-from refgemma.lora.pieces import pieces, side_by_side
+from refgemma.lora.pieces import pieces
 from refgemma.lora.rounding import FORMATS, format_of, largest, rounded
 from refgemma.numerics import Array, Bfloat16Matrix, to_host
 from refgemma.ops.linear import Adapted, Delta, Operand
@@ -58,7 +59,7 @@ def stored_rows(operand: Operand, rows: slice, form: str, *, table: bool = False
         check_finite(narrow, wide, base, form, tile)
         out[tile.start - rows.start : tile.stop - rows.start] = narrow
 
-    for _ in side_by_side(one, pieces(operand.shape, rows)):
+    for _ in mapped(one, pieces(operand.shape, rows)):
         pass
     return out
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from refgemma.compute.products import product
 from refgemma.numerics import FLOAT32, Array, Numerics, namespace_of
-from refgemma.ops.tiles import product
 
 
 def allowed_keys(query_positions: Array, key_positions: Array) -> Array:
@@ -35,7 +35,7 @@ def allowed_keys(query_positions: Array, key_positions: Array) -> Array:
 def attention_scores(q: Array, k: Array, *, scale: float, numerics: Numerics = FLOAT32) -> Array:
     """Score every query against every key, grouped-query style.
 
-    ``BKGTH,BKSH->BKGTS`` as one batched matrix product a key/value head.
+    ``BKGTH,BKSH->BKGTS`` as one batched matrix product per key/value head.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def attention_scores(q: Array, k: Array, *, scale: float, numerics: Numerics = F
     Notes
     -----
     Scaling the query is the cheaper order. Engines that scale the product instead round it first (point
-    ``attn.product``), which differs wherever the scale is no power of two.
+    ``attn.product``), which differs unless the scale is a power of two.
 
     References
     ----------
@@ -96,8 +96,8 @@ def attention_probs(scores: Array, allowed: Array, *, numerics: Numerics = FLOAT
     xp = namespace_of(scores)
     masked = xp.where(allowed[:, None], scores, -np.inf)
     highest = masked.max(axis=-1, keepdims=True)
-    # Rows with no key: any finite number will do for their maximum, exp(-inf) is zero, and zero over one stays zero.
-    # The others have a total of one at least, that of their highest score alone.
+    # Rows with no key: any finite maximum will do, since exp(-inf) is zero, and zero over one stays zero.
+    # The others have a total of at least one, which their highest score alone contributes.
     masked -= xp.maximum(highest, np.finfo(scores.dtype).min)
     masked = numerics.round("attn.shifted", masked)
     weights = numerics.round("attn.exp", xp.exp(masked, out=masked))
@@ -109,7 +109,7 @@ def attention_probs(scores: Array, allowed: Array, *, numerics: Numerics = FLOAT
 def attention_mix(probs: Array, v: Array, *, numerics: Numerics = FLOAT32) -> Array:
     """Sum of the values, weighted by the probabilities.
 
-    ``BKGTS,BKSH->BKGTH`` as one batched matrix product a key/value head.
+    ``BKGTS,BKSH->BKGTH`` as one batched matrix product per key/value head.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def attention_mix(probs: Array, v: Array, *, numerics: Numerics = FLOAT32) -> Ar
     Returns
     -------
     ndarray, shape (B, T, N, H)
-        One vector a query head.
+        One vector per query head.
     """
     B, N, T, S = probs.shape
     K, H = v.shape[1], v.shape[3]

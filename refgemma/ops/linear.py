@@ -1,7 +1,7 @@
 """Matrix products with a weight, ``y = x W^T``, for the kinds of operand a weight can be.
 
-An array is multiplied as it is. A `Bfloat16Matrix` is widened tile by tile while it is multiplied, so that it never
-stands in memory whole (`refgemma.ops.tiles`). An `Adapted` operand is one of these plus low-rank deltas,
+An array is multiplied as it is. A `Bfloat16Matrix` is widened tile by tile while it is multiplied, so that it is never
+in memory whole (`refgemma.compute.products`). An `Adapted` operand is one of these plus low-rank deltas,
 ``x W^T + scale (x A^T) B^T``.
 
 Weights keep the checkpoint's (out, in) order: a row holds the weights of one output.
@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from refgemma.compute.products import check_narrow, times_transposed
 from refgemma.errors import InputError
 from refgemma.numerics import FLOAT32, Array, Bfloat16Matrix, Numerics
-from refgemma.ops.tiles import check_narrow, weighted
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,8 +94,8 @@ def linear(x: Array, w: Operand, *, numerics: Numerics = FLOAT32) -> Array:
 
     Notes
     -----
-    Beside a narrow base PEFT keeps factors in float32 and takes activations to them (``autocast_adapter_dtype``), so
-    where `numerics` rounds, it rounds the base's product and the sum, and nothing of the low-rank products.
+    Beside a narrow base PEFT keeps factors in float32 and widens the activations to match (``autocast_adapter_dtype``),
+    so where `numerics` rounds, it rounds the base's product and the sum, but not the low-rank products.
 
     References
     ----------
@@ -117,8 +117,8 @@ def linears(
     weights : sequence of Operand, shape (O, I)
         As for `linear`; O may differ.
     columns : bool
-        Whether a channel of all tokens may lie in one piece in memory, and not all channels of a token. It is faster
-        for what is worked on number by number, and slower for what is read token by token.
+        Whether a channel of all tokens may be contiguous in memory, instead of all channels of a token. It is faster
+        for element-wise work, and slower for what is read token by token.
     numerics : Numerics
         Where values are rounded.
 
@@ -133,12 +133,12 @@ def linears(
         If the widths disagree, or a weight is wider than the activations.
     """
     *axes, I = x.shape
-    bases, products = [], []
     for w in weights:
         if w.shape[-1] != I:
             raise InputError(f"x has {I} channels, the weight has shape {w.shape}: expected (out, {I})")
-        bases.append(w.base if isinstance(w, Adapted) else w)
-    for w, y in zip(weights, weighted(x.reshape(-1, I), bases, columns=columns), strict=True):
+    bases = [w.base if isinstance(w, Adapted) else w for w in weights]
+    products = []
+    for w, y in zip(weights, times_transposed(x.reshape(-1, I), bases, columns=columns), strict=True):  # y = x W^T
         y = numerics.round("linear", y.reshape(*axes, w.shape[0]))
         if isinstance(w, Adapted):
             y = with_deltas(y, w.deltas, lambda delta, rows: linear(linear(x[rows], delta.a), delta.b))
@@ -174,8 +174,10 @@ def table_rows(tokens: Array, table: Operand, numerics: Numerics = FLOAT32) -> A
         return with_deltas(y, table.deltas, lambda delta, rows: low_rank_rows(tokens[rows], delta, numerics))
     if isinstance(table, Bfloat16Matrix):
         return table.rows(tokens, numerics.dtype)
-    check_narrow(table, numerics.dtype)
-    rows: Array = table[tokens].astype(numerics.dtype, copy=False)
+    rows: Array = table[tokens]
+    if rows.dtype != numerics.dtype:
+        check_narrow(table, numerics.dtype)
+        rows = rows.astype(numerics.dtype)
     return rows
 
 
@@ -200,7 +202,7 @@ def low_rank_rows(tokens: Array, delta: Delta, numerics: Numerics = FLOAT32) -> 
 
 
 def with_deltas(y: Array, deltas: tuple[Delta, ...], product: Callable[[Delta, Any], Array]) -> Array:
-    """What the base gives plus what each delta changes.
+    """Output of the base plus the change that each delta makes.
 
     Parameters
     ----------
@@ -209,7 +211,7 @@ def with_deltas(y: Array, deltas: tuple[Delta, ...], product: Callable[[Delta, A
     deltas : tuple of Delta
         Each is computed against `y` as it came in.
     product : callable
-        ``product(delta, rows)`` is the unscaled low-rank output for some rows of the batch, an array of its own.
+        ``product(delta, rows)`` is the unscaled low-rank output for some rows of the batch, in a new array.
 
     Returns
     -------
@@ -221,7 +223,7 @@ def with_deltas(y: Array, deltas: tuple[Delta, ...], product: Callable[[Delta, A
     ValueError
         If a delta is for rows of another batch.
     """
-    total = y.copy() if any(delta.gain is not None for delta in deltas[1:]) else y  # a gain needs the base's own
+    total = y.copy() if any(delta.gain is not None for delta in deltas[1:]) else y  # a gain needs the base's own output
     for delta in deltas:
         rows = slice(None) if delta.rows is None else delta.rows
         if delta.rows is not None and len(delta.rows) != len(y):

@@ -6,6 +6,8 @@ Lane i of the first half and lane i of the second half are the two coordinates o
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from refgemma.numerics import FLOAT32, Array, Numerics, namespace_of
@@ -80,11 +82,8 @@ def rope(x: Array, cos: Array, sin: Array, *, numerics: Numerics = FLOAT32) -> A
     cos, sin = cos[:, :, None], sin[:, :, None]  # BT1(H/2): the same for every head
     half_width = x.shape[-1] // 2
     first, second = x[..., :half_width], x[..., half_width:]
-
-    def product(half: Array, table: Array) -> Array:
-        return numerics.round("rope.product", half * table)
-
+    rounded = partial(numerics.round, "rope.product")
     turned = xp.empty_like(x)
-    xp.subtract(product(first, cos), product(second, sin), out=turned[..., :half_width])
-    xp.add(product(second, cos), product(first, sin), out=turned[..., half_width:])
+    xp.subtract(rounded(first * cos), rounded(second * sin), out=turned[..., :half_width])
+    xp.add(rounded(second * cos), rounded(first * sin), out=turned[..., half_width:])
     return numerics.round("rope.out", turned)

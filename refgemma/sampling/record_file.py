@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from refgemma.compute.threads import in_parallel
 from refgemma.errors import InputError
 from refgemma.files.atomic import whole_file
-from refgemma.ops.threads import in_parallel
 from refgemma.sampling.entry import Entry
 from refgemma.sampling.params import SamplingParams
 from refgemma.sampling.record import Record, no_piece

@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-import refgemma.ops.tiles as tiles
+import refgemma.compute.products as tiles
+from refgemma.compute import threads
 from refgemma.numerics import FLOAT32
-from refgemma.ops import threads
 from tests.generation.runs import SETTINGS, results
 
 PROMPTS = ([2, 30, 31], [2, 60, 61, 62, 63])

@@ -2,7 +2,7 @@
 
 import pytest
 
-import refgemma.ops.tiles as module
+import refgemma.compute.products as module
 from tests.ops.weights import use_threads
 
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-import refgemma.ops.tiles as module
+import refgemma.compute.products as module
 from refgemma.numerics import FLOAT32, Bfloat16Matrix, from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted, Delta, linear, linears, table_rows
 from tests.ops.weights import DTYPES, KINDS, normal, unit, use_threads, values, weight

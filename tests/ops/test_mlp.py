@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from refgemma.ops import mlp
+from refgemma.compute import threads
 from refgemma.ops.mlp import gelu, multiply
 from tests.ops.weights import use_threads
 
@@ -74,9 +74,9 @@ def test_gelu_far_out(dtype):
 def test_parts_side_by_side_are_the_whole(monkeypatch):
     x = np.random.default_rng(0).normal(size=(3, 8, 5)).astype(np.float32)
     for given in (x, x[:, ::2], x.swapaxes(0, 2), x[:0], x[:1], x.swapaxes(0, 1).copy().swapaxes(0, 1)):
-        monkeypatch.setattr("refgemma.ops.mlp._PART", 2**18)
+        monkeypatch.setattr("refgemma.compute.threads._PART", 2**18)
         whole = gelu(given)
-        monkeypatch.setattr("refgemma.ops.mlp._PART", 7)
+        monkeypatch.setattr("refgemma.compute.threads._PART", 7)
         use_threads(monkeypatch, 3)
         parts = gelu(given)
         assert parts.shape == given.shape
@@ -86,7 +86,7 @@ def test_parts_side_by_side_are_the_whole(monkeypatch):
 def test_a_product_side_by_side_is_the_whole(monkeypatch):
     rng = np.random.default_rng(1)
     act, up = (rng.normal(size=(3, 8, 5)).astype(np.float32) for _ in range(2))
-    monkeypatch.setattr("refgemma.ops.mlp._PART", 7)
+    monkeypatch.setattr("refgemma.compute.threads._PART", 7)
     use_threads(monkeypatch, 3)
     for a, b in (
         (act, up),
@@ -99,11 +99,11 @@ def test_a_product_side_by_side_is_the_whole(monkeypatch):
 
 def test_a_part_is_a_piece_of_memory(monkeypatch):
     """Else threads would take turns with the numbers of a line."""
-    monkeypatch.setattr(mlp, "_PART", 16)
+    monkeypatch.setattr(threads, "_PART", 16)
     use_threads(monkeypatch, 1)
     for x in (np.zeros((1, 8, 6)), np.zeros((1, 6, 8)).swapaxes(1, 2), np.zeros((2, 6, 4)).transpose(0, 2, 1)):
         parts = []
-        mlp._side_by_side(parts.append, x)
+        threads.elementwise(lambda x, out, parts=parts: parts.append(x), x)
         assert len(parts) > 1
         # Raveling one piece, in the order of memory, is a view; a slice of any but the outermost axis is copied.
         assert all(np.shares_memory(part, part.ravel("K")) for part in parts)

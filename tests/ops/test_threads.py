@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import refgemma
-from refgemma.ops.threads import in_parallel, threads
+from refgemma.compute.threads import in_parallel, mapped, threads
 from tests.ops.weights import use_threads
 
 
-@pytest.mark.parametrize("hands", [1, 2, 5])
+@pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 100])
-def test_every_part_is_done_once(hands, count, monkeypatch):
-    use_threads(monkeypatch, hands)
+def test_every_part_is_done_once(workers, count, monkeypatch):
+    use_threads(monkeypatch, workers)
     done = []
     in_parallel(done.append, count)
     assert sorted(done) == list(range(count))
@@ -49,10 +49,10 @@ def test_a_caller_does_not_wait_for_threads_that_are_busy_elsewhere(monkeypatch)
     other.join()
 
 
-@pytest.mark.parametrize("hands", [1, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("error", [IndexError, KeyboardInterrupt])
-def test_an_error_comes_out_and_ends_the_work(hands, error, monkeypatch):
-    use_threads(monkeypatch, hands)
+def test_an_error_comes_out_and_ends_the_work(workers, error, monkeypatch):
+    use_threads(monkeypatch, workers)
     begun = []
 
     def work(part):
@@ -61,7 +61,7 @@ def test_an_error_comes_out_and_ends_the_work(hands, error, monkeypatch):
 
     with pytest.raises(error, match=r"^of a part$"):
         in_parallel(work, 100)
-    assert len(begun) <= hands
+    assert len(begun) <= workers
     done = []
     in_parallel(done.append, 3)  # the threads live on
     assert sorted(done) == [0, 1, 2]
@@ -81,6 +81,18 @@ def test_parts_see_what_the_caller_does_about_floating_point_errors(monkeypatch)
         in_parallel(divide, 2)
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 50])
+def test_results_come_in_order_a_few_at_a_time(workers, count, monkeypatch):
+    use_threads(monkeypatch, workers)
+    begun = []
+    results = mapped(lambda i: begun.append(i) or 2 * i, range(count))
+    for i, result in enumerate(results):
+        assert result == 2 * i
+        assert len(begun) <= i + 4 * workers
+    assert sorted(begun) == list(range(count))
+
+
 def test_work_within_work(monkeypatch):
     use_threads(monkeypatch, 3)
     done = []
@@ -93,7 +105,7 @@ def test_work_within_work(monkeypatch):
 
 @pytest.fixture
 def unchosen(monkeypatch):
-    monkeypatch.setattr("refgemma.ops.threads._chosen", None)
+    monkeypatch.setattr("refgemma.compute.threads._chosen", None)
     monkeypatch.delenv("REFGEMMA_THREADS", raising=False)
 
 
@@ -116,7 +128,7 @@ def test_a_wrong_setting_is_one_clear_sentence(text, monkeypatch):
 
 @pytest.mark.parametrize("count", [0, -1, 1.0, True, "2", None])
 def test_a_wrong_number_is_one_clear_sentence(count):
-    with pytest.raises(ValueError, match=r"^the number of threads is .*: expected a whole number from 1 on$"):
+    with pytest.raises(ValueError, match=r"^the number of threads is .*: expected a whole number of at least 1$"):
         refgemma.set_threads(count)
 
 
@@ -130,7 +142,7 @@ def of_blas():
 before = of_blas()
 import refgemma
 from refgemma.ops.linear import linear
-from refgemma.ops.threads import threads
+from refgemma.compute.threads import threads
 
 linear(np.ones((1, 1, 8), np.float32), np.ones((8, 8), np.float32))
 assert of_blas() == before, "importing and small products leave it alone"

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-import refgemma.ops.tiles as module
-from refgemma.ops.tiles import product
+import refgemma.compute.products as module
+from refgemma.compute.products import product
 from tests.ops.weights import DTYPES, normal, unit
 
 # Matrices in the stack; M, I, J. A row vector and a column, both sides the longer one, and nothing at all.
@@ -45,15 +45,15 @@ def test_product_is_within_its_rounding_bound(layout, dtype):
 
 
 def test_every_part_is_computed_once_and_nothing_twice(monkeypatch):
-    monkeypatch.setattr("refgemma.ops.threads._chosen", 3)
+    monkeypatch.setattr("refgemma.compute.threads._chosen", 3)
     for length in range(1, 40):
         for width in (1, 5, 40):
             for rows in (1, 3):
-                for hands in (1, 2, 3):
+                for workers in (1, 2, 3):
                     monkeypatch.setattr(module, "_TILE", 20)
-                    most = module._most(width, rows)
-                    parts = module._cut(length, most, hands=hands)
+                    most = max(rows, module._TILE // width)
+                    parts = module._cut(length, most, workers=workers)
                     assert [row for part in parts for row in range(part.start, part.stop)] == list(range(length))
                     longest = max(part.stop - part.start for part in parts)
                     assert longest <= math.ceil(5 / 4 * most)
-                    assert len(parts) <= hands * math.ceil(length / (hands * most))
+                    assert len(parts) <= workers * math.ceil(length / (workers * most))

@@ -31,4 +31,4 @@ def weight(rng, O, I, kind):
 
 
 def use_threads(monkeypatch, count):
-    monkeypatch.setattr("refgemma.ops.threads._chosen", count)
+    monkeypatch.setattr("refgemma.compute.threads._chosen", count)

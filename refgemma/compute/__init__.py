@@ -1,0 +1,1 @@
+"""How products and element-wise work are cut into parts and spread over threads: speed, and no mathematics."""
