@@ -1,8 +1,8 @@
-"""Fetch a model from the Hugging Face hub, after telling its licence and its size.
+"""Fetch a model from the Hugging Face hub, after showing its licence and its size.
 
 Into the hub's cache, or into a folder with --to; other commands find it there: refgemma chat --model OWNER/NAME.
-An interrupted download goes on where it stopped when the command is given again. Every file is verified.
-Exit code 1 says that the answer to the question was no.
+Run the same command again to resume an interrupted download. Every file is verified.
+Exit code 1: the answer was no.
 
 examples:
   refgemma download google/gemma-2b-it
@@ -17,7 +17,8 @@ import sys
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, progress_bar, size
 from refgemma.errors import InputError
-from refgemma.hub import Place, choose_place, fetch, look_up
+from refgemma.hub.download import Place, choose_place, fetch
+from refgemma.hub.offer import look_up
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         folder = fetch(place, progress_bar)
     except KeyboardInterrupt:
-        below = "\n" if sys.stderr.isatty() else ""  # the terminal has written ^C
-        print(f"{below}refgemma: stopped; the same command goes on from what has arrived", file=sys.stderr)
+        below = "\n" if sys.stderr.isatty() else ""  # the terminal shows ^C
+        print(f"{below}refgemma: stopped; the same command resumes it", file=sys.stderr)
         raise
     if args.json:
         files = [{"name": file.name, "size": file.size, "hash": file.digest} for file in offer.files]
@@ -73,5 +74,5 @@ def _agreed(question: str) -> bool:
     print(question, end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     if not line:
-        raise InputError("nobody answered: answer y on standard input, or give --yes")
+        raise InputError("no answer: answer y on standard input, or pass --yes")
     return line.strip().lower() in ("y", "yes")

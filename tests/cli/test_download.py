@@ -76,7 +76,7 @@ def test_nobody_to_ask(hub, download, type_in, tmp_path):
     type_in(b"")
     code, out, err = download()
     assert (code, out) == (2, "")
-    assert err.endswith("\nrefgemma: nobody answered: answer y on standard input, or give --yes\n".lstrip("\n"))
+    assert err.endswith("\nrefgemma: no answer: answer y on standard input, or pass --yes\n".lstrip("\n"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,8 +100,8 @@ def test_what_cannot_be_is_one_sentence(hub, download, monkeypatch):
     for name, arguments, words in [
         (NAME, [], f"{NAME} is gated: accept its licence at {hub.url}/{NAME}"),
         ("google/gemma-3b", [], "has no model google/gemma-3b"),
-        ("./gemma", ["--yes"], "'./gemma' is no name of a model: expected OWNER/NAME"),
-        ("a/b/c", ["--yes"], "'a/b/c' is no name of a model: expected OWNER/NAME"),
+        ("./gemma", ["--yes"], "'./gemma' is not the name of a model: expected OWNER/NAME"),
+        ("a/b/c", ["--yes"], "'a/b/c' is not the name of a model: expected OWNER/NAME"),
     ]:
         code, out, err = download(*arguments, name=name)
         assert (code, out) == (2, "")
@@ -133,7 +133,7 @@ def test_ctrl_c_keeps_what_has_arrived(hub, hub_model, download, tmp_path):
     code, out, err = download("--yes")
     done.set()
     assert (code, out) == (130, "")
-    assert err.endswith("refgemma: stopped; the same command goes on from what has arrived\n")
+    assert err.endswith("refgemma: stopped; the same command resumes it\n")
     with pytest.raises(FileNotFoundError):
         find_model(NAME)
     hub.stop_after = None

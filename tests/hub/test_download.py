@@ -14,7 +14,8 @@ from huggingface_hub.utils import WeakFileLock
 
 import refgemma
 from refgemma.checkpoint.folder import find_model
-from refgemma.hub import choose_place, fetch, look_up
+from refgemma.hub.download import choose_place, fetch
+from refgemma.hub.offer import look_up
 from tests.checkpoint.files import one_sentence, write_model
 from tests.hub.fake_hub import NAME, NOT_ACCEPTED, sha256
 from tests.models import map_params, random_model
@@ -265,7 +266,9 @@ def test_a_disk_that_fills_up_keeps_what_has_arrived(hub, hub_model, monkeypatch
     waiting = choose_place(look_up(NAME))
     with monkeypatch.context() as patch:
         patch.setattr("refgemma.hub.download._Watched", Full)
-        with pytest.raises(OSError, match=r"cannot write .*refgemma-part: No space left on device; what is there"):
+        with pytest.raises(
+            OSError, match=r"cannot write .*refgemma-part: No space left on device; what has arrived"
+        ):
             fetch(waiting)
     assert any(part.stat().st_size == 40_000 for part in parts())
     assert same_as(download(), hub_model)
@@ -311,7 +314,7 @@ def test_two_at_once(hub, hub_model, to):
     lock = waiting.store.with_name(f"{waiting.store.name}.lock")
     with (
         WeakFileLock(lock),
-        pytest.raises(OSError, match=f"^another process is downloading {NAME}: wait until it has ended$"),
+        pytest.raises(OSError, match=f"^another process is downloading {NAME}: wait until it ends$"),
     ):
         fetch(waiting)
     assert same_as(fetch(waiting), hub_model)
@@ -429,7 +432,7 @@ def test_a_token_that_is_not_valid(hub, monkeypatch):
     "name", ["", "a/b/c", "weights/google/gemma-2b", "..", "https://huggingface.co/google/gemma-2b"]
 )
 def test_what_is_no_name(hub, name):
-    refused(ValueError, "is no name of a model.*: expected OWNER/NAME", name)
+    refused(ValueError, "is not the name of a model.*: expected OWNER/NAME", name)
     assert hub.requests == []
 
 
