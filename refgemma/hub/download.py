@@ -12,7 +12,7 @@ For a folder of the user's choice, the store is a hidden folder beside it that i
 
 Why not ``snapshot_download``: huggingface_hub 2.4.0 deletes the part of a file that has arrived when it is interrupted
 (`file_download._download_to_tmp_and_move`; https://github.com/huggingface/huggingface_hub/issues/4196), checks sizes
-but no hashes of what arrives, and shows a folder before the model in it is complete. So `transfer` calls its ``http_get``.
+but no hashes of what arrives, and shows a folder before the model is complete. So `transfer` calls its ``http_get``.
 
 References
 ----------

@@ -266,9 +266,7 @@ def test_a_disk_that_fills_up_keeps_what_has_arrived(hub, hub_model, monkeypatch
     waiting = choose_place(look_up(NAME))
     with monkeypatch.context() as patch:
         patch.setattr("refgemma.hub.download._Watched", Full)
-        with pytest.raises(
-            OSError, match=r"cannot write .*refgemma-part: No space left on device; what has arrived"
-        ):
+        with pytest.raises(OSError, match=r"cannot write .*refgemma-part: No space left on device; what has arrived"):
             fetch(waiting)
     assert any(part.stat().st_size == 40_000 for part in parts())
     assert same_as(download(), hub_model)
