@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from refgemma.checkpoint.folder import read_folder
-from refgemma.checkpoint.names import IGNORED, nearest_name, tensors_of
+from refgemma.checkpoint.names import IGNORED, tensors_of
 from refgemma.compute.threads import in_parallel
 from refgemma.config import Config
 from refgemma.device import placed
-from refgemma.errors import InputError
+from refgemma.errors import InputError, all_problems, nearest_name
 from refgemma.files.safetensors import FLOATS, StoredTensor, release_memory
 from refgemma.model import Params
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16
@@ -96,11 +96,8 @@ def check_tensors(stored: dict[str, StoredTensor], config: Config, folder: str |
             problems.append(f"{name} has shape {stored[name].shape}, expected {tensor.shape}, which is {tensor.axes}")
         if name in stored and stored[name].dtype not in ("BF16", "F16", "F32"):
             problems.append(f"{name} is stored as {stored[name].dtype}, expected BF16, F16 or F32")
-    if len(problems) == 1:
-        raise InputError(f"{folder} does not fit its configuration: {problems[0]}")
     if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        raise InputError(f"{folder} does not fit its configuration in {len(problems)} places:{lines}")
+        raise InputError(f"{folder} does not fit its configuration: {all_problems(problems)}")
 
 
 def _hint(words: str, name: str, known: Iterable[str]) -> str:

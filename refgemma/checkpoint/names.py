@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from refgemma.config import Config
@@ -73,12 +72,3 @@ def shape_of(axes: str, config: Config) -> tuple[int, ...]:
     }
     joined = re.findall(r"\((.+?)\)|(\w)", axes)  # what is in parentheses, or a letter
     return tuple(math.prod(sizes[letter] for letter in (group or letter).split()) for group, letter in joined)
-
-
-def nearest_name(name: str, known: Iterable[str]) -> str | None:
-    """Most similar of the known names, in the same layer if that has any."""
-    import difflib  # for mistakes only, and takes long to import
-
-    known = list(known)
-    same_layer = [other for other in known if re.findall(r"\d+", other) == re.findall(r"\d+", name)]
-    return next(iter(difflib.get_close_matches(name, same_layer or known, n=1)), None)

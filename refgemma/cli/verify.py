@@ -23,7 +23,7 @@ from refgemma.checkpoint.published import FAMILIES
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar, show
 from refgemma.config import Config, read_config
-from refgemma.errors import InputError
+from refgemma.errors import InputError, listed
 from refgemma.files.safetensors import StoredTensor
 from refgemma.gemma import load
 from refgemma.numerics import PROFILES
@@ -175,7 +175,7 @@ def _print_reasons(outcomes: list[Outcome]) -> None:
     rows = []
     for (url, computed_in, note), ids in sources.items():
         about = f"computed in {computed_in}" + (f". {note}" if note else "")
-        rows.append((ids[0] + (f" and {len(ids) - 1} more" if len(ids) > 1 else ""), url, about))
+        rows.append((listed(ids, 1, str), url, about))
     print_table(("figure", "", ""), rows, title="sources", text=(0, 1, 2))
 
 

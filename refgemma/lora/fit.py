@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
-from refgemma.checkpoint.names import nearest_name, tensors_of
+from refgemma.checkpoint.names import tensors_of
 from refgemma.config import Config
-from refgemma.errors import InputError
-from refgemma.lora.read import Adapter, told
+from refgemma.errors import InputError, all_problems, listed, nearest_name
+from refgemma.lora.read import Adapter
 from refgemma.lora.targets import (
     EMBEDDING,
     HEAD,
@@ -139,7 +139,9 @@ class _Fitting:
         if self.problems:
             base = self.adapter.config.base_model_name_or_path
             trained = f" (it says it was trained on {base!r:.80})" if base else ""
-            raise InputError(f"adapter {self.adapter.folder} does not fit the model{trained}: {told(self.problems)}")
+            raise InputError(
+                f"adapter {self.adapter.folder} does not fit the model{trained}: {all_problems(self.problems)}"
+            )
         return Fit(changes, self.notes())
 
     def low_rank(self, module: str, path: str) -> list[Change]:
@@ -224,9 +226,8 @@ class _Fitting:
             return []
         seen = f"{self.upright} other factors of the file are not square, and stand as PEFT writes them"
         checked = seen if self.upright else "no other factor of the file is of a shape that could tell"
-        more = f" and {len(self.square) - 1} more" if len(self.square) > 1 else ""
         return [
-            f"{self.square[0]}{more}: square, so its shape "
+            f"{listed(self.square, 1, str)}: square, so its shape "
             f"cannot show whether it is transposed; names, rank and widths were checked; {checked}"
         ]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refgemma.config import SIZES, Config
+from refgemma.errors import listed
 from refgemma.files.safetensors import StoredTensor, read_safetensors
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -55,9 +56,7 @@ def brief(value: Any) -> str:
 
 def listing(values: Iterable[str], most: int = 8) -> str:
     """Some names, and how many more there are."""
-    names = list(values)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(name[:80] if name.isprintable() else brief(name) for name in names[:most]) + more
+    return listed(list(values), most, lambda name: name[:80] if name.isprintable() else brief(name))
 
 
 def read_json_object(path: Path) -> tuple[dict[str, Any] | None, str]:

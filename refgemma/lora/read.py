@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from refgemma.errors import InputError
+from refgemma.errors import InputError, all_problems
 from refgemma.files.safetensors import StoredTensor, read_safetensors
 from refgemma.lora.adapter_config import WEIGHTS_FILE, AdapterConfig, read_adapter_config
 from refgemma.lora.pieces import pieces
@@ -39,7 +39,6 @@ _NAMED = re.compile(
 )
 _NOT_NAMES = ("weight", "bias")
 _EXPONENT = np.uint16(0x7F80)  # of a bfloat16 number; all ones are infinite or no number
-_LAYER = re.compile(r"\blayers\.\d+\.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,23 +136,8 @@ def _by_module(stored: dict[str, StoredTensor], path: Path) -> dict[str, dict[st
     if not stored:
         problems.append("it holds no tensors")
     if problems:
-        raise InputError(f"{path}: " + told(problems))
+        raise InputError(f"{path}: " + all_problems(problems))
     return modules
-
-
-def told(problems: list[str]) -> str:
-    """One problem as it is, several as a list, those that every layer has as one line."""
-    alike: dict[str, list[str]] = {}  # but for the layer
-    for problem in problems:
-        alike.setdefault(_LAYER.sub("layers.*.", problem), []).append(problem)
-    lines = [
-        same[0] + (f" (and {len(same) - 1} more like it in other layers)" if same[1:] else "")
-        for same in alike.values()
-    ]
-    if len(lines) == 1:
-        return lines[0]
-    shown = lines[:20] + ([f"and {len(lines) - 20} kinds more"] if len(lines) > 20 else [])
-    return f"{len(problems)} problems:" + "".join(f"\n  {line}" for line in shown)
 
 
 def _without_adapter_name(key: str) -> tuple[str, set[str]]:

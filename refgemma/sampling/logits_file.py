@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refgemma.errors import InputError
+from refgemma.errors import InputError, listed
 from refgemma.files.arrays import read_arrays
 from refgemma.numerics import Array
 
@@ -59,15 +59,14 @@ def _pick(names: list[str], name: str | None, path: Path) -> str:
     if name is not None:
         if name in names:
             return name
-        raise InputError(f"{path} has no array {name!r}: it has {_listed(names)}")
+        raise InputError(f"{path} has no array {name!r}: it has {_arrays(names)}")
     if len(names) == 1 or "logits" in names:
         return names[0] if len(names) == 1 else "logits"
-    raise InputError(f"{path} holds {_listed(names)}: expected one, or one called 'logits'; name it with --tensor")
+    raise InputError(f"{path} holds {_arrays(names)}: expected one, or one called 'logits'; name it with --tensor")
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(map(repr, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    return f"the arrays {shown}" if names else "no arrays"
+def _arrays(names: list[str]) -> str:
+    return f"the arrays {listed(names)}" if names else "no arrays"
 
 
 def _from_json(path: Path, name: str | None) -> Array:

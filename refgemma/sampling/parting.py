@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refgemma.errors import listed
 from refgemma.numerics import Array
 from refgemma.sampling.engines import Distribution, State
 
@@ -32,8 +33,7 @@ class Parting:
             lines.append(f"  {engine}: {rule}. Its order: {', '.join(order) or 'no steps'}.")
         for engine, ids in zip(self.engines, self.kept_by_one, strict=True):
             if ids:
-                more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
-                lines.append(f"  In the end only {engine} keeps {', '.join(map(str, ids[:5]))}{more}.")
+                lines.append(f"  In the end only {engine} keeps {listed(list(map(str, ids)), 5, str)}.")
         return "\n".join([*lines, f"  {self.note}"] if self.note else lines)
 
 

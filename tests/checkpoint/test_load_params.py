@@ -145,7 +145,7 @@ def test_all_that_does_not_fit_is_told_at_once(tmp_path):
         return tensors
 
     D, NH = MODEL.config.hidden_size, MODEL.config.num_heads * MODEL.config.head_dim
-    with pytest.raises(ValueError, match="does not fit its configuration in 5 places") as error:
+    with pytest.raises(ValueError, match="does not fit its configuration: 5 problems") as error:
         load_params(write_model(tmp_path, MODEL, change=change), MODEL.config)
     text = str(error.value)
     assert "missing model.layers.0.mlp.up_proj.weight" in text

@@ -3,8 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from refgemma.checkpoint.names import TABLE, nearest_name, shape_of, tensors_of
+from refgemma.checkpoint.names import TABLE, shape_of, tensors_of
 from refgemma.config import SIZES
+from refgemma.errors import nearest_name
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -109,7 +109,7 @@ def test_files_that_do_not_fit_are_shown_and_found_wanting(capsys, tmp_path):
     lines = out.splitlines()
     assert next(" missing " in line for line in lines if "self_attn.q_proj" in line)
     assert [line.split()[0] for line in lines if "self_attn.q_prj" in line] == ["?"]
-    assert "does not fit its configuration in 2 places" in err
+    assert "does not fit its configuration: 2 problems" in err
 
 
 def test_no_weight_is_read(capsys, tmp_path):

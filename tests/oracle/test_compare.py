@@ -11,13 +11,14 @@ import pytest
 import refgemma
 import refgemma.model
 from refgemma.config import Config
+from refgemma.errors import grouped
 from refgemma.model import forward
 from refgemma.numerics import from_bfloat16
 from refgemma.oracle import Trace, compare, trace
 from refgemma.oracle.bounds import flow
 from refgemma.oracle.formula_models import formula
 from refgemma.oracle.judging.grades import Finding, not_given
-from refgemma.oracle.reporting.report import Report, grouped
+from refgemma.oracle.reporting.report import Report
 from refgemma.oracle.traces.fingerprint import fingerprint
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refgemma.checkpoint.health.folder import Contents, Remark
+from refgemma.errors import listed
 from refgemma.files.safetensors import StoredTensor
 from refgemma.numerics import Array, from_bfloat16
 
@@ -90,8 +91,7 @@ def about_numbers(contents: Contents, numbers: Mapping[str, Numbers]) -> Iterato
         ),
     ):
         if bad:
-            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-            yield Remark("wrong", "numbers", f"{bad[0]}{more}: {words}", todo)
+            yield Remark("wrong", "numbers", f"{listed(bad, 1, str)}: {words}", todo)
 
 
 def about_norms(numbers: Mapping[str, Numbers]) -> Iterator[Remark]:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from refgemma.errors import grouped
 from refgemma.oracle.bounds.arithmetic import arithmetic_of
 from refgemma.oracle.bugs.catalogue import Variant
 from refgemma.oracle.bugs.sites import words
-from refgemma.oracle.reporting.report import grouped
 
 # Explanations whose misfit is within this factor of the best are as good as it: misfits of right ones are rounding
 # noise, and differ by the luck of it; those of wrong ones are a hundred times larger, or more.

@@ -11,9 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from refgemma.checkpoint.names import nearest_name
 from refgemma.config import Config
-from refgemma.errors import InputError
+from refgemma.errors import InputError, nearest_name
 from refgemma.oracle.operations import FIRST, IN_LAYER, LAST, names_of
 
 # "before" is the stream that enters the layer: the layer before it, or the embedding. Columns: what stands behind the

@@ -6,7 +6,6 @@ What a name or a shape does not tell is left out and listed, never guessed.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from refgemma.config import Config
-from refgemma.errors import InputError
+from refgemma.errors import InputError, grouped, listed
 from refgemma.files.arrays import LazyArrays, StoredArray, read_arrays
 from refgemma.numerics import Array
 from refgemma.oracle.foreign.axes import said
@@ -26,8 +25,6 @@ from refgemma.oracle.operations import axes_of, names_of, sizes_of
 from refgemma.oracle.traces.trace import Trace
 
 _CUT = ("final_norm", "logits")  # what engines compute of the last position alone
-_LISTED = 6  # of tensors without a place
-_LAYER_NUMBER = re.compile(r"(?<=layers[._/])\d+|(?<=layer[._/])\d+|(?<=states[._/])\d+|(?<=attentions[._/])\d+")
 
 
 def read_foreign(
@@ -107,9 +104,9 @@ def read_foreign(
     for name, placed in ends.items():
         which = f"the last {placed.sizes['T']} positions" if name in several else "the last position only"
         notes += [f"{line}; of {which}" for line in _read_as({name: placed}, layout, sizes["V"], all_of_them=True)]
-    notes += [f"left out: {text}" for text in _grouped(list(misfits.values()))]
-    if nameless := _grouped([name for name in nameless if arrays[name].dtype in NUMBERS]):
-        notes.append(f"left out, no known name: {_listed(nameless)}")
+    notes += [f"left out: {text}" for text in grouped(list(misfits.values()))]
+    if nameless := grouped([name for name in nameless if arrays[name].dtype in NUMBERS]):
+        notes.append(f"left out, no known name: {listed(nameless)}")
     given = dict(sorted((chosen | ends).items(), key=lambda one: names_of(config).index(one[0])))
     return Trace(
         LazyArrays({name: maker(name, placed, layout[name].layout, sizes) for name, placed in given.items()}),
@@ -187,23 +184,10 @@ def _read_as(
             steps.append("taken as already scaled by sqrt(D); map another tensor to 'embed' if the engine scales later")
         if steps or placed.theirs != ours or all_of_them:
             lines.append("; ".join([text, *steps]))
-    return _grouped(lines)
-
-
-def _grouped(lines: list[str]) -> list[str]:
-    """Lines that differ in the layer alone as one, with the number of them."""
-    kinds: defaultdict[str, list[str]] = defaultdict(list)
-    for line in lines:
-        kinds[_LAYER_NUMBER.sub("*", line)].append(line)
-    return [same[0] if len(same) == 1 else f"{kind} ({len(same)} of them)" for kind, same in kinds.items()]
+    return grouped(lines)
 
 
 def _why_none(misfits: list[str], nameless: list[str]) -> str:
     if misfits:
         return misfits[0]
-    return f"it has {_listed(nameless)}; a mapping file says which is which" if nameless else "it has none"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(map(repr, names[:_LISTED])) + more
+    return f"it has {listed(nameless)}; a mapping file says which is which" if nameless else "it has none"

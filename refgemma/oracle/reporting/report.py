@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from refgemma.errors import grouped
 from refgemma.oracle.judging.grades import GRADES, Finding, first_wrong
-
-_LAYER = re.compile(r"(?<=layers\.)\d+")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -161,14 +159,6 @@ class Report:
         ]
         lines += [f"  pattern: {first.pattern}"] if first.pattern else []
         return [*lines, f"  {limit}: {first.reason}"]
-
-
-def grouped(names: Sequence[str]) -> list[str]:
-    """Names that differ in the layer alone as one, with the number of layers."""
-    kinds: dict[str, list[str]] = {}
-    for name in names:
-        kinds.setdefault(_LAYER.sub("*", name), []).append(name)
-    return [same[0] if len(same) == 1 else f"{kind} ({len(same)} of them)" for kind, same in kinds.items()]
 
 
 def _table(findings: Sequence[Finding], limit: str) -> list[str]:

@@ -11,9 +11,8 @@ from numpy.typing import ArrayLike
 
 from refgemma.cache import KVCache
 from refgemma.checkpoint.load import Progress
-from refgemma.checkpoint.names import nearest_name
 from refgemma.config import Config
-from refgemma.errors import InputError
+from refgemma.errors import InputError, nearest_name
 from refgemma.gemma import Gemma
 from refgemma.generation import CHUNK
 from refgemma.model import forward

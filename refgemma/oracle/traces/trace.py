@@ -13,9 +13,8 @@ from numpy.typing import ArrayLike
 
 import refgemma
 from refgemma.checkpoint.load import Progress
-from refgemma.checkpoint.names import nearest_name
 from refgemma.config import Config
-from refgemma.errors import InputError
+from refgemma.errors import InputError, nearest_name
 from refgemma.files.arrays import LazyArrays, StoredArray, read_arrays
 from refgemma.files.safetensors import read_metadata
 from refgemma.gemma import Gemma
