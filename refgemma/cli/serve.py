@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
     try:
-        from refgemma.workers_ai.server import create_app, greeting, hosts_of, serve, state
+        from refgemma.workers_ai.server.app import create_app
+        from refgemma.workers_ai.server.start import greeting, hosts_of, serve, state
     except ModuleNotFoundError as error:
         raise InputError(f'serving needs {error.name}, which is not installed: pip install "refgemma[serve]"') from None
     app = create_app(

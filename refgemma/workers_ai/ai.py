@@ -20,12 +20,12 @@ from refgemma.workers_ai.schema import short
 
 
 class AI:
-    """Hosted names, and the models and adapters that answer for them.
+    """Answers requests for hosted models by local models and adapters.
 
     Parameters
     ----------
     models : mapping of str to Gemma, str or Path
-        What answers under each hosted name: a model, or what `refgemma.load` takes.
+        The model that answers under each hosted name, or what `refgemma.load` accepts.
     loras : mapping of str to Adapter, str or Path, optional
         Finetunes by id or name: adapters, folders, or names of shipped ones.
     pad : bool
@@ -42,7 +42,7 @@ class AI:
 
     Raises
     ------
-    ValueError
+    InputError
         If a name is not hosted, or a file is broken.
     FileNotFoundError
         If there is no such model or adapter.
@@ -76,7 +76,7 @@ class AI:
             for name, lora in (loras or {}).items()
         }
         self.pad = pad
-        # By hosted name and id: the adapter that was found to fit, and the model that it was put on.
+        # By hosted name and id: the adapter that was found to fit, and the model with it attached.
         self._fitting: dict[tuple[str, str], Adapter] = {}
         self._adapted: dict[tuple[str, str], tuple[Adapter, Gemma]] = {}
 
@@ -99,9 +99,9 @@ class AI:
         Raises
         ------
         AiError
-            5006 for invalid inputs, 5007 for an unknown model, 3037 for an unknown finetune, 5024 where JSON was asked
-            for and the answer is none. All before anything is generated, but for the last, and 5006 where the numbers
-            of a finetune overflow.
+            5006 for invalid inputs, 5007 for an unknown model, 3037 for an unknown finetune: all before anything is
+            generated. Afterwards, 5024 if JSON was requested and the answer is not JSON, and 5006 if the numbers of a
+            finetune overflow.
         """
         request = self.read(model, inputs)
         gemma = self.gemma(request)
@@ -119,13 +119,13 @@ class AI:
             return self._bytes(events, request)
         try:
             *_, last = events
-        except ValueError as error:
+        except InputError as error:
             raise blamed(error, request) from error
         assert last.result is not None  # the last event of a row has it
         return result(last.result, request)
 
     def read(self, model: str, inputs: Any) -> Request:
-        """Validate a request, its model and its finetune included.
+        """Validate a request, including its model and its finetune.
 
         Parameters
         ----------
@@ -142,7 +142,7 @@ class AI:
         Raises
         ------
         AiError
-            As `run`, but for what only the tokens tell.
+            As `run`, except for what depends on the tokens.
         """
         if model not in self.models:
             raise AiError(5007, f"No such model {short(model)} or task")
@@ -151,7 +151,7 @@ class AI:
         return request
 
     def adapter(self, request: Request) -> Adapter | None:
-        """Adapter that a request names.
+        """Return the adapter that a request names.
 
         Parameters
         ----------
@@ -178,8 +178,8 @@ class AI:
         if self._fitting.get(key) is not adapter:
             try:
                 fit(adapter, self.models[request.model].config)
-            except ValueError as error:
-                # The first line names the folder, which is nobody's business; the others are a problem each.
+            except InputError as error:
+                # The first line names the folder, which clients must not see; the others are one problem each.
                 lines = [line.strip() for line in str(error).splitlines()]
                 why = short("; ".join(lines[1:] or lines))
                 raise AiError(5006, f"Finetune {request.lora} does not fit {request.model}: {why}") from None
@@ -187,7 +187,7 @@ class AI:
         return adapter
 
     def gemma(self, request: Request) -> Gemma:
-        """Model that answers a request, its adapter on it.
+        """Return the model that answers a request, with its adapter attached.
 
         Parameters
         ----------
@@ -218,13 +218,13 @@ class AI:
         try:
             for chunk in chunks(events, request):
                 yield sse(chunk, pad=self.pad)
-        except ValueError as error:
+        except InputError as error:
             raise blamed(error, request) from error
         yield DONE
 
 
 def blamed(error: Exception, request: Request) -> Exception:
-    """What a failure in the midst of an answer is, where a finetune was asked for."""
-    if request.lora is None or not isinstance(error, ValueError):
+    """Blame a request's finetune for bad numbers during generation; other errors are returned unchanged."""
+    if request.lora is None or not isinstance(error, InputError):
         return error
     return AiError(5006, f"Finetune {short(request.lora)} makes numbers that overflow: {short(str(error))}")

@@ -1,12 +1,12 @@
-"""From generated tokens to what is sent: the result of a whole answer, or the chunks of a stream and their exact bytes.
+"""From generated tokens to responses: the result of a whole answer, or the chunks of a stream and their exact bytes.
 
-A stream is lines of server-sent events, ``data: {"response":"New"}`` and an empty line each, compact JSON in UTF-8; its
-last chunk counts the tokens, and ``data: [DONE]`` ends it.
+A stream consists of server-sent events, each ``data: {"response":"New"}`` and an empty line, in compact JSON and UTF-8.
+Its last chunk has the token counts, and ``data: [DONE]`` ends it.
 
 References
 ----------
-https://github.com/cloudflare/cloudflare-docs/pull/19018 for the stream. Padding against eavesdroppers who measure
-lengths: https://blog.cloudflare.com/ai-side-channel-attack-mitigated/
+https://github.com/cloudflare/cloudflare-docs/pull/19018 for the stream. Padding hides lengths from
+eavesdroppers: https://blog.cloudflare.com/ai-side-channel-attack-mitigated/
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from refgemma.workers_ai.json_mode import read_json
 from refgemma.workers_ai.request import Request
 
 DONE = b"data: [DONE]\n\n"
-PADDING = "abdefghijklmnoprstuvxyz1234567890"  # as observed, over and over
+PADDING = "abdefghijklmnoprstuvxyz1234567890"  # as observed, repeated
 LONGEST_PADDING = 50
 SCHEMA: dict[str, Any] = {  # of `result`
     "type": "object",
@@ -47,7 +47,7 @@ SCHEMA: dict[str, Any] = {  # of `result`
 
 
 def result(generation: Generation, request: Request) -> dict[str, Any]:
-    """Answer in one piece."""
+    """Make the result of a whole answer."""
     counts = {"usage": _usage(generation.usage)}
     if calls := tool_calls(generation.text, request):
         return {"response": "", "tool_calls": calls, **counts}
@@ -58,9 +58,9 @@ def result(generation: Generation, request: Request) -> dict[str, Any]:
 
 
 class Chunks:
-    """Chunks of one stream, made event by event.
+    """Makes the chunks of one stream, event by event.
 
-    Where tools are declared, text that may turn out as a call is held back until it is certain.
+    If tools are declared, text that may be a call is held back until that is decided.
     """
 
     def __init__(self, request: Request) -> None:
@@ -69,7 +69,7 @@ class Chunks:
         self._may_be_call = bool(request.tools)
 
     def feed(self, event: Event) -> list[dict[str, Any]]:
-        """Take the next token."""
+        """Return the chunks that the next token completes."""
         self._held += event.text
         if self._held.strip():
             self._may_be_call &= self._held.lstrip()[0] in "[{" and len(self._held.strip()) <= LONGEST_CALL
@@ -88,14 +88,14 @@ class Chunks:
 
 
 def chunks(events: Iterable[Event], request: Request) -> Iterator[dict[str, Any]]:
-    """Chunks of a stream."""
+    """Yield the chunks of a stream."""
     stream = Chunks(request)
     for event in events:
         yield from stream.feed(event)
 
 
 def sse(chunk: Mapping[str, Any], *, pad: bool = False) -> bytes:
-    """Bytes of one event."""
+    """Encode one event."""
     if pad:
         length = 1 + secrets.randbelow(LONGEST_PADDING)
         chunk = {**chunk, "p": (PADDING * 2)[:length]}
@@ -103,7 +103,7 @@ def sse(chunk: Mapping[str, Any], *, pad: bool = False) -> bytes:
 
 
 def to_json(value: Any) -> bytes:
-    """Compact JSON as the service writes it."""
+    """Encode compact JSON; unpaired surrogates are escaped."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     try:
         return text.encode()
@@ -112,7 +112,7 @@ def to_json(value: Any) -> bytes:
 
 
 def tool_calls(text: str, request: Request) -> list[dict[str, Any]]:
-    """Calls of declared tools in an answer."""
+    """Return the calls of declared tools in an answer."""
     try:
         return parse_calls(text, request.tools)
     except ToolCallError:

@@ -1,7 +1,6 @@
-"""What the service says when it cannot answer: its error codes as data, and one exception that carries them.
+"""The service's error codes as data, and the exception that carries one.
 
-A code has an HTTP status and a text. Over REST the text comes in an envelope; from a binding it comes as an exception
-whose message is the code, a colon and the text.
+REST returns an error in an envelope. A binding raises an exception with the code, a colon and the text as its message.
 """
 
 from __future__ import annotations
@@ -10,15 +9,14 @@ from typing import Any, NamedTuple
 
 
 class Code(NamedTuple):
-    """A line of the table: HTTP status, meaning, and where that is known from."""
+    """A row of the table: HTTP status, meaning, and how both are known."""
 
     status: int
     meaning: str
     source: str = "documented"
 
 
-# https://developers.cloudflare.com/workers-ai/platform/errors/ for all that is documented; "observed" in what clients
-# report; "assumed" where a status is our choice.
+# Documented: https://developers.cloudflare.com/workers-ai/platform/errors/. Observed: users report it.
 CODES: dict[int, Code] = {
     3003: Code(400, "headers or body are missing"),
     3006: Code(413, "the request is too large"),
@@ -44,25 +42,25 @@ CODES: dict[int, Code] = {
 
 
 class AiError(Exception):
-    """A request that gets an error instead of an answer.
+    """An error that a request gets instead of an answer.
 
     Parameters
     ----------
     code : int
         A key of `CODES`.
     message : str
-        One sentence; ends of lines in what it quotes are escaped.
+        One sentence; line breaks in quotations are escaped.
 
     Attributes
     ----------
     code : int
-        The service's own code.
+        The service's code.
     status : int
         Of the HTTP response.
     message : str
         The sentence.
     description : str
-        The sentence as the service gives it to a binding; ``str(error)`` is the code, a colon and this.
+        The sentence as a binding has it; ``str(error)`` is the code, a colon and this.
     """
 
     def __init__(self, code: int, message: str) -> None:
@@ -76,12 +74,12 @@ class AiError(Exception):
         return type(self), (self.code, self.message)
 
     def envelope(self) -> dict[str, Any]:
-        """Body of the REST response.
+        """Return the body of the REST response.
 
         Returns
         -------
         dict
-            In the order that was observed: ``errors``, ``success``, ``result``, ``messages``.
+            With its keys in the observed order: ``errors``, ``success``, ``result``, ``messages``.
 
         References
         ----------

@@ -1,7 +1,7 @@
 """The two hosted models as their pages describe them: request schema, context, default temperature.
 
-The schemas are kept as data, one file a page, with the page's address and age; prose was left out. They differ: the
-newer page (2B) allows longer texts and knows `image`, `functions`, `tools` and a default temperature.
+The schemas are data, one file per page, with the page's address and date and without its prose. They differ: the newer
+page (2B) allows longer texts and declares `image`, `functions`, `tools` and a default temperature.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ HOSTED = (GEMMA_2B, GEMMA_7B)
 class Page:
     """A hosted model."""
 
-    model: str  # its name
+    model: str
     source: str  # address of the page
     as_of: str  # when it was read
-    context: int  # tokens of prompt and answer together
-    schema: dict[str, Any]  # JSON Schema of a request: one of two branches, by `prompt` or by `messages`
+    context: int  # tokens, of prompt and answer together
+    schema: dict[str, Any]  # JSON Schema of a request: one of two branches, with `prompt` or with `messages`
 
     def branch(self, form: str) -> dict[str, Any]:
-        """Schema of a form of request."""
+        """Return the branch for requests with a field, `prompt` or `messages`."""
         branches: list[dict[str, Any]] = self.schema["oneOf"]
         return next(branch for branch in branches if form in branch["properties"])
 
     def fields(self, form: str) -> dict[str, Any]:
-        """Fields that a form of request declares."""
+        """Return the fields that this branch declares."""
         fields: dict[str, Any] = self.branch(form)["properties"]
         return fields
 
 
 @functools.cache
 def page(model: str) -> Page:
-    """Page of a hosted model."""
+    """Return the page of a hosted model."""
     if model not in HOSTED:
         raise KeyError(model)
     file = resources.files("refgemma.workers_ai") / "data" / f"{model.rpartition('/')[2]}.json"

@@ -1,4 +1,4 @@
-"""What the model reads for a request: system texts, tools, tool results and the wish for JSON become turns of text."""
+"""From a request to the model's prompt: system texts, tools, tool results and JSON mode become turns of text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma
 from refgemma.text.tools import to_turns
 from refgemma.workers_ai.errors import AiError
@@ -21,7 +22,9 @@ _CALL = {
     "required": ["name", "arguments"],
 }
 _WRAPPED_CALL = {"type": "object", "properties": {"function": _CALL}, "required": ["function"]}
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[,:]|[^\s",:]+')  # of JSON: a text, a separator, or anything else but space
+_TOKEN = re.compile(
+    r'"(?:[^"\\]|\\.)*"|[,:]|[^\s",:]+'
+)  # of JSON: a string, a separator, or anything else except space
 _SPACES = {",": ", ", ":": ": "}
 _CALLS = {"type": "array", "items": {"anyOf": [_CALL, _WRAPPED_CALL]}}
 
@@ -34,19 +37,19 @@ def encode(
     tools: Sequence[Mapping[str, Any]] = (),
     answer_schema: Schema | None = None,
 ) -> list[int]:
-    """Token ids of a prompt."""
+    """Encode a prompt."""
     try:
         if raw is not None:
             return gemma.encode_prompt(raw, raw=True)
         return gemma.encode_prompt(turns(messages, tools=tools, answer_schema=answer_schema))
-    except ValueError as error:
+    except InputError as error:
         raise AiError(5006, f"no prompt can be made of this: {error}") from None
 
 
 def turns(
     messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = (), answer_schema: Schema | None = None
 ) -> list[dict[str, str]]:
-    """Messages that the chat template knows."""
+    """Translate messages into those that the chat template accepts."""
     plain = [_with_calls(messages, index) for index in range(len(messages))]
     if answer_schema is not None:
         systems = next((i for i, message in enumerate(plain) if message["role"] != "system"), len(plain))
@@ -55,9 +58,9 @@ def turns(
 
 
 def _with_calls(messages: Sequence[Message], index: int) -> dict[str, Any]:
-    """A message reduced to role, content and, of the model, the calls it made: in their field, or as JSON in the text.
+    """Reduce a message to role, content and the model's calls, which are in their field or in the text as JSON.
 
-    The text is how Cloudflare's own `ai-utils` reports a call before the result that follows it.
+    Cloudflare's own `ai-utils` reports a call as text before the result that follows it.
     """
     message = messages[index]
     plain = {"role": message["role"], "content": message["content"]}
@@ -76,9 +79,9 @@ def _with_calls(messages: Sequence[Message], index: int) -> dict[str, Any]:
 
 
 def _spaced(text: str) -> str:
-    """A result that is a JSON object or list, spaced as Python writes JSON and as models have seen it; else as it is.
+    """Space a tool's result as Python writes JSON, as models were trained on; text that is not JSON is unchanged.
 
-    Only the space between tokens changes: numbers, escapes and keys that stand twice remain as the tool wrote them.
+    Only the space between tokens changes: numbers, escapes and duplicate keys remain as the tool wrote them.
     """
     if not text.lstrip().startswith(("{", "[")):
         return text
@@ -90,13 +93,13 @@ def _spaced(text: str) -> str:
 
 
 def _flat(call: dict[str, Any]) -> dict[str, Any]:
-    """Name and arguments of a call in either form, and nothing else that may stand beside them."""
+    """Return only the name and the arguments of a call in either form."""
     body = call["function"] if problems(call, _CALL) else call
     return {"name": body["name"], "arguments": body["arguments"]}
 
 
 def _read_calls(text: str) -> list[Any]:
-    """Calls in a text that is nothing but them as JSON; else none."""
+    """Return the calls if the text is JSON of calls and nothing else."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

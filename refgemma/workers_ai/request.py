@@ -31,26 +31,26 @@ DEEPEST = 64  # levels of lists and objects, well below the interpreter's recurs
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a request asks for.
+    """A validated request.
 
-    Attributes
+    Parameters
     ----------
     model : str
         Hosted name.
     messages : tuple of mapping
         The conversation; empty where `raw` is given.
     raw : str or None
-        Text to continue as it stands.
+        Text to continue without a template.
     params : SamplingParams
-        How to sample; `settings` fits ``max_tokens`` to a prompt.
+        Sampling settings; `settings` limits ``max_tokens`` for a prompt.
     stream : bool
-        Whether the answer is to come as events.
+        Whether the answer is a stream of events.
     lora : str or None
         Id or name of a finetune.
     tools : tuple of dict
-        Declarations in their flat form; empty where there are none.
+        Declarations in their flat form.
     answer_schema : mapping or None
-        JSON Schema that the answer must fit, in JSON mode.
+        JSON Schema that the answer must fit, if JSON mode is on.
     """
 
     model: str
@@ -63,7 +63,7 @@ class Request:
     answer_schema: Schema | None = None
 
     def tokens(self, gemma: Gemma) -> list[int]:
-        """Token ids of the prompt.
+        """Encode the prompt.
 
         Parameters
         ----------
@@ -81,14 +81,14 @@ class Request:
             5006, if the conversation cannot be rendered, or leaves no room in the context for an answer.
         """
         context = self.context(gemma)
-        check_messages(len(self.messages), self.model, context)  # again: a local model may have a smaller one
+        check_messages(len(self.messages), self.model, context)  # again: a local model's may be smaller
         ids = encode(gemma, self.messages, raw=self.raw, tools=self.tools, answer_schema=self.answer_schema)
         if len(ids) >= context:
             raise AiError(5006, f"the prompt has {len(ids)} tokens, too many for {_too_long(self.model, context)}")
         return ids
 
     def settings(self, gemma: Gemma, tokens: list[int]) -> SamplingParams:
-        """Sampling parameters for a prompt.
+        """Return the sampling settings for a prompt.
 
         Parameters
         ----------
@@ -100,13 +100,13 @@ class Request:
         Returns
         -------
         SamplingParams
-            With ``max_tokens`` no larger than what the context leaves.
+            With ``max_tokens`` limited to the rest of the context.
         """
         room = self.context(gemma) - len(tokens)
         return replace(self.params, max_tokens=min(self.params.max_tokens, room))
 
     def context(self, gemma: Gemma) -> int:
-        """Tokens of prompt and answer together.
+        """Return the context length, of prompt and answer together.
 
         Parameters
         ----------
@@ -116,13 +116,13 @@ class Request:
         Returns
         -------
         int
-            What the hosted model has, or the local one, if that is less.
+            That of the hosted or of the local model, whichever is smaller.
         """
         return min(page(self.model).context, gemma.config.max_positions)
 
 
 def read(model: str, inputs: Any) -> Request:
-    """Validate a request and map it.
+    """Validate a request and map it to settings.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""Would an uploaded adapter run? The hosted rules, then everything that reading it to use it demands.
+"""Check that an uploaded adapter can be used: the hosted rules, then reading it, fitting it and running it.
 
-Either file may come first. Alone it is held against the rules that concern it; together they must make an adapter that
-fits, and with which the model still computes numbers. The order matters for safety: only what the hosted rules have
-looked at, which trust nothing, is read further.
+Either file may come first. Alone it is checked by the rules that concern it; together the two must make an adapter that
+fits, and with which the model still computes finite numbers. The order matters for safety: the hosted rules trust
+nothing, and only files that pass them are read further.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma
 from refgemma.lora import Adapter, check_hosted, fit, read
 from refgemma.lora.adapter_config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
@@ -26,9 +27,8 @@ from refgemma.workers_ai.schema import short
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
-# Fields that PEFT takes for regular expressions. One with nested repetitions can keep Python busy for years, and many
-# alternatives for minutes, so those of a stranger may hold names only, with dots (escaped or not) and anchors; Gemma 7B
-# has 196 matrices to name.
+# Fields that PEFT reads as regular expressions. Nested repetitions can keep Python busy for years and many alternatives
+# for minutes, so uploaded ones may hold names only, with dots (escaped or not) and anchors. Gemma 7B has 196 matrices.
 _EXPRESSIONS = ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern")
 _PLAIN = re.compile(r"\^?[\w-]+(\\?\.[\w-]+)*\$?", re.ASCII)
 _LARGEST = float(np.finfo(np.float32).max)
@@ -37,21 +37,21 @@ _PROBE = "What is the capital of Nepal?"
 
 
 def check(folder: Path, gemma: Gemma | None, model: str) -> None:
-    """Refuse what could not be run.
+    """Refuse an adapter that cannot be used.
 
-    The hosted rules want the shapes of Google's models. Here another model may answer under a hosted name; an adapter
-    that fits that one is taken, too.
+    The hosted rules demand the shapes of Google's models. Another model may answer under a hosted name here; an adapter
+    that fits it is accepted as well.
     """
-    there = [name for name in FILES if (folder / name).exists()]
+    present = [name for name in FILES if (folder / name).exists()]
     findings = [finding for finding in check_hosted(folder).findings if finding.verdict == "refused"]
-    if len(there) < 2:
+    if len(present) < 2:
         findings = [finding for finding in findings if finding.rule not in ("file names", "shapes", *FILES)] + [
-            finding for finding in findings if finding.rule in there
+            finding for finding in findings if finding.rule in present
         ]
     fatal = [finding for finding in findings if finding.rule != "shapes"]
     if not fatal:
         _check_expressions(folder)
-        adapter = _read(folder, complete=len(there) == 2)
+        adapter = _read(folder, complete=len(present) == 2)
         fitting = adapter is not None and gemma is not None and _fits(adapter, gemma)
         fatal = [] if fitting or adapter is None else findings
         if adapter is not None and not fatal:
@@ -78,13 +78,13 @@ def _check_expressions(folder: Path) -> None:
 
 
 def _read(folder: Path, *, complete: bool) -> Adapter | None:
-    """Read what is there as it will be read to be used."""
+    """Read the files as they will be read for use."""
     try:
         if complete:
             return read(folder)
         if (folder / CONFIG_FILE).exists():
             read_adapter_config(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, InputError) as error:
         raise AiError(5006, f"this adapter cannot be used: {_without(folder, error)}") from None
     return None
 
@@ -92,13 +92,13 @@ def _read(folder: Path, *, complete: bool) -> Adapter | None:
 def _fits(adapter: Adapter, gemma: Gemma) -> bool:
     try:
         fit(adapter, gemma.config)
-    except ValueError:
+    except InputError:
         return False
     return True
 
 
 def _check_scale(adapter: Adapter) -> None:
-    """Refuse a change whose numbers may be beyond float32: ``|scale| * R * max |A| * max |B|`` bounds them all."""
+    """Refuse a delta that may exceed float32: ``|scale| * R * max |A| * max |B|`` bounds its entries."""
     for module, parts in adapter.modules.items():
         largest = [float(np.abs(parts[name]).max(initial=0)) for name in ("lora_A", "lora_B") if name in parts]
         rank, alpha = rank_and_alpha(adapter.config, module)
@@ -110,18 +110,18 @@ def _check_scale(adapter: Adapter) -> None:
 
 
 def _try(adapter: Adapter, gemma: Gemma) -> None:
-    """Refuse what turns even a short question into no numbers."""
+    """Refuse an adapter with which even a short question gives infinite or undefined logits."""
     try:
         with np.errstate(all="ignore"):
             changed = gemma.with_lora(adapter)
             tokens = np.array([changed.encode_prompt(_PROBE)])
             logits = forward(changed.params, changed.config, tokens, logits="last", numerics=changed.numerics)
-    except ValueError as error:
+    except InputError as error:
         raise AiError(5006, f"this adapter cannot be used: {short(str(error))}") from None
     if not np.isfinite(to_host(logits)).all():
         raise AiError(5006, "this adapter makes numbers that overflow: no token can be chosen with it")
 
 
 def _without(folder: Path, error: Exception) -> str:
-    """What an error says, without where the file lay."""
+    """Return an error's message without the path of the temporary folder."""
     return short(str(error).replace(f"{folder}/", "").replace(str(folder), "it"))

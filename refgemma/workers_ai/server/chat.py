@@ -1,7 +1,6 @@
-"""``POST …/ai/v1/chat/completions``: OpenAI's request turned into a native one, and the answer into OpenAI's.
+"""OpenAI's interface, ``…/ai/v1/chat/completions``: its requests become native ones, and native answers its own.
 
-What such a request may hold beyond the native one either has the same effect here, or none on the answer, or is
-refused in a sentence; `_INERT` and `_REFUSED` list them.
+What such a request may hold beyond a native one has the same effect here, or cannot affect the answer, or is refused.
 
 References
 ----------
@@ -11,24 +10,37 @@ https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
 
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from refgemma.generation import Generation
+from refgemma.workers_ai.answer import DONE, Chunks, result, sse
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.pages import HOSTED, page
 from refgemma.workers_ai.request import check_counts, check_depth
 from refgemma.workers_ai.schema import join, problems, short
+from refgemma.workers_ai.server.http import openai_error, parse, read_body, reply
+from refgemma.workers_ai.server.service import Prepared, Service
+from refgemma.workers_ai.server.streaming import Answer, EventStream, while_connected
 
-# Same name, same meaning.
+# Fields with the same name and meaning in both.
 _SAME = ("temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_penalty", "repetition_penalty", "lora")
-# With these values, and for the rest of them with any, no effect on one answer.
+# Fields that cannot affect an answer while they have these values; with others they are refused.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {"n": (1,), "logprobs": (False,), "top_logprobs": (0,), "logit_bias": ({},)}
 _MOST_STOPS = 4
 
 
 class ChatRequest(NamedTuple):
-    """A native request, and what has no place in one."""
+    """A native request, and the settings that it has no field for."""
 
     model: str
     inputs: dict[str, Any]
@@ -39,14 +51,14 @@ class ChatRequest(NamedTuple):
 def read_chat(body: Any) -> ChatRequest:
     """Translate a request."""
     if not isinstance(body, dict):
-        raise AiError(5006, "the body is no object: expected model and messages")
+        raise AiError(5006, "the body is not an object: expected model and messages")
     given = {name: value for name, value in body.items() if value is not None}
     if not isinstance(given.get("model"), str):
         raise AiError(5006, "required properties at '/' are 'model'")
     for name, values in _NEUTRAL.items():
         if name in given and not any(given[name] == value and type(given[name]) is type(value) for value in values):
             raise AiError(5006, f"'/{name}' is not supported here: leave it out")
-    if given["model"] in HOSTED:  # which it may not be is said where it is looked up
+    if given["model"] in HOSTED:  # an unknown one is refused where it is looked up
         its_page = page(given["model"])
         check_counts(given, its_page, its_page.fields("messages"))
     inputs = {name: given[name] for name in _SAME if name in given}
@@ -66,10 +78,10 @@ def read_chat(body: Any) -> ChatRequest:
     return ChatRequest(given["model"], inputs, _stop(given.get("stop")), options.get("include_usage") is True)
 
 
-def check_messages(chat: ChatRequest) -> None:
-    """Validate a request by what its model's page says of messages alone.
+def _check_messages(chat: ChatRequest) -> None:
+    """Validate a request by the messages branch of its page's schema.
 
-    The whole schema, which goes on to validate it, would miss a `prompt` first, and this interface has none.
+    The whole schema, which validates it afterwards, would report a missing `prompt`, which this interface has not.
     """
     if chat.model not in HOSTED:
         return
@@ -79,7 +91,7 @@ def check_messages(chat: ChatRequest) -> None:
 
 
 def _messages(messages: Any) -> Any:
-    """Messages as the native interface has them; what is malformed is left for its schema to name."""
+    """Translate messages; malformed ones are left for the schema to report."""
     return list(map(_message, messages)) if isinstance(messages, list) else messages
 
 
@@ -108,7 +120,7 @@ def _wants_tools(given: Mapping[str, Any]) -> bool:
 
 
 def _tools(tools: Any) -> Any:
-    """Tools with the descriptions that the page's schema wants everywhere, and OpenAI's need not have."""
+    """Add the descriptions that the page's schema requires everywhere, and OpenAI does not."""
     return list(map(_tool, tools)) if isinstance(tools, list) else tools
 
 
@@ -142,3 +154,78 @@ def _stop(stop: Any) -> tuple[str, ...]:
     if not isinstance(texts, list) or len(texts) > _MOST_STOPS or not all(isinstance(t, str) and t for t in texts):
         raise AiError(5006, f"'/stop' is {short(json.dumps(stop))}: expected at most {_MOST_STOPS} texts, none empty")
     return tuple(texts)
+
+
+def routes(service: Service) -> list[Route]:
+    """Make the route."""
+
+    async def completions(http: HttpRequest) -> Response | ASGIApp:
+        chat, prepared = await service.preparation.run(_prepare, service, await read_body(http))
+        answer = await Answer(service, prepared).start()
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": chat.model}
+        if prepared.request.stream:
+            return EventStream(answer, _events(answer, head, chat.include_usage, service.ai.pad), _stream_error)
+        try:
+            generation = await while_connected(http.receive, answer.result())
+        finally:
+            answer.cancel()
+        return reply(await asyncio.to_thread(_completion, generation, answer, head))
+
+    return [Route("/v1/chat/completions", completions, methods=["POST"])]
+
+
+def _prepare(service: Service, body: bytes) -> tuple[ChatRequest, Prepared]:
+    chat = read_chat(parse(body))
+    _check_messages(chat)
+    return chat, service.prepare(chat.model, chat.inputs, stop=chat.stop)
+
+
+def _completion(generation: Generation, answer: Answer, head: dict[str, Any]) -> dict[str, Any]:
+    native = result(generation, answer.prepared.request)
+    calls = [_call(call) for call in native.get("tool_calls", ())]
+    message = {"role": "assistant", "content": None if calls else native["response"]}
+    choice = {
+        "index": 0,
+        "message": message | ({"tool_calls": calls} if calls else {}),
+        "logprobs": None,
+        "finish_reason": "tool_calls" if calls else generation.finish_reason,
+    }
+    return {**_head(head, "chat.completion"), "choices": [choice], "usage": native["usage"]}
+
+
+async def _events(answer: Answer, head: dict[str, Any], include_usage: bool, pad: bool) -> AsyncIterator[bytes]:
+    head = _head(head, "chat.completion.chunk")
+
+    def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return sse({**head, "choices": [choice]}, pad=pad)
+
+    yield chunk({"role": "assistant", "content": ""})
+    chunks, called = Chunks(answer.prepared.request), False
+    usage: dict[str, int] = {}
+    async for event in answer:
+        for native in chunks.feed(event):
+            usage = native.get("usage", usage)
+            if calls := native.get("tool_calls"):
+                called = True
+                yield chunk({"tool_calls": [{"index": i, **_call(call)} for i, call in enumerate(calls)]})
+            elif native["response"]:
+                yield chunk({"content": native["response"]})
+        if event.result is not None:
+            yield chunk({}, "tool_calls" if called else event.result.finish_reason)
+    if include_usage:
+        yield sse({**head, "choices": [], "usage": usage}, pad=pad)
+    yield DONE
+
+
+def _stream_error(error: AiError) -> dict[str, Any]:
+    return openai_error(error.status, error.code, str(error))
+
+
+def _head(head: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {"id": head["id"], "object": kind, "created": head["created"], "model": head["model"]}
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    function = {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
+    return {"id": f"chatcmpl-tool-{uuid.uuid4().hex}", "type": "function", "function": function}

@@ -1,4 +1,4 @@
-"""Making finetunes over HTTP: create, upload the two files one by one, list."""
+"""Finetunes over HTTP: create one, upload its two files one by one, list."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from refgemma.workers_ai.errors import AiError
-from refgemma.workers_ai.server.body import chunks, read_json
 from refgemma.workers_ai.server.finetunes import Finetunes
+from refgemma.workers_ai.server.http import read_chunks, read_json, reply, success
 from refgemma.workers_ai.server.limits import FORM_FIELD_BYTES, UPLOAD_BYTES, UPLOADS
-from refgemma.workers_ai.server.replies import reply, success
 
 
 def routes(finetunes: Finetunes) -> list[Route]:
-    """Routes of finetunes."""
+    """Make the routes."""
     uploads = asyncio.Semaphore(UPLOADS)
 
     async def create(http: HttpRequest) -> Response:
@@ -36,7 +35,7 @@ def routes(finetunes: Finetunes) -> list[Route]:
 
     async def upload(http: HttpRequest) -> Response:
         if uploads.locked():
-            raise AiError(3040, f"{UPLOADS} uploads are under way: come again later")
+            raise AiError(3040, f"{UPLOADS} uploads are in progress: try again later")
         async with uploads:
             file_name, path = await _form(http)
             try:
@@ -45,7 +44,7 @@ def routes(finetunes: Finetunes) -> list[Route]:
                 path.unlink(missing_ok=True)
         return reply({"success": True})
 
-    paths = ("/finetunes", "/finetunes/")  # the guide writes the slash, Cloudflare's own tool does not
+    paths = ("/finetunes", "/finetunes/")  # with a slash in the guide, without in Cloudflare's own tool
     return [
         *(Route(path, create, methods=["POST"]) for path in paths),
         *(Route(path, every, methods=["GET"]) for path in paths),
@@ -55,12 +54,12 @@ def routes(finetunes: Finetunes) -> list[Route]:
 
 
 async def _form(http: HttpRequest) -> tuple[str, Path]:
-    """The two fields of an upload: a name, and a file that was put on disk."""
+    """Read the two fields of an upload: the file's name, and its content, saved to a temporary file."""
     if not http.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise AiError(5006, "the body is no multipart form: expected its fields file_name and file")
+        raise AiError(5006, "the body is not a multipart form: expected its fields file_name and file")
 
     async def bounded() -> AsyncGenerator[bytes, None]:
-        async for chunk in chunks(http, UPLOAD_BYTES):
+        async for chunk in read_chunks(http, UPLOAD_BYTES):
             yield chunk
         yield b""
 

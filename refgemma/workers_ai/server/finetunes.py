@@ -1,41 +1,60 @@
-"""Finetunes on disk: a folder each, named by its id, with what it is called and the two files of its adapter.
+"""Finetunes, kept on disk in one folder each, named by id, with a description and the adapter's two files.
 
-Nothing that a user chose is ever part of a path: folders are named by ids made here, files by the two names that there
-are. A file is written beside its place, checked there together with what is there already, and then renamed.
+No text from a user is ever part of a path: folders are named by ids made here, files by the two fixed names. A file is
+written to a temporary folder, checked there together with the file that is there already, and then renamed.
 
-Whoever asks what there is waits for nobody: lists and names are replaced whole. One lock orders what is made, and one a
-finetune the uploads of its two files, since the second is checked together with the first.
+Readers never wait: lists and names are replaced whole. One lock serialises creation, and one per finetune serialises
+the uploads of its two files, since the second is checked together with the first.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
+import uuid
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from refgemma.lora import read
+from refgemma.errors import InputError
+from refgemma.lora import Adapter, fit, read
 from refgemma.workers_ai.ai import AI
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.schema import short
 from refgemma.workers_ai.server.adapter_check import FILES, check
-from refgemma.workers_ai.server.finetune import Finetune, check_stored, given, uploaded
-from refgemma.workers_ai.server.limits import FINETUNES
+from refgemma.workers_ai.server.limits import DESCRIPTION, FINETUNES, NAME
 
 ABOUT = "finetune.json"
-STAGE = ".new-"  # begins the name of a folder in which something is made ready
+STAGE = ".new-"  # prefix of temporary folders
+RESERVED = "cf-public-"  # prefix of the names of Cloudflare's own adapters
+NAME_PATTERN = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME - 1}}}"
+_STARTUP_IDS = uuid.UUID("5c2c2f6e-9e52-4a83-9a5c-5d8f0f0d6a01")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """The description of a finetune."""
+
+    id: str  # a UUID
+    created_at: str  # ISO 8601, UTC
+    model: str  # hosted model that it is for
+    modified_at: str  # ISO 8601, UTC
+    name: str
+    public: bool = False  # whether it is in the public list
+    description: str = ""
 
 
 class Finetunes:
-    """Finetunes that were uploaded, and those that the server was started with."""
+    """Uploaded finetunes, and those that the server was started with."""
 
     def __init__(self, ai: AI, folder: Path | None = None) -> None:
         self._ai = ai
@@ -46,28 +65,29 @@ class Finetunes:
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         for stage in self._folder.glob(f"{STAGE}*"):  # of a process that was killed
             shutil.rmtree(stage, ignore_errors=True)
-        self._making = threading.Lock()
-        self._uploads: dict[str, threading.Lock] = {}  # by id, of those that were made here
-        self._all: tuple[Finetune, ...] = ()  # what was given, then the oldest first
+        self._creating = threading.Lock()
+        self._uploads: dict[str, threading.Lock] = {}  # by id; a finetune from the start of the server has none
+        self._all: tuple[Finetune, ...] = ()  # those from the start, then the oldest first
         self._by_key: dict[str, Finetune] = {}  # by id and by name
-        for finetune in [given(name, ai) for name in ai.loras]:
+        for finetune in [_from_start(name, ai) for name in ai.loras]:
             ai.loras[finetune.id] = ai.loras[finetune.name]
-            self._enter(finetune)
+            self._add(finetune)
         for finetune in self._stored():
-            self._enter(finetune, made_here=True)
-            self._offer(finetune)
+            self._add(finetune, uploaded=True)
+            self._serve(finetune)
 
     def every(self, *, public: bool = False) -> list[dict[str, Any]]:
-        """What there is."""
+        """List all finetunes, or the public ones."""
         return [asdict(finetune) for finetune in self._all if finetune.public or not public]
 
     def create(self, fields: Any) -> Finetune:
-        """Make a finetune without files."""
-        finetune = uploaded(fields)
+        """Create a finetune without files."""
+        now = _now()
+        finetune = Finetune(id=str(uuid.uuid4()), created_at=now, modified_at=now, **_checked(fields))
         if finetune.model not in self._ai.models:
             served = " and ".join(self._ai.models)
             raise AiError(5005, f"Model {short(finetune.model)} does not support LoRA here: expected {served}")
-        with self._making:
+        with self._creating:
             if finetune.name in self._by_key:
                 raise AiError(5006, f"there is a finetune {finetune.name!r}: expected another name")
             if len(self._uploads) >= FINETUNES:
@@ -75,11 +95,11 @@ class Finetunes:
             with self._staged() as stage:
                 (stage / ABOUT).write_text(json.dumps(asdict(finetune), indent=1), encoding="utf-8")
                 stage.rename(self._folder / finetune.id)
-            self._enter(finetune, made_here=True)
+            self._add(finetune, uploaded=True)
         return finetune
 
     def add(self, key: str, file_name: str, source: Path) -> None:
-        """Add one of the two files, and with the second make the finetune usable."""
+        """Add one of the two files; the second makes the finetune usable."""
         finetune = self._by_key.get(key)
         if finetune is None or finetune.id not in self._uploads:
             raise AiError(3037, f"Finetune {short(key)} not found")
@@ -95,29 +115,28 @@ class Finetunes:
                     _link(folder / other, stage / other)
             check(stage, self._ai.models.get(finetune.model), finetune.model)
             (stage / file_name).rename(folder / file_name)
-        self._offer(finetune)
+        self._serve(finetune)
 
     def check_complete(self, key: str) -> None:
-        """Tell a finetune that lacks files from one that is not there."""
+        """Refuse a finetune that lacks files; one that does not exist passes."""
         finetune = self._by_key.get(key)
         missing = [] if finetune is None else self._missing(finetune)
         if missing:
             raise AiError(3039, f"Finetune {short(key)} is missing required files: {' and '.join(missing)}")
 
     def check_model(self, key: str | None, model: str) -> None:
-        """Make sure that a finetune is for a model."""
+        """Refuse a finetune that was uploaded for another model."""
         finetune = None if key is None else self._by_key.get(key)
         if finetune is not None and finetune.id in self._uploads and finetune.model != model:
             raise AiError(5006, f"Finetune {short(finetune.name)} was made for {finetune.model}, not for {model}")
 
     def close(self) -> None:
-        """Remove what was not to be kept: a process that a signal ends runs no finalizers."""
+        """Remove the temporary folder: a process that ends by a signal runs no finalizers."""
         if not self._kept:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _enter(self, finetune: Finetune, *, made_here: bool = False) -> None:
-        """Let a finetune be known; what was given at the start takes no files."""
-        if made_here:
+    def _add(self, finetune: Finetune, *, uploaded: bool = False) -> None:
+        if uploaded:
             self._uploads[finetune.id] = threading.Lock()
         self._by_key[finetune.id] = self._by_key[finetune.name] = finetune
         self._all = (*self._all, finetune)
@@ -127,24 +146,24 @@ class Finetunes:
             return []
         return [name for name in FILES if not (self._folder / finetune.id / name).exists()]
 
-    def _offer(self, finetune: Finetune) -> None:
-        """Give a complete finetune to the models."""
+    def _serve(self, finetune: Finetune) -> None:
+        """Make a complete finetune available to requests."""
         if self._missing(finetune):
             return
         try:
             adapter = read(self._folder / finetune.id)
-        except (OSError, ValueError) as error:
+        except (OSError, InputError) as error:
             warnings.warn(f"finetune {finetune.name} cannot be used: {error}", stacklevel=2)
             return
         self._ai.loras[finetune.id] = self._ai.loras[finetune.name] = adapter
 
     def _stored(self) -> Iterator[Finetune]:
-        """What an earlier run left, the oldest first; what cannot be read, or has a taken name, stays where it is."""
+        """Yield the finetunes of earlier runs, the oldest first; unreadable ones stay on disk, with a warning."""
         found = []
         for about in self._folder.glob(f"*/{ABOUT}"):
             try:
                 finetune = Finetune(**json.loads(about.read_text(encoding="utf-8")))
-                check_stored(finetune, about.parent.name)
+                _check_stored(finetune, about.parent.name)
                 found.append(finetune)
             except (OSError, ValueError, TypeError, RecursionError) as error:
                 warnings.warn(f"{about} is left out: {error}", stacklevel=2)
@@ -165,8 +184,67 @@ class Finetunes:
             shutil.rmtree(stage, ignore_errors=True)
 
 
+def fits(adapter: Adapter, model: str, ai: AI) -> bool:
+    """Return whether an adapter fits a model."""
+    try:
+        fit(adapter, ai.models[model].config)
+    except InputError:
+        return False
+    return True
+
+
+def _from_start(name: str, ai: AI) -> Finetune:
+    """Describe an adapter that the server was started with."""
+    adapter = ai.loras[name]
+    model = next((model for model in ai.models if fits(adapter, model, ai)), None)
+    if model is None:
+        raise InputError(f"adapter {name!r} ({adapter.folder}) fits none of the models: {', '.join(ai.models)}")
+    now = _now()
+    return Finetune(
+        id=str(uuid.uuid5(_STARTUP_IDS, name)),
+        created_at=now,
+        modified_at=now,
+        model=model,
+        name=name,
+        public=True,
+        description=f"given when the server was started: {adapter.name}",
+    )
+
+
+def _checked(fields: Any) -> Mapping[str, Any]:
+    """Validate the fields of a new finetune."""
+    if not isinstance(fields, dict):
+        raise AiError(5006, "the body is not an object: expected model, name and perhaps description and public")
+    name, description, public = fields.get("name"), fields.get("description") or "", fields.get("public") or False
+    if not isinstance(fields.get("model"), str):
+        raise AiError(5006, "required properties at '/' are 'model,name'")
+    if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
+        wanted = f"1 to {NAME} letters, digits, dots, hyphens and underscores, the first a letter or digit"
+        raise AiError(5006, f"'/name' is {short(str(name))!r}: expected {wanted}")
+    if name.lower().startswith(RESERVED):
+        raise AiError(5006, f"'/name' begins with {RESERVED}, which is reserved: expected another name")
+    if not isinstance(description, str) or len(description) > DESCRIPTION:
+        raise AiError(5006, f"'/description' must be a text of at most {DESCRIPTION} characters")
+    if not isinstance(public, bool):
+        raise AiError(5006, "'/public' must be true or false")
+    description = description.encode("utf-8", "replace").decode()  # UTF-8 has no unpaired surrogates
+    return {"model": fields["model"], "name": name, "description": description, "public": public}
+
+
+def _check_stored(finetune: Finetune, folder: str) -> None:
+    """Refuse a stored description that no server wrote."""
+    if not all(isinstance(value, bool if name == "public" else str) for name, value in asdict(finetune).items()):
+        raise InputError("it holds a value of the wrong type")
+    if finetune.id != folder or not re.fullmatch(NAME_PATTERN, finetune.name):
+        raise InputError("its id is not the name of its folder, or its name is not a valid name of a finetune")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(sep=" ", timespec="milliseconds").removesuffix("+00:00")
+
+
 def _link(source: Path, target: Path) -> None:
-    """Let a file be in two folders; where the disk cannot do that, copy it."""
+    """Hard-link a file, or copy it where the file system cannot."""
     try:
         os.link(source, target)
     except OSError:

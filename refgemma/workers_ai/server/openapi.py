@@ -1,6 +1,6 @@
-"""``GET /openapi.json``: the interface described for programs, the request schemas taken from the pages' own data.
+"""``GET /openapi.json``: the interface described for programs, with the request schemas of the pages.
 
-The path of a run has the model's name written out, slashes and all, since a parameter of OpenAPI holds no slash.
+Each model has its own path, because a path parameter of OpenAPI cannot contain the slashes of its name.
 
 References
 ----------
@@ -15,7 +15,7 @@ import refgemma
 from refgemma.workers_ai.ai import AI
 from refgemma.workers_ai.answer import SCHEMA
 from refgemma.workers_ai.pages import page
-from refgemma.workers_ai.server.finetune import NAME_PATTERN
+from refgemma.workers_ai.server.finetunes import NAME_PATTERN
 from refgemma.workers_ai.server.limits import DESCRIPTION
 
 _BASE = "/client/v4/accounts/{account_id}/ai"
@@ -92,7 +92,7 @@ _CHAT = {
 
 
 def openapi(ai: AI) -> dict[str, Any]:
-    """Describe the server."""
+    """Describe the interface."""
     model: dict[str, Any] = {"name": "model", "in": "query", "required": True, "schema": {"enum": list(ai.models)}}
     finetune = {"name": "finetune", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     number = {"type": "integer", "minimum": 1, "maximum": 999_999}
@@ -108,7 +108,7 @@ def openapi(ai: AI) -> dict[str, Any]:
     paths |= {
         f"{_BASE}/v1/chat/completions": {
             "parameters": [_ACCOUNT],
-            "post": _post("Chat, as OpenAI has it", _CHAT, _either({"type": "object"})),
+            "post": _post("Chat, in OpenAI's format", _CHAT, _either({"type": "object"})),
         },
         f"{_BASE}/finetunes": {"parameters": [_ACCOUNT], "post": create, "get": finetunes},
         f"{_BASE}/finetunes/public": {"parameters": [_ACCOUNT], "get": finetunes},
@@ -131,7 +131,7 @@ def _run(name: str) -> dict[str, Any]:
 
 
 def _either(schema: dict[str, Any]) -> dict[str, Any]:
-    """Whole, or as a stream."""
+    """Describe an answer that is whole or a stream."""
     return {"application/json": schema, "text/event-stream": {}}
 
 
@@ -160,7 +160,7 @@ def _post(
 
 
 def _responses(answers: dict[str, Any]) -> dict[str, Any]:
-    """Success, and the statuses of `refgemma.workers_ai.errors.CODES` and of the interface."""
-    fine = {"description": "done", "content": {kind: {"schema": schema} for kind, schema in answers.items()}}
+    """Describe success, and the statuses of `refgemma.workers_ai.errors.CODES` and of the interface."""
+    fine = {"description": "success", "content": {kind: {"schema": schema} for kind, schema in answers.items()}}
     error = {"description": "an error", "content": {"application/json": {"schema": _ERROR}}}
     return {"200": fine} | dict.fromkeys(("400", "401", "403", "404", "405", "408", "413", "429", "500"), error)

@@ -1,9 +1,12 @@
-"""What the playground asks the server: what there is to choose from, and answers with their decisions.
+"""The playground: a page of plain files, and the interface that it uses.
+
+Nothing is built, and nothing comes from another host; headers confine the page to this server. Tokens and decisions
+look as on the page of a record.
 
 ``GET /playground/api/info``
     models, adapters, the parameters of each model with their ranges, and a notice where a stand-in answers.
 ``POST /playground/api/run``
-    ``{"model": name, "inputs": {...}}``, the inputs those of ``…/ai/run``. Always a stream: ``{"token": {...}}`` an
+    ``{"model": name, "inputs": {...}}``, the inputs those of ``…/ai/run``. Always a stream: ``{"token": {...}}`` per
     event, with its text, probability, candidates and what each sampling step did, as `refgemma.sampling.show` has it;
     then ``{"result": {...}}`` and ``[DONE]``.
 """
@@ -12,8 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from importlib import resources
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -30,13 +34,34 @@ from refgemma.workers_ai.answer import DONE, result, sse
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.pages import page
 from refgemma.workers_ai.request import MAX_TOKENS, TEMPERATURE
-from refgemma.workers_ai.server.body import read_json
-from refgemma.workers_ai.server.catalogue import answered_by
+from refgemma.workers_ai.server.http import read_json, reply
 from refgemma.workers_ai.server.limits import RECORDED, RECORDED_BYTES
-from refgemma.workers_ai.server.replies import reply
+from refgemma.workers_ai.server.native import answered_by
 from refgemma.workers_ai.server.service import Prepared, Service
 from refgemma.workers_ai.server.streaming import Answer, EventStream, after_last
 
+_SCRIPTS = ("server.js", "settings.js", "code.js", "request.js", "conversation.js", "walk.js", "page.js")
+# Path -> package, file, content type.
+FILES = {
+    "/": (__package__, "page/index.html", "text/html"),
+    "/playground/page.css": (__package__, "page/page.css", "text/css"),
+    "/playground/icon.svg": (__package__, "page/icon.svg", "image/svg+xml"),
+    **{f"/playground/{name}": (__package__, f"page/{name}", "text/javascript") for name in _SCRIPTS},
+    "/playground/decision.css": ("refgemma.sampling.show", "decision.css", "text/css"),
+    "/playground/decision.js": ("refgemma.sampling.show", "decision.js", "text/javascript"),
+}
+# Scripts from this server only, none inline, and no way to turn a text into markup.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-cache",
+}
 _NUMBERS = (
     "max_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty", "frequency_penalty",
     "presence_penalty",
@@ -44,7 +69,7 @@ _NUMBERS = (
 
 
 def routes(service: Service) -> list[Route]:
-    """Routes of the playground."""
+    """Make the routes of the page and of its interface."""
     places = asyncio.Semaphore(RECORDED)
 
     async def info(http: HttpRequest) -> Response:
@@ -54,9 +79,9 @@ def routes(service: Service) -> list[Route]:
         body = await read_json(http)
         if not isinstance(body, dict) or not isinstance(body.get("model"), str):
             raise AiError(5006, "the body is not as expected: an object with model and inputs")
-        prepared = await service.turns.run(_prepare, service, body["model"], body.get("inputs"))
+        prepared = await service.preparation.run(_prepare, service, body["model"], body.get("inputs"))
         if places.locked():
-            raise AiError(3040, f"{RECORDED} answers of the playground are under way: come again later")
+            raise AiError(3040, f"{RECORDED} answers of the playground are in progress: try again later")
         await places.acquire()
         try:
             answer = await Answer(service, prepared, record=True).start()
@@ -66,13 +91,23 @@ def routes(service: Service) -> list[Route]:
         return _Released(EventStream(answer, _events(answer)), places)
 
     return [
+        *(Route(path, _file(*where), methods=["GET"]) for path, where in FILES.items()),
         Route("/playground/api/info", info, methods=["GET"]),
         Route("/playground/api/run", run, methods=["POST"]),
     ]
 
 
+def _file(package: str, name: str, kind: str) -> Callable[[HttpRequest], Awaitable[Response]]:
+    content = resources.files(package).joinpath(name).read_bytes()
+
+    async def send(http: HttpRequest) -> Response:
+        return Response(content, headers=_HEADERS, media_type=kind)
+
+    return send
+
+
 class _Released:
-    """A response that frees its place with its last bytes, or when it fails."""
+    """A response that releases its place with its last bytes, or when it fails."""
 
     def __init__(self, app: ASGIApp, places: asyncio.Semaphore) -> None:
         self._app = app
@@ -91,7 +126,7 @@ class _Released:
 
 
 def _prepare(service: Service, model: str, inputs: Any) -> Prepared:
-    """A request as any other; its seed is drawn here, so that each decision can be shown as it is made."""
+    """Prepare a request; its seed is drawn here, since showing a decision takes its uniform number."""
     prepared = service.prepare(model, inputs)
     settings = prepared.settings
     seed = settings.seed if settings.seed is not None else 1 + secrets.randbelow(9_999_999_999)
@@ -103,7 +138,7 @@ async def _events(answer: Answer) -> AsyncIterator[bytes]:
     tokens: list[int] = []
     logits: list[Array] = []
     async for event in answer:
-        assert event.logits is not None  # it is on record
+        assert event.logits is not None  # it was recorded
         tokens.append(event.token)
         logits.append(event.logits)
         shown = await asyncio.to_thread(_shown, answer.prepared, tokens, logits, event.text)
@@ -115,7 +150,7 @@ async def _events(answer: Answer) -> AsyncIterator[bytes]:
 
 
 def _shown(prepared: Prepared, tokens: list[int], logits: list[Array], text: str) -> dict[str, Any]:
-    """The last decision, as the page of a record has it."""
+    """Return the last decision as the page of a record shows it."""
     t, seed = len(tokens) - 1, prepared.settings.seed
     assert seed is not None  # drawn above
     record = Record(
@@ -130,7 +165,7 @@ def _shown(prepared: Prepared, tokens: list[int], logits: list[Array], text: str
 
 
 def _most_tokens(ai: AI, model: str) -> int:
-    """Longest answer on record: its logits take four bytes a token and entry of the vocabulary."""
+    """Return the longest answer that can be recorded: logits take four bytes per token and vocabulary entry."""
     gemma = ai.models[model]
     context = min(page(model).context, gemma.config.max_positions)
     return max(1, min(context, RECORDED_BYTES // (4 * gemma.tokenizer.vocab_size)))
@@ -163,7 +198,7 @@ def _info(service: Service) -> dict[str, Any]:
 
 
 def _parameters(ai: AI, model: str) -> list[dict[str, Any]]:
-    """Controls: the page's own ranges, and the defaults of the server; null where a step is off."""
+    """List the controls: the ranges of the model's page, and the server's defaults, null where a step is off."""
     fields = page(model).fields("prompt")
     defaults = {"max_tokens": MAX_TOKENS, "temperature": TEMPERATURE}
     bounds = {"max_tokens": {"minimum": 1, "maximum": _most_tokens(ai, model)}}

@@ -1,14 +1,17 @@
-"""What stands behind the routes: the models, one engine for each that is loaded, and the finetunes."""
+"""The models, one engine for each, the finetunes, and the threads that prepare requests for the engines."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from refgemma.batching import Batching, Closed, Full, Stream
+from refgemma.errors import InputError
 from refgemma.gemma import Gemma
 from refgemma.generation import Event
 from refgemma.lora import Adapter
@@ -16,40 +19,74 @@ from refgemma.sampling import SamplingParams
 from refgemma.workers_ai.ai import AI
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.request import Request
-from refgemma.workers_ai.server.finetune import fits
-from refgemma.workers_ai.server.finetunes import Finetunes
+from refgemma.workers_ai.server.finetunes import Finetunes, fits
 from refgemma.workers_ai.server.limits import ROWS, WAITING
-from refgemma.workers_ai.server.turns import Turns
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+THREADS = 4  # they share the interpreter with generation: more would only slow it down
+FULL = "Capacity temporarily exceeded, please try again."
+STOPPING = "Request was aborted: the server is stopping"
+
+
+class PreparationPool:
+    """Threads that parse and validate requests before an engine gets them, with a bounded queue.
+
+    This work is short for ordinary requests, and as long as the limits allow for malicious ones. When as many requests
+    wait here as may wait for the models, further ones are refused.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._pool = ThreadPoolExecutor(THREADS, "refgemma-prepare")
+        self._places = threading.BoundedSemaphore(most)
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do work on one of the threads."""
+        if not self._places.acquire(blocking=False):
+            raise AiError(3040, FULL)
+        try:
+            future = self._pool.submit(work, *args, **kwargs)
+        except RuntimeError:  # the pool is closed
+            self._places.release()
+            raise AiError(3008, STOPPING) from None
+        # Released when the work ends, which may be after its client has gone.
+        future.add_done_callback(lambda _: self._places.release())
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """Take no more work."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A valid request, ready for an engine."""
 
-    request: Request  # what was asked for
-    gemma: Gemma  # the model that answers, without its adapter
-    adapter: Adapter | None  # the finetune
+    request: Request
+    gemma: Gemma  # without the adapter
+    adapter: Adapter | None
     tokens: list[int]  # the prompt
-    settings: SamplingParams  # how to sample
+    settings: SamplingParams
 
 
 class Service:
     """Models, engines and finetunes; may be used from any thread."""
 
     def __init__(self, ai: AI, finetunes: Finetunes, *, max_rows: int = ROWS, max_waiting: int = WAITING) -> None:
-        self.ai = ai  # as given
-        self.finetunes = finetunes  # as given
+        self.ai = ai
+        self.finetunes = finetunes
         loaded = {id(gemma): gemma for gemma in ai.models.values()}
-        self.closing = False  # whether it was told to stop
-        self.turns = Turns(len(loaded) * (max_rows + max_waiting))
+        self.closing = False
+        self.preparation = PreparationPool(len(loaded) * (max_rows + max_waiting))
         self._engines = {
             key: Batching(gemma, max_rows=max_rows, max_waiting=max_waiting) for key, gemma in loaded.items()
         }
 
     def prepare(self, model: str, inputs: Any, *, stop: tuple[str, ...] = ()) -> Prepared:
-        """Validate a request, and make its prompt."""
+        """Validate a request and encode its prompt."""
         try:
             request = self.ai.read(model, inputs)
         except AiError as error:
@@ -67,18 +104,18 @@ class Service:
     def submit(
         self, prepared: Prepared, on_event: Callable[[Event | Exception], object], *, record: bool = False
     ) -> Stream:
-        """Put a request in the queue of its model."""
+        """Queue a request for its model."""
         try:
             return self._engines[id(prepared.gemma)].submit(
                 prepared.tokens, prepared.settings, adapter=prepared.adapter, record=record, on_event=on_event
             )
         except (Full, Closed) as error:
             raise self.failure(error) from None
-        except ValueError as error:
+        except InputError as error:
             raise AiError(5006, f"this cannot be run: {error}") from None
 
     def usable(self, finetune: dict[str, Any], model: str) -> bool:
-        """Whether a model can run with a finetune."""
+        """Return whether a model can run with a finetune."""
         adapter = self.ai.loras.get(finetune["id"])
         try:
             self.finetunes.check_model(finetune["id"], model)
@@ -87,7 +124,7 @@ class Service:
         return adapter is not None and fits(adapter, model, self.ai)
 
     def close(self, timeout: float) -> None:
-        """Take no more requests, and wait for those that are there."""
+        """Accept no more requests, and wait for those in progress."""
         self.closing = True
         threads = [threading.Thread(target=engine.close, args=(timeout,)) for engine in self._engines.values()]
         for thread in threads:
@@ -96,12 +133,12 @@ class Service:
             thread.join()
 
     def failure(self, error: Exception) -> AiError:
-        """What a failure is to whoever asked."""
+        """Translate a failure into the error that the client gets."""
         if isinstance(error, AiError):
             return error
         if isinstance(error, Full):
-            return AiError(3040, "Capacity temporarily exceeded, please try again.")
+            return AiError(3040, FULL)
         if isinstance(error, Closed) and self.closing:
-            return AiError(3008, "Request was aborted: the server is stopping")
+            return AiError(3008, STOPPING)
         log.error("a request failed", exc_info=error)
         return AiError(3043, "Internal server error")

@@ -1,7 +1,8 @@
-"""Running the application on a port, until a signal ends it."""
+"""Running the application on a port until a signal ends it."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Callable
@@ -10,15 +11,43 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from refgemma.errors import InputError
-from refgemma.workers_ai.server.catalogue import answered_by
-from refgemma.workers_ai.server.connection import Connection
-from refgemma.workers_ai.server.limits import GRACE, KEEP_ALIVE, LAST_GRACE
+from refgemma.workers_ai.server.limits import GRACE, HEAD_SECONDS, KEEP_ALIVE, LAST_GRACE
+from refgemma.workers_ai.server.native import answered_by
+
+
+class Connection(H11Protocol):
+    """uvicorn's connection, which is closed if it is idle at two checks in a row, without a request between them.
+
+    uvicorn itself waits forever for the head of a request.
+    """
+
+    _check: asyncio.TimerHandle
+    _idle_after: object = ()  # the request after which it was last found idle; at first an object that is not one
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the checks."""
+        super().connection_made(transport)
+        self._check = self.loop.call_later(HEAD_SECONDS, self._close_if_idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the checks."""
+        self._check.cancel()
+        super().connection_lost(exc)
+
+    def _close_if_idle(self) -> None:
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and self._idle_after is self.cycle:
+            self.transport.close()
+            return
+        self._idle_after = self.cycle if idle else ()
+        self._check = self.loop.call_later(HEAD_SECONDS, self._close_if_idle)
 
 
 class _Server(uvicorn.Server):
-    """A server whose answers end when it is told to stop, and which tells when it can be asked."""
+    """A server that ends its answers when it is stopped, and reports when it accepts requests."""
 
     def __init__(self, config: uvicorn.Config, app: Starlette, on_ready: Callable[[], object]) -> None:
         super().__init__(config)
@@ -31,8 +60,8 @@ class _Server(uvicorn.Server):
             self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # In a thread: closing takes locks, and this signal may have come in the midst of anything. The server itself
-        # waits for every response, so each stream gets its end, or the error that says why it has none.
+        # In a thread: closing takes locks, and a signal may interrupt their holder. The server itself waits for every
+        # response, so each stream gets its end, or an error that says why it has none.
         threading.Thread(target=self._app.state.service.close, args=(GRACE,), name="refgemma-stop").start()
         super().handle_exit(sig, frame)
 
@@ -42,8 +71,8 @@ def serve(
 ) -> None:
     """Serve an application until SIGTERM or SIGINT.
 
-    On a signal no more requests are taken, answers have `GRACE` seconds to finish, then streams end with an error. A
-    process that SIGTERM ended says so in its exit status, 143 to a shell.
+    After a signal no more requests are accepted, answers have `GRACE` seconds to finish, then streams end with an
+    error. After SIGTERM the exit status is that of a process ended by it, 143 in a shell.
     """
     listener = listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
@@ -65,11 +94,11 @@ def serve(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Socket to take connections from.
+    """Open the listening socket.
 
-    Nagle's algorithm holds a small packet back until the one before it is acknowledged, which takes 40 ms where the
-    other side delays that. asyncio turns it off, but only on sockets that name their protocol, and
-    `socket.create_server` makes one that does not.
+    Nagle's algorithm holds a small packet back until the previous one is acknowledged, which takes 40 ms if the client
+    delays that. asyncio turns it off, but only on sockets that name their protocol, which those of
+    `socket.create_server` do not.
 
     https://docs.python.org/3/library/asyncio-eventloop.html#asyncio.loop.create_connection
     """
@@ -84,13 +113,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def hosts_of(host: str) -> tuple[str, ...]:
-    """Names under which a server may be addressed."""
+    """Return the host names that requests may use, or none if any is allowed."""
     local = host in ("localhost", "::1") or host.startswith("127.")
     return tuple(dict.fromkeys(("localhost", "127.0.0.1", "::1", host))) if local else ()
 
 
 def state(app: Starlette, address: str) -> dict[str, Any]:
-    """What is served, and where, for programs."""
+    """Describe what is served, for programs."""
     service = app.state.service
     return {
         "address": address,
@@ -100,7 +129,7 @@ def state(app: Starlette, address: str) -> dict[str, Any]:
 
 
 def greeting(app: Starlette, address: str) -> str:
-    """What is served, and where, for people."""
+    """Describe what is served, for people."""
     served = state(app, address)
     lines = [f"{name}: {what}" for name, what in served["models"].items()]
     lines.append(f"finetunes: {', '.join(served['finetunes']) or 'none yet'}")

@@ -1,8 +1,7 @@
-"""Events of an engine's thread, brought to the event loop, and from there to a client for as long as there is one.
+"""Events from an engine's thread, passed to the event loop and on to the client while it is connected.
 
-Nothing here waits for a client but that client's own task: an engine puts its events on a queue that holds a whole
-answer, and goes on. A client that is gone is noticed by the server's `http.disconnect`, whether something is being sent
-to it or not, and its request is cancelled, which stops it before its next token.
+Only a client's own task ever waits for that client: the engine puts events on a queue that can hold a whole answer.
+When `http.disconnect` reports that a client has gone, its request is cancelled and stops before its next token.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ OnEvent: TypeAlias = Callable[[Event | Exception], object]
 
 
 class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has disconnected."""
 
 
 class Answer:
@@ -38,7 +37,7 @@ class Answer:
         self._queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
 
     async def start(self) -> Answer:
-        """Put the request in the queue of its model."""
+        """Queue the request for its model."""
         # In a thread, since an adapter may have to be put on the model first.
         on_event = _onto(self._queue, asyncio.get_running_loop())
         self._stream = await asyncio.to_thread(self._service.submit, self.prepared, on_event, record=self._record)
@@ -66,18 +65,18 @@ class Answer:
 
 
 def _onto(queue: asyncio.Queue[Event | Exception], loop: asyncio.AbstractEventLoop) -> OnEvent:
-    """Callback for an engine's thread; it holds no `Answer`, which holds it: a cycle would keep caches for long."""
+    """Make the callback for the engine's thread, without a reference cycle, which would keep caches in memory."""
 
     def on_event(event: Event | Exception) -> None:
         if isinstance(event, Event) and event.decision is not None:
-            event = replace(event, decision=None)  # arrays that can be worked out again from the logits
+            event = replace(event, decision=None)  # its arrays can be computed again from the logits
         loop.call_soon_threadsafe(queue.put_nowait, event)
 
     return on_event
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Work for a client until it is done or the client is gone."""
+    """Await work until it is done; raise `ClientGone` if the client disconnects first."""
     working, watching = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
@@ -95,10 +94,10 @@ async def _gone(receive: Receive) -> None:
 
 
 def after_last(send: Send, release: Callable[[], object]) -> Send:
-    """`send` that calls `release` in the same step of the event loop that sends the last bytes of a response.
+    """Return a `send` that calls `release` in the same step of the event loop that sends a response's last bytes.
 
-    A client that has read them may ask again at once, and must then find the place of its answered request free. What
-    runs when the application returns is too late: the next request may be read first.
+    A client that has read them may send another request at once, which must find a free place. Releasing when the
+    application returns would be too late: the next request may be read first.
     """
 
     async def sending(message: Message) -> None:
@@ -112,21 +111,21 @@ def after_last(send: Send, release: Callable[[], object]) -> Send:
 class EventStream:
     """A response of server-sent events.
 
-    No ``[DONE]`` follows a failure: clients take such a stream for cut off, which it is.
+    After a failure there is no ``[DONE]``, so that clients see that the stream was cut off.
     """
 
     def __init__(
         self,
         answer: Answer,
         body: AsyncIterator[bytes],
-        last_words: Callable[[AiError], dict[str, Any]] = AiError.envelope,
+        error_event: Callable[[AiError], dict[str, Any]] = AiError.envelope,
     ) -> None:
         self._answer = answer
         self._body = body
-        self._last_words = last_words
+        self._error_event = error_event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response."""
         try:
             await while_connected(receive, self._send_all(send))
         except ClientGone:
@@ -141,5 +140,5 @@ class EventStream:
             async for data in self._body:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except AiError as error:
-            await send({"type": "http.response.body", "body": sse(self._last_words(error)), "more_body": True})
+            await send({"type": "http.response.body", "body": sse(self._error_event(error)), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -8,7 +8,7 @@ pytest.importorskip("starlette", reason="needs the extra serve")
 from dataclasses import replace
 
 from refgemma.workers_ai.pages import HOSTED
-from refgemma.workers_ai.server import create_app
+from refgemma.workers_ai.server.app import create_app
 from tests.tiny_it import tiny_it
 from tests.workers_ai.server.live import serving
 

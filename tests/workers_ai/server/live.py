@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from refgemma.workers_ai.pages import GEMMA_2B
-from refgemma.workers_ai.server.connection import Connection
-from refgemma.workers_ai.server.start import listen
+from refgemma.workers_ai.server.start import Connection, listen
 
 ACCOUNT = "/client/v4/accounts/0123456789abcdef/ai"
 RUN = f"{ACCOUNT}/run/{GEMMA_2B}"

@@ -6,8 +6,9 @@ import pytest
 
 from refgemma.workers_ai import AiError
 from refgemma.workers_ai.pages import GEMMA_2B, GEMMA_7B
-from refgemma.workers_ai.server import create_app, hosts_of
+from refgemma.workers_ai.server.app import create_app
 from refgemma.workers_ai.server.chat import read_chat
+from refgemma.workers_ai.server.start import hosts_of
 from tests.tiny_it import tiny_it
 from tests.workers_ai.server.live import ACCOUNT, ask, events, sent, serving
 

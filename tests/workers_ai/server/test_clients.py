@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from refgemma.workers_ai.pages import GEMMA_2B, GEMMA_7B
-from refgemma.workers_ai.server import create_app
+from refgemma.workers_ai.server.app import create_app
 from tests.tiny_it import tiny_it
 from tests.workers_ai.server.live import serving
 from tests.workers_ai.server.test_finetunes import CONFIG, WEIGHTS, pirate

@@ -9,9 +9,9 @@ import pytest
 
 from refgemma.workers_ai import AiError
 from refgemma.workers_ai.pages import GEMMA_2B
-from refgemma.workers_ai.server import create_app
+from refgemma.workers_ai.server.app import create_app
+from refgemma.workers_ai.server.service import PreparationPool
 from refgemma.workers_ai.server.start import listen
-from refgemma.workers_ai.server.turns import Turns
 from tests.tiny_it import tiny_it
 from tests.workers_ai.server.live import PATIENCE, RUN, ask, sent, serving
 
@@ -41,7 +41,7 @@ def test_connections_send_at_once(made_by, at_once):
 
 @pytest.mark.parametrize("head", [b"", b"POST / HTTP/1.1\r\nHost:", b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\nG"])
 def test_a_connection_that_does_not_ask_is_closed(head, monkeypatch):
-    monkeypatch.setattr("refgemma.workers_ai.server.connection.HEAD_SECONDS", 0.05)
+    monkeypatch.setattr("refgemma.workers_ai.server.start.HEAD_SECONDS", 0.05)
     with serving(create_app({GEMMA_2B: tiny_it()}, {})) as address:
         host = urlsplit(address)
         with socket.create_connection((host.hostname, host.port), timeout=PATIENCE) as connection:
@@ -51,13 +51,13 @@ def test_a_connection_that_does_not_ask_is_closed(head, monkeypatch):
 
 
 def test_a_connection_that_waits_for_its_answer_is_not(endless, monkeypatch):
-    monkeypatch.setattr("refgemma.workers_ai.server.connection.HEAD_SECONDS", 0.001)
+    monkeypatch.setattr("refgemma.workers_ai.server.start.HEAD_SECONDS", 0.001)
     with serving(create_app({GEMMA_2B: endless}, {})) as address:
         assert ask(address, RUN, BODY | {"max_tokens": 200}).result["usage"]["completion_tokens"] == 200
 
 
 def test_open_requests_have_a_bound_and_idle_connections_do_not_count(endless, monkeypatch):
-    monkeypatch.setattr("refgemma.workers_ai.server.guard.REQUESTS", 1)
+    monkeypatch.setattr("refgemma.workers_ai.server.app.REQUESTS", 1)
     with serving(create_app({GEMMA_2B: endless}, {})) as address:
         host = urlsplit(address)
         idle = [socket.create_connection((host.hostname, host.port)) for _ in range(20)]
@@ -71,17 +71,17 @@ def test_open_requests_have_a_bound_and_idle_connections_do_not_count(endless, m
 
 def test_no_more_requests_are_read_at_a_time_than_may_wait():
     async def three():
-        turns, go = Turns(2), threading.Event()
-        both = [asyncio.ensure_future(turns.run(go.wait)) for _ in range(2)]
+        pool, go = PreparationPool(2), threading.Event()
+        both = [asyncio.ensure_future(pool.run(go.wait)) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(AiError) as caught:
-            await turns.run(len, "abc")
+            await pool.run(len, "abc")
         go.set()
         await asyncio.gather(*both)
-        after = await turns.run(len, "abc")
-        turns.close()
+        after = await pool.run(len, "abc")
+        pool.close()
         with pytest.raises(AiError, match="3008"):
-            await turns.run(len, "abc")
+            await pool.run(len, "abc")
         return caught.value.code, after
 
     assert asyncio.run(three()) == (3040, 3)

@@ -17,8 +17,9 @@ from safetensors.numpy import load_file, save
 
 from refgemma.checkpoint.folder import default_places
 from refgemma.workers_ai.pages import GEMMA_2B, GEMMA_7B
-from refgemma.workers_ai.server import create_app, limits
+from refgemma.workers_ai.server import limits
 from refgemma.workers_ai.server.adapter_check import _PLAIN
+from refgemma.workers_ai.server.app import create_app
 from tests.lora.test_hosted import write as write_hosted
 from tests.tiny_it import tiny_it
 from tests.workers_ai.server.live import ACCOUNT, RUN, ask, form, serving, wait_for
@@ -437,5 +438,5 @@ def test_of_two_finetunes_of_one_name_the_older_counts(tmp_path):
 
 def test_a_name_that_nobody_could_have_given_is_left_out(tmp_path):
     stored(tmp_path, "a", name="../x")
-    with pytest.warns(UserWarning, match="its name is none"):
+    with pytest.warns(UserWarning, match="its name is not a valid name of a finetune"):
         assert started(tmp_path).every() == []

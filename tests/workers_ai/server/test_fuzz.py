@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from refgemma.workers_ai.pages import HOSTED
-from refgemma.workers_ai.server import create_app
+from refgemma.workers_ai.server.app import create_app
 from tests.tiny_it import tiny_it
 from tests.workers_ai.server.live import PATIENCE, RUN, ask, serving
 

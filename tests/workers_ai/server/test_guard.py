@@ -3,7 +3,8 @@
 import pytest
 
 from refgemma.workers_ai.pages import GEMMA_2B
-from refgemma.workers_ai.server import create_app, hosts_of
+from refgemma.workers_ai.server.app import create_app
+from refgemma.workers_ai.server.start import hosts_of
 from tests.tiny_it import tiny_it
 from tests.workers_ai.server.live import ACCOUNT, RUN, ask, serving
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from refgemma.workers_ai.pages import GEMMA_2B
-from refgemma.workers_ai.server import create_app
+from refgemma.workers_ai.server.app import create_app
 from tests.workers_ai.server.live import ACCOUNT, RUN, ask, events, sent, serving, wait_for
 
 CHAT = f"{ACCOUNT}/v1/chat/completions"

@@ -5,7 +5,7 @@ import pytest
 from starlette.routing import Mount, Route
 
 from refgemma.workers_ai.pages import GEMMA_2B, HOSTED, page
-from refgemma.workers_ai.server import create_app
+from refgemma.workers_ai.server.app import create_app
 from tests.tiny_it import tiny_it
 from tests.workers_ai.server.live import ACCOUNT, RUN, ask
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from refgemma.workers_ai.pages import GEMMA_2B, GEMMA_7B
-from refgemma.workers_ai.server import create_app
+from refgemma.workers_ai.server.app import create_app
 from tests.tiny_it import tiny_it
 from tests.workers_ai.server import page_examples as page
 from tests.workers_ai.server.live import ACCOUNT, PATIENCE, ask, events, serving

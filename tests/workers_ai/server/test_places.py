@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import tempfile
 import threading
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from refgemma.batching import Batching
 from refgemma.sampling import SamplingParams
 from refgemma.workers_ai.pages import GEMMA_2B
-from refgemma.workers_ai.server import create_app
+from refgemma.workers_ai.server.app import create_app
 from tests.tiny_it import tiny_it
 from tests.workers_ai.server.live import ACCOUNT, PATIENCE, RUN, form
 
@@ -26,6 +27,9 @@ REQUESTS = {
     "refused": (RUN, {"prompt": 1}),
     "description": ("/openapi.json", None),
 }
+
+
+FULL = re.compile(rb'"code":"?3040')  # the digits alone may be part of a drawn seed
 
 
 async def asked(app, path, content, *, headers=(), then=None):
@@ -64,14 +68,14 @@ async def asked(app, path, content, *, headers=(), then=None):
 @pytest.fixture
 def app(monkeypatch, tmp_path):
     """A server with one place of every kind, and none to wait in."""
-    monkeypatch.setattr("refgemma.workers_ai.server.guard.REQUESTS", 1)
+    monkeypatch.setattr("refgemma.workers_ai.server.app.REQUESTS", 1)
     monkeypatch.setattr("refgemma.workers_ai.server.playground.RECORDED", 1)
     monkeypatch.setattr("refgemma.workers_ai.server.finetune_routes.UPLOADS", 1)
     app = create_app({GEMMA_2B: tiny_it()}, {}, max_rows=1, max_waiting=0, finetunes=tmp_path)
     yield app
     app.state.service.close(0)
     app.state.service.finetunes.close()
-    app.state.service.turns.close()
+    app.state.service.preparation.close()
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -84,7 +88,7 @@ def test_a_client_may_ask_again_at_once(app, name):
         status, answer, following = await asked(
             app, path, content, then=(lambda: five_in_a_row(left - 1)) if left > 1 else None
         )
-        return [(status, b"3040" in answer), *(following[0] if following else [])]
+        return [(status, bool(FULL.search(answer))), *(following[0] if following else [])]
 
     assert asyncio.run(five_in_a_row()) == [(want, False)] * 5
 
@@ -102,7 +106,7 @@ def test_an_upload_leaves_no_place_descriptor_or_file_behind(app, monkeypatch, t
         again = (lambda: upload(content, times - 1)) if times > 1 else None
         path = f"{ACCOUNT}/finetunes/none/finetune-assets"
         status, answer, following = await asked(app, path, body, headers=headers, then=again)
-        return [(status, b"3040" in answer), *(following[0] if following else [])]
+        return [(status, bool(FULL.search(answer))), *(following[0] if following else [])]
 
     def temporary():
         folder = Path("/proc/self/fd")

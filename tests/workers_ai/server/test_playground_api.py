@@ -7,7 +7,7 @@ import pytest
 
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.pages import GEMMA_2B, GEMMA_7B
-from refgemma.workers_ai.server import create_app
+from refgemma.workers_ai.server.app import create_app
 from tests.tiny_it import tiny_it
 from tests.workers_ai.server.live import ask, events, sent, serving, wait_for
 

@@ -12,7 +12,7 @@ import pytest
 from refgemma.workers_ai import AiError, read, schema
 from refgemma.workers_ai.pages import GEMMA_2B
 from refgemma.workers_ai.server import limits
-from refgemma.workers_ai.server.body import parse
+from refgemma.workers_ai.server.http import parse
 from tests.workers_ai.server.live import ACCOUNT, PATIENCE, RUN, ask
 
 ENVELOPE = ["errors", "success", "result", "messages"]
@@ -90,7 +90,7 @@ def test_who_sends_all_of_a_body_that_is_too_large_reads_why(address, announced)
 
 
 def test_who_never_stops_sending_is_cut_off(address, monkeypatch):
-    monkeypatch.setattr("refgemma.workers_ai.server.replies.DRAIN_SECONDS", 0.05)
+    monkeypatch.setattr("refgemma.workers_ai.server.http.DRAIN_SECONDS", 0.05)
     host = urlsplit(address)
     with socket.create_connection((host.hostname, host.port), timeout=PATIENCE) as connection:
         connection.sendall(f"POST {RUN} HTTP/1.1\r\nHost: a\r\nContent-Length: {10**12}\r\n\r\n ".encode())
@@ -106,13 +106,13 @@ def test_a_body_that_does_not_say_how_large_it_is(address):
 
 
 def test_a_body_that_stops_coming(address, monkeypatch):
-    monkeypatch.setattr("refgemma.workers_ai.server.body.BODY_SECONDS", 0.05)
+    monkeypatch.setattr("refgemma.workers_ai.server.http.BODY_SECONDS", 0.05)
     reply = ask(address, RUN, b'{"prompt":', headers={"content-length": "100"})
     assert (reply.status, reply.code) == (408, 3007)
 
 
 def test_a_body_that_trickles_is_not_waited_for_any_longer(address, monkeypatch):
-    monkeypatch.setattr("refgemma.workers_ai.server.body.BODY_SECONDS", 0.5)
+    monkeypatch.setattr("refgemma.workers_ai.server.http.BODY_SECONDS", 0.5)
     trickle = (time.sleep(0.02) or b"1\r\n \r\n" for _ in range(200))  # each byte well within the time
     reply = raw(address, RUN, {"transfer-encoding": "chunked"}, trickle)
     assert b" 408 " in reply.split(b"\r\n")[0]

@@ -7,7 +7,7 @@ import refgemma
 from refgemma.batching import Closed, Full
 from refgemma.lora import find_adapter
 from refgemma.workers_ai.pages import GEMMA_2B
-from refgemma.workers_ai.server import create_app
+from refgemma.workers_ai.server.app import create_app
 from tests.tiny_it import tiny_it
 from tests.workers_ai.server.live import RUN, ask, serving
 

@@ -15,7 +15,7 @@ PROGRAM = """
 from dataclasses import replace
 import refgemma
 from refgemma.workers_ai.pages import GEMMA_2B
-from refgemma.workers_ai.server import create_app
+from refgemma.workers_ai.server.app import create_app
 from refgemma.workers_ai.server.start import serve
 endless = replace(refgemma.load("tiny-it"), stop_ids=frozenset())
 serve(create_app({GEMMA_2B: endless}, {}), port=0, on_ready=lambda address: print(address, flush=True))

@@ -3,7 +3,7 @@
 import pytest
 
 from refgemma.workers_ai.pages import GEMMA_2B, GEMMA_7B
-from refgemma.workers_ai.server import create_app
+from refgemma.workers_ai.server.app import create_app
 from tests.workers_ai.server.live import ask, events, serving, wait_for
 from tests.workers_ai.server.page.visitor import QUESTION, native, press
 

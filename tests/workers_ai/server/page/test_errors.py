@@ -3,7 +3,7 @@
 import pytest
 
 from refgemma.workers_ai.pages import GEMMA_2B
-from refgemma.workers_ai.server import create_app
+from refgemma.workers_ai.server.app import create_app
 from tests.tiny_it import tiny_it
 from tests.workers_ai.server.live import serving, wait_for
 from tests.workers_ai.server.page.visitor import QUESTION

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from refgemma.workers_ai.server import create_app
-from refgemma.workers_ai.server.page import FILES
+from refgemma.workers_ai.server.app import create_app
+from refgemma.workers_ai.server.playground import FILES
 from tests.tiny_it import tiny_it
 from tests.workers_ai.server.live import ask, serving
 

@@ -1,28 +1,49 @@
-"""``GET …/ai/models/search`` and ``…/ai/models/schema``: which models there are, and how to ask one."""
+"""The service's own interface: ``…/ai/run/{model}``, ``…/ai/models/search`` and ``…/ai/models/schema``.
+
+A run is answered in the REST envelope or as a stream of events.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import uuid
+from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from refgemma.workers_ai.ai import AI
-from refgemma.workers_ai.answer import SCHEMA
+from refgemma.workers_ai.answer import DONE, SCHEMA, Chunks, result, sse
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.pages import page
 from refgemma.workers_ai.schema import short
-from refgemma.workers_ai.server.replies import success
+from refgemma.workers_ai.server.http import parse, read_body, success
+from refgemma.workers_ai.server.service import Service
+from refgemma.workers_ai.server.streaming import Answer, EventStream, while_connected
 
-_IDS = uuid.UUID("0b3f4f0e-5c1f-4d5b-9d0c-1c54a6d9a002")
 TASK = "Text Generation"
 MOST_PER_PAGE = 100
+_IDS = uuid.UUID("0b3f4f0e-5c1f-4d5b-9d0c-1c54a6d9a002")
 
 
-def routes(ai: AI) -> list[Route]:
-    """Routes of the catalogue."""
+def routes(service: Service) -> list[Route]:
+    """Make the routes."""
+    ai = service.ai
+
+    async def run(http: HttpRequest) -> Response | ASGIApp:
+        body, model = await read_body(http), http.path_params["model"]
+        prepared = await service.preparation.run(lambda: service.prepare(model, parse(body)))
+        answer = await Answer(service, prepared).start()
+        if prepared.request.stream:
+            return EventStream(answer, _events(answer, ai.pad))
+        try:
+            generation = await while_connected(http.receive, answer.result())
+        finally:
+            answer.cancel()
+        return success(await asyncio.to_thread(result, generation, prepared.request))
 
     async def search(http: HttpRequest) -> Response:
         query = http.query_params
@@ -39,11 +60,23 @@ def routes(ai: AI) -> list[Route]:
             raise AiError(5007, f"No such model {short(name)} or task")
         return success({"input": page(name).schema, "output": SCHEMA})
 
-    return [Route("/models/search", search, methods=["GET"]), Route("/models/schema", schema, methods=["GET"])]
+    return [
+        Route("/run/{model:path}", run, methods=["POST"]),
+        Route("/models/search", search, methods=["GET"]),
+        Route("/models/schema", schema, methods=["GET"]),
+    ]
+
+
+async def _events(answer: Answer, pad: bool) -> AsyncIterator[bytes]:
+    chunks = Chunks(answer.prepared.request)
+    async for event in answer:
+        for chunk in chunks.feed(event):
+            yield sse(chunk, pad=pad)
+    yield DONE
 
 
 def answered_by(name: str, ai: AI) -> str:
-    """What answers under a hosted name."""
+    """Describe the model that answers under a hosted name."""
     gemma = ai.models[name]
     what = gemma.name or f"a model of {gemma.config.num_parameters:,} parameters"
     return f"{what}, the small model that ships with refgemma, as a stand-in" if gemma.name == "tiny-it" else what
@@ -66,14 +99,13 @@ def _entry(name: str, ai: AI) -> dict[str, Any]:
 
 
 def _matches(name: str, query: dict[str, str]) -> bool:
-    """Whether a model is wanted: by words in its name, its author and its task; Cloudflare's own are source 1."""
-    wanted = [
-        query.get("search", "").lower() in name.lower(),
-        query.get("author", "").lower() in ("", name.split("/")[1]),
-        query.get("task", "").lower() in ("", TASK.lower()),
-        query.get("source", "") in ("", "1", "1.0"),
-    ]
-    return all(wanted)
+    """Match a model by its name, its author, its task, and its source, which is 1 for Cloudflare's own."""
+    return (
+        query.get("search", "").lower() in name.lower()
+        and query.get("author", "").lower() in ("", name.split("/")[1])
+        and query.get("task", "").lower() in ("", TASK.lower())
+        and query.get("source", "") in ("", "1", "1.0")
+    )
 
 
 def _count(text: str | None, name: str, default: int) -> int:
