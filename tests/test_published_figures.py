@@ -158,7 +158,7 @@ def test_pieces_are_single_tokens(gemma_tokenizer):
     ("text", "words"),
     [
         ("{", "is not valid JSON"),
-        ("[]", "is no file of figures"),
+        ("[]", "is not a file of figures"),
         ('{"family": "x", "sources": {}, "tolerances": {}, "figures": [{"id": "a"}]}', "has no models, kind, source"),
         (
             '{"family": "gemma1", "sources": {"s": {"url": ""}}, "tolerances": {}, "figures":'

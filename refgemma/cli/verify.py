@@ -29,8 +29,15 @@ from refgemma.gemma import load
 from refgemma.numerics import PROFILES
 from refgemma.oracle.published.figures import Figure, figures_of, models, read_figures
 from refgemma.oracle.published.golden import golden_figures, known_file
-from refgemma.oracle.published.recognise import Recognised, about_parameters, recognise
-from refgemma.oracle.published.verify import Outcome, all_on_record, on_record, verify
+from refgemma.oracle.published.verify import (
+    Outcome,
+    Recognised,
+    about_parameters,
+    all_on_record,
+    on_record,
+    recognise,
+    verify,
+)
 
 _FAMILY_OF_TYPE = {"gemma2": "gemma2", "gemma3": "gemma3", "gemma3_text": "gemma3"}
 
@@ -146,12 +153,12 @@ def _print(checked: _Checked, outcomes: list[Outcome]) -> None:
         print(f"{about_parameters(checked.config, checked.model)}")
         print(f"on record for {on_record(checked.model)}")
     rows = [
-        (o.figure.id, o.measured.published, o.measured.ours, o.measured.tolerance, o.verdict)
+        (o.figure.id, o.measured.published, o.measured.computed, o.measured.tolerance, o.verdict)
         if o.measured
         else (o.figure.id, "", "", "", o.verdict)
         for o in outcomes
     ]
-    headings = ("figure", "published", "ours", "tolerance", "verdict")
+    headings = ("figure", "published", "computed", "tolerance", "verdict")
     print_table(headings, rows, title=f"{len(outcomes)} figures", text=range(5))
     wrong = [(outcome.figure.id, outcome.problem or "") for outcome in outcomes if outcome.verdict != "holds"]
     if wrong:

@@ -11,7 +11,7 @@ from refgemma.oracle.bugs import port
 from refgemma.oracle.bugs.catalogue import find as variant_of
 from refgemma.oracle.diagnosis.explanation import with_variants
 from refgemma.oracle.formula_models.formula import find
-from refgemma.oracle.formula_models.publish import trace_of
+from tests.oracle.publish import trace_of
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from refgemma.oracle.bugs.port import run
 from refgemma.oracle.bugs.setups import Setup
 from refgemma.oracle.diagnosis.result import Cause, Diagnosis
 from refgemma.oracle.formula_models.formula import MODELS, find
-from refgemma.oracle.formula_models.publish import trace_of
 from refgemma.oracle.traces.trace import Trace
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of
+from tests.oracle.publish import trace_of
 from tests.oracle.test_stored import NARROW, SEEN
 from tests.tiny_it import tiny_it
 from tests.truth import BUGS, truth_logits, truth_row

@@ -12,9 +12,9 @@ from refgemma.ops.linear import Adapted
 from refgemma.oracle import diagnose, read_trace
 from refgemma.oracle.bugs.catalogue import VARIANTS
 from refgemma.oracle.formula_models.formula import MODELS, find, tensors_of
-from refgemma.oracle.formula_models.publish import FOLDER, coverage, main, trace_of
 from refgemma.oracle.operations import names_of
 from tests.judge import FLOAT64_BOUND, error
+from tests.oracle.publish import FOLDER, coverage, main, trace_of
 from tests.truth import truth_logits
 
 BY_NAME = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)

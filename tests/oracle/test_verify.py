@@ -14,8 +14,7 @@ from refgemma.cli import main
 from refgemma.config import SIZES, read_config
 from refgemma.oracle.published.figures import DATA, figures_of, models, read_json
 from refgemma.oracle.published.golden import golden_figures, known_file, measure_golden
-from refgemma.oracle.published.recognise import checksums, recognise
-from refgemma.oracle.published.verify import on_record, verify
+from refgemma.oracle.published.verify import checksums, on_record, recognise, verify
 from tests.bfloat16 import nearest
 from tests.checkpoint.files import write_model
 from tests.models import random_model
@@ -153,7 +152,9 @@ def test_other_tensors_under_that_name_are_not(command, tmp_path, small_tokenize
     shutil.copy(small_tokenizer.path, folder / "tokenizer.model")
     code, out, err = command(folder)
     assert (code, out) == (2, "")
-    assert "its tensors are not those that the figures of tiny-it were recorded with; say which it is with --as" in err
+    assert (
+        "its tensors differ from those that the figures of tiny-it were recorded with; say which it is with --as" in err
+    )
     assert command(folder, "--as", "tiny-it")[0] == 1
 
 
@@ -170,7 +171,7 @@ def test_published_shapes_are_told_by_configuration_and_name(tmp_path, name):
 def test_a_shape_without_a_name_is_not_guessed(tmp_path):
     found = recognise(with_name(tmp_path, "mine"), SIZES["gemma-2b"], {})
     assert found.model is None
-    assert "gemma-2b and gemma-2b-it and gemma-1.1-2b-it alike (and of CodeGemma of that size)" in found.how
+    assert "gemma-2b and gemma-2b-it and gemma-1.1-2b-it equally (and CodeGemma of that size)" in found.how
 
 
 def test_bad_use(command, tmp_path):
@@ -209,7 +210,7 @@ def test_a_golden_file(golden, tmp_path):
     path.write_text("\n".join([golden_line(logits, ids), "", golden_line(logits[:2], ids[:2])]) + "\n")
     figures = list(golden_figures(path))
     assert [figure.id for figure in figures] == ["golden.jsonl/a b"] * 2
-    assert figures[0].note == "its hash is that of no golden file on record"
+    assert figures[0].note == "its hash matches no golden file on record"
     for figure in figures:
         found = measure_golden(gemma, figure)
         assert found.problem is None

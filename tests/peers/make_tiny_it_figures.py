@@ -47,7 +47,7 @@ def main():
     import transformers
 
     from refgemma.files.safetensors import read_safetensors
-    from refgemma.oracle.published.recognise import checksums  # a format, no figure
+    from refgemma.oracle.published.verify import checksums  # a format, no figure
 
     spm = sentencepiece.SentencePieceProcessor(model_file=str(FOLDER / "tokenizer.model"))
     peer = load_peer("float32")

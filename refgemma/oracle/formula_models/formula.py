@@ -7,8 +7,8 @@ sqrt(D) nor 1 + weight is a bfloat16 number, some tokens are so quiet that eps c
 one starts at position 300. The matrices of the MLP have no negative numbers, so that what GELU in its erf form adds,
 which is never negative, adds up.
 
-`refgemma.oracle.formula_models.publish` writes their tokens, logits and a trace into `refgemma/oracle/published/data`, and the table that shows
-by how much each known bug moves the logits.
+`python -m tests.oracle.publish` writes their tokens, logits and traces into ``data/``, and the table that shows how far
+each known bug moves the logits.
 
 References
 ----------

@@ -1,7 +1,7 @@
-"""Figures that others have published for models of the Gemma family, as data: which there are, of which model.
+"""Figures that others have published for models of the Gemma family, as data.
 
-They are in ``data/*_figures.json``, a file a family, each with its public source, the tolerance it is held to and the
-reason for that. What a kind of figure means is said at the head of those files; `refgemma.oracle.published.measures` computes it.
+They are in ``data/*_figures.json``, one file per family, each with its public source, its tolerance and the reason for
+that. The head of those files says what each kind of figure means; `refgemma.oracle.published.measures` computes it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Figure:
 
     id: str  # its name in the file
     family: str  # key of `refgemma.checkpoint.published.FAMILIES`
-    models: tuple[str, ...]  # whose it is
-    kind: str  # what was computed: "logit_mean", "greedy_text",
+    models: tuple[str, ...]  # names of the models
+    kind: str  # what was computed, such as "logit_mean" or "greedy_text"
     url: str  # where it is published
     note: str  # what its source leaves open; mostly empty
     trust: str  # "high" or "medium"
@@ -51,7 +51,7 @@ def read_figures(path: str | Path) -> list[Figure]:
         sources, reasons = held["sources"], held["tolerances"]
         figures = [_figure(entry, held["family"], sources, reasons) for entry in held["figures"]]
     except (LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no file of figures ({error!r}): expected the form of those in {DATA}") from None
+        raise InputError(f"{path} is not a file of figures ({error!r}): expected the form of those in {DATA}") from None
     return figures
 
 

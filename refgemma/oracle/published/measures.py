@@ -1,24 +1,30 @@
-"""What a model gives for a published figure, one function a kind, and how far that is from what was published."""
+"""What a model computes for a published figure, one function per kind, and how far that is from what was published.
+
+Logits of a text are computed some rows at a time, so that no text fills memory.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from refgemma.cache import KVCache
 from refgemma.errors import InputError
 from refgemma.gemma import Gemma
-from refgemma.numerics import Array
-from refgemma.oracle.published.figures import Figure
-from refgemma.oracle.published.scores import ids_of, ids_up_to, logprobs_of, probs_of, row_of, rows, text_of
+from refgemma.generation import CHUNK
+from refgemma.model import Tap, forward, identity
+from refgemma.numerics import Array, namespace_of, to_host
+from refgemma.oracle.published.figures import Figure, read_json
 
 _LONGEST = 28  # letters of a text that are shown
+_ROWS = 64  # positions whose logits are held at once: 131 MB in float64 at V = 256,000
 
-# How far below our best logit a published token may be, by the format its engine computed in. bfloat16 is spaced by
+# How far below the model's best logit a published token may be, by the format its engine computed in. bfloat16 is spaced by
 # 0.125 to 0.25 for logits of 16 to 64, two of them are compared, and the layers before add as much again: five runs of
 # one request differ by 0.1. float16 is 8 times finer; float32 leaves the order of summation, over 18 layers.
 NEAR_TIE = {"float32": 0.02, "float16": 0.1, "bfloat16": 0.5, "8-bit weights": 0.5, "unknown": 0.5}
@@ -26,19 +32,20 @@ NEAR_TIE = {"float32": 0.02, "float16": 0.1, "bfloat16": 0.5, "8-bit weights": 0
 
 @dataclass(frozen=True)
 class Measured:
-    """Ours beside the published."""
+    """What a model computes, beside what was published."""
 
-    published: str  # both, in short: of several numbers the pair that is farthest apart, relative to the tolerance
-    ours: str  # both, in short: of several numbers the pair that is farthest apart, relative to the tolerance
+    # both in short: of several numbers the pair that is farthest apart, relative to the tolerance
+    published: str
+    computed: str
     tolerance: str  # how far they may be apart
     problem: str | None  # what is wrong, in a sentence; None if nothing is
-    values: list[float] | str  # all of ours
+    values: list[float] | str  # all that the model computes
 
 
 def measure(gemma: Gemma, figure: Figure) -> Measured:
     """Compute a figure."""
     if figure.kind not in MEASURES:
-        raise InputError(f"{figure.kind!r} is no kind of figure: there are {', '.join(MEASURES)}")
+        raise InputError(f"unknown kind of figure {figure.kind!r}: expected one of {', '.join(MEASURES)}")
     try:
         return MEASURES[figure.kind](gemma, figure)
     except (LookupError, TypeError, AttributeError, OverflowError) as error:
@@ -86,7 +93,7 @@ def _token_logprob(gemma: Gemma, figure: Figure) -> Measured:
 
 
 def _cross_entropy(gemma: Gemma, figure: Figure) -> Measured:
-    """Bits per byte of a text, log2(V) standing for the first id."""
+    """Bits per byte of a text, with log2(V) for the first id."""
     fields = figure.fields
     ids = ids_of(gemma, fields)
     nats = math.log(gemma.config.vocab_size)
@@ -102,7 +109,7 @@ def _topk_prob(gemma: Gemma, figure: Figure) -> Measured:
     """Probabilities of single pieces, by default at the last position."""
     fields = figure.fields
     if fields.get("uncapped"):
-        raise InputError("it is of logits before the final cap, which Gemma 1 has not")
+        raise InputError("it is about logits before the final cap, and Gemma 1 has no cap")
     ids = [_single(gemma, piece) for piece in fields["pieces"]]
     return _compared(probs_of(gemma, fields)[ids], fields)
 
@@ -115,15 +122,15 @@ def _entropy(gemma: Gemma, figure: Figure) -> Measured:
 
 
 def _greedy_text(gemma: Gemma, figure: Figure) -> Measured:
-    """One of the continuations is ours: each token our best, or so close to it that the engine's rounding decided."""
+    """Whether one of the continuations is the model's: each token its best, or so close that rounding decided."""
     fields = figure.fields
     prompt = ids_of(gemma, fields)
     allowed = NEAR_TIE.get(figure.computed_in, max(NEAR_TIE.values()))
     found: list[tuple[int, str, str]] = []
     for text in fields["continuations"]:
         ids = gemma.tokenizer.encode(text, control="markers") if isinstance(text, str) else text
-        agreeing, parting = _agreeing(gemma, prompt, ids, allowed)
-        found.append((agreeing, f"{agreeing} of {len(ids)} tokens", parting))
+        agreeing, problem = _agreeing(gemma, prompt, ids, allowed)
+        found.append((agreeing, f"{agreeing} of {len(ids)} tokens", problem))
     best = max(found)
     shown = fields["continuations"][found.index(best)]
     shown = shown if isinstance(shown, str) else gemma.tokenizer.decode(shown)
@@ -165,7 +172,7 @@ def _single(gemma: Gemma, piece: str) -> int:
 
 
 def _agreeing(gemma: Gemma, prompt: list[int], ids: list[int], allowed: float) -> tuple[int, str]:
-    """Leading tokens that are our best or nearly so, and what happens then; empty if nothing does."""
+    """Count the leading tokens that are the model's best or nearly so, and say how the next one differs."""
     at = 0
     for part in rows(gemma, [*prompt, *ids][:-1], len(prompt) - 1):
         wanted = np.array(ids[at : at + len(part)])
@@ -173,16 +180,16 @@ def _agreeing(gemma: Gemma, prompt: list[int], ids: list[int], allowed: float) -
         wrong = np.flatnonzero(~(behind <= allowed))
         if wrong.size:
             n = int(wrong[0])
-            ours, theirs = (gemma.tokenizer.decode([int(i)]) for i in (part[n].argmax(), wanted[n]))
+            best, other = (gemma.tokenizer.decode([int(i)]) for i in (part[n].argmax(), wanted[n]))
             words = f"{at + n} leading tokens of {len(ids)} agree"
-            return at + n, f"{words}, then {theirs!r} is {behind[n]:.3g} behind our {ours!r}"
+            return at + n, f"{words}, then {other!r} is {behind[n]:.3g} behind the model's {best!r}"
         at += len(part)
     return at, ""
 
 
-def _compared(ours: ArrayLike, fields: Mapping[str, Any]) -> Measured:
-    """Numbers against the published ones: each within atol + rtol * |published|."""
-    want, got = (np.atleast_1d(np.asarray(a, dtype=np.float64)) for a in (fields["expected"], ours))
+def _compared(computed: ArrayLike, fields: Mapping[str, Any]) -> Measured:
+    """Compare numbers with the published ones: each within atol + rtol * |published|."""
+    want, got = (np.atleast_1d(np.asarray(a, dtype=np.float64)) for a in (fields["expected"], computed))
     atol, rtol = fields["atol"], fields.get("rtol", 0)
     tolerance = f"± {atol:g}" + (f" and {rtol:.2g} of it" if rtol else "")
     if got.shape != want.shape:
@@ -202,3 +209,98 @@ def _compared(ours: ArrayLike, fields: Mapping[str, Any]) -> Measured:
 def _short(text: str) -> str:
     """Beginning of a text, on one line."""
     return repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "…")
+
+
+# ---- logits of texts
+
+
+def rows(gemma: Gemma, ids: list[int], first: int = 0, *, tap: Tap = identity) -> Iterator[Array]:
+    """Logits from a position on, some rows at a time."""
+    if not 0 < len(ids) <= gemma.config.max_positions:
+        raise InputError(f"it takes {len(ids)} tokens: the model reads 1 to {gemma.config.max_positions}")
+    xp = namespace_of(gemma.params["final_norm"])
+    cache = KVCache(gemma.config, batch=1, capacity=len(ids), dtype=gemma.numerics.dtype, xp=xp)
+    tokens, start = np.array([ids]), 0
+    while start < len(ids):
+        before = start < first
+        stop = min(start + (CHUNK if before else _ROWS), first if before else len(ids))
+        with np.errstate(invalid="ignore", over="ignore"):  # damaged weights overflow; the result is still judged
+            scores = forward(
+                gemma.params,
+                gemma.config,
+                tokens[:, start:stop],
+                cache=cache,
+                logits="last" if before else "all",
+                numerics=gemma.numerics,
+                tap=tap,
+            )
+        if not before:
+            yield to_host(scores[0]).astype(np.float64)
+        start = stop
+
+
+def logprobs_of(gemma: Gemma, ids: list[int], first: int, *, final_cap: float | None = None) -> Array:
+    """Natural log-probabilities of some tokens, each given all before it."""
+    logprobs, at = [], first
+    for part in rows(gemma, ids[:-1], first - 1):
+        logits = part if final_cap is None else final_cap * np.tanh(part / final_cap)
+        following = np.array(ids[at : at + len(logits)])
+        logprobs.append(logits[np.arange(len(following)), following] - _log_sum(logits))
+        at += len(following)
+    return np.concatenate(logprobs)
+
+
+def text_of(fields: Mapping[str, Any]) -> str:
+    """The text of a figure."""
+    if "text_ref" in fields:
+        text: str = read_json("texts.json")["texts"][fields["text_ref"]]
+        return text
+    given = fields["text"]
+    return given if isinstance(given, str) else given["repeat"] * given["times"] + given["then"]
+
+
+def ids_of(gemma: Gemma, fields: Mapping[str, Any]) -> list[int]:
+    """The token ids of a figure."""
+    if "ids" in fields:
+        ids: list[int] = fields["ids"]
+        return ids
+    if fields.get("chat"):
+        return gemma.encode_prompt(text_of(fields))
+    return gemma.tokenizer.encode(
+        text_of(fields), bos=fields.get("bos", True), control="markers"
+    )  # markup tags are tokens here
+
+
+def ids_up_to(gemma: Gemma, fields: Mapping[str, Any]) -> list[int]:
+    """Token ids up to the position of a figure, by default the last."""
+    ids = ids_of(gemma, fields)
+    position = fields.get("position", len(ids) - 1)
+    if not 0 <= position < len(ids):
+        raise InputError(f"position {position} is outside the {len(ids)} tokens: the text may be tokenised differently")
+    return ids[: position + 1]
+
+
+def row_of(gemma: Gemma, fields: Mapping[str, Any]) -> Array:
+    """Logits at the position of a figure, by default the last."""
+    ids = ids_up_to(gemma, fields)
+    *_, last = rows(gemma, ids, len(ids) - 1)
+    row: Array = last[-1]
+    return row
+
+
+def probs_of(gemma: Gemma, fields: Mapping[str, Any]) -> Array:
+    """Probabilities at the position of a figure."""
+    temperature = fields.get("temperature", 1.0)
+    if not temperature > 0:
+        raise InputError(f"temperature is {temperature!r}: expected a number above 0")
+    scaled = row_of(gemma, fields) / temperature
+    probs: Array = np.exp(scaled - _log_sum(scaled))
+    return probs
+
+
+def _log_sum(logits: Array) -> Array:
+    """Log of the sum of exponentials along the last axis."""
+    with np.errstate(invalid="ignore"):  # NaN stays NaN
+        top = logits.max(axis=-1)
+        total: Array = top + np.log(np.exp(logits - top[..., None]).sum(axis=-1))
+    return total

@@ -1,7 +1,7 @@
-"""Write what is published about the revealing models: ``python -m refgemma.oracle.formula_models.publish [FOLDER]``.
+"""Write the published data of the revealing models: ``python -m tests.oracle.publish [FOLDER]``.
 
-A JSON file for each (how to make its weights, the batch, the logits, how far a right float32 engine may be from them),
-a trace of one, and the table of coverage: how far each known bug moves the logits, in multiples of that budget.
+For each model a JSON file (how to make its weights, the batch, the logits, how far a correct float32 engine may be from
+them) and a trace; and the table of coverage: how far each known bug moves the logits, in multiples of that budget.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from refgemma.oracle.bugs.setups import Setup
 from refgemma.oracle.diagnosis.by_logits import FreeTrial
 from refgemma.oracle.diagnosis.candidate import fits
 from refgemma.oracle.diagnosis.explanation import honest_setup, with_variants
+from refgemma.oracle.formula_models import formula
 from refgemma.oracle.formula_models.formula import EVERY, MODELS, QUIET, Revealing, tensors_of
 from refgemma.oracle.traces.trace import Trace
 
-FOLDER = Path(__file__).parent / "data"
+FOLDER = Path(formula.__file__).parent / "data"
 _DIGITS = 12  # of a logit; the budget begins at the seventh
 
 _FORMULA = (
@@ -58,7 +59,7 @@ def trace_of(model: Revealing, numerics: Numerics = FLOAT64) -> tuple[Trace, Set
 
 
 def page_of(model: Revealing) -> dict[str, Any]:
-    """What is published about a model."""
+    """Everything that is published about a model."""
     trace, setup = trace_of(model)
     budgets = FreeTrial(trace, setup, "float32").budgets(setup)  # BT
     return {
