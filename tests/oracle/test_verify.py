@@ -165,7 +165,7 @@ def test_published_shapes_are_told_by_configuration_and_name(tmp_path, name):
     assert found.candidates == ("gemma-2b", "gemma-2b-it", "gemma-1.1-2b-it")
     other_size = recognise(tmp_path / name, SIZES["gemma-7b"], {})
     assert other_size.model is None
-    assert "gemma-7b and gemma-7b-it and gemma-1.1-7b-it alike" in other_size.how
+    assert "gemma-7b and gemma-7b-it and gemma-1.1-7b-it equally" in other_size.how
 
 
 def test_a_shape_without_a_name_is_not_guessed(tmp_path):
