@@ -17,13 +17,13 @@ from refgemma.errors import InputError
 from refgemma.gemma import Gemma, LoraNames
 from refgemma.model import Params
 from refgemma.numerics import Array
-from refgemma.oracle.bugs.catalogue import VARIANTS, Variant, find
-from refgemma.oracle.bugs.setups import Setup
+from refgemma.oracle.bugs.catalogue import BUGS, Bug, find, with_bugs
+from refgemma.oracle.bugs.port import Setup
 from refgemma.oracle.diagnosis.by_logits import FreeTrial
 from refgemma.oracle.diagnosis.by_sites import CLOSER
 from refgemma.oracle.diagnosis.by_trace import ForcedTrial
 from refgemma.oracle.diagnosis.candidate import fits, overflows
-from refgemma.oracle.diagnosis.explanation import honest_setup, with_variants
+from refgemma.oracle.diagnosis.explanation import honest_setup
 from refgemma.oracle.diagnosis.result import TIE, Cause, Diagnosis
 from refgemma.oracle.judging.selection import judged_as_recognised, recognised_arithmetic
 from refgemma.oracle.models import read_theirs, weights_of
@@ -141,15 +141,15 @@ def _causes(
     trial: ForcedTrial | FreeTrial, honest: Setup, base: Cause, with_pairs: bool, progress: Progress | None
 ) -> list[Cause]:
     """Every explanation that was tried, best first."""
-    singles: list[tuple[Variant, ...]]
-    singles = [(variant,) for variant in VARIANTS if trial.may_show(variant) and variant.setups(honest)]
+    singles: list[tuple[Bug, ...]]
+    singles = [(bug,) for bug in BUGS if trial.may_show(bug) and bug.setups(honest)]
     placed = trial.in_some_places if isinstance(trial, ForcedTrial) else _nowhere
     causes = _in_place_of(trial.causes(singles, progress), placed())
-    # Some variants loosen bounds: one that fits, and is hardly closer than the reference, may hide another.
+    # Some bugs loosen bounds: one that fits, and is hardly closer than the reference, may hide another.
     if with_pairs and not any(cause.explains and cause.misfit * CLOSER <= base.misfit for cause in causes):
         alone = {cause.keys[0]: cause.misfit for cause in causes if cause.explains}
-        both: list[tuple[Variant, ...]]
-        both = [pair for pair in combinations([single[0] for single in singles], 2) if with_variants(honest, pair)]
+        both: list[tuple[Bug, ...]]
+        both = [pair for pair in combinations([single[0] for single in singles], 2) if with_bugs(honest, pair)]
         found = _in_place_of(trial.causes(trial.worth_trying(both), progress), placed(pairs=True))
         causes += [
             pair for pair in found if not any(alone.get(key, math.inf) <= TIE * pair.misfit for key in pair.keys)
@@ -169,11 +169,11 @@ def _nowhere(*, pairs: bool = False) -> list[Cause]:
 
 
 def _closer(trial: ForcedTrial) -> tuple[Cause, ...]:
-    """Where nothing is wrong: variants that come closer to their numbers; of several for one operation the closest."""
-    closer = [cause for variant in VARIANTS if (cause := trial.closer(variant)) is not None]
+    """Where nothing is wrong: bugs that come closer to their numbers; of several for one operation the closest."""
+    closer = [cause for bug in BUGS if (cause := trial.closer(bug)) is not None]
     best: dict[tuple[str, ...], Cause] = {}
     for cause in sorted(closer, key=lambda cause: cause.misfit):
-        best.setdefault(cause.variants[0].where, cause)
+        best.setdefault(cause.bugs[0].where, cause)
     return tuple(best.values())
 
 
@@ -191,7 +191,7 @@ def _finite(trace: Trace, config: Config) -> tuple[Trace, str]:
     return replace(trace, tensors=kept), ""
 
 
-def _fed(trace: Trace) -> Variant | None:
+def _fed(trace: Trace) -> Bug | None:
     """What the tokens alone tell: the first of a text is <bos>, once."""
     for row, places in zip(trace.tokens, trace.positions, strict=True):
         real = row[places >= 0]

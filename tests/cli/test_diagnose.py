@@ -8,8 +8,8 @@ import pytest
 from refgemma import oracle
 from refgemma.cli import main
 from refgemma.oracle.bugs import port
-from refgemma.oracle.bugs.catalogue import find as variant_of
-from refgemma.oracle.diagnosis.explanation import with_variants
+from refgemma.oracle.bugs.catalogue import find as bug_of
+from refgemma.oracle.bugs.catalogue import with_bugs
 from refgemma.oracle.formula_models.formula import find
 from tests.oracle.publish import trace_of
 
@@ -19,7 +19,7 @@ def dumps(tmp_path):
     """Logits of reveal-gqa, right and by SiLU, and a trace under other names."""
     model = find("reveal-gqa")
     trace, honest = trace_of(model)
-    (wrong,) = with_variants(honest, [variant_of("C2")])
+    (wrong,) = with_bugs(honest, [bug_of("C2")])
     np.save(tmp_path / "right.npy", trace.tensors["logits"].astype(np.float32))
     np.save(tmp_path / "silu.npy", port.run(wrong).astype(np.float32))
     act = trace.tensors["layers.0.mlp.gate"]

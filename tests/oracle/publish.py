@@ -2,6 +2,7 @@
 
 For each model a JSON file (how to make its weights, the batch, the logits, how far a correct float32 engine may be from
 them) and a trace; and the table of coverage: how far each known bug moves the logits, in multiples of that budget.
+Without FOLDER it also writes the page of the bug catalogue.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from typing import Any
 import numpy as np
 
 from refgemma.numerics import FLOAT32, FLOAT64, Array, Numerics
-from refgemma.oracle.bugs.catalogue import VARIANTS
-from refgemma.oracle.bugs.port import run
-from refgemma.oracle.bugs.setups import Setup
+from refgemma.oracle.bugs import catalogue
+from refgemma.oracle.bugs.catalogue import BUGS, with_bugs
+from refgemma.oracle.bugs.port import Setup, run
 from refgemma.oracle.diagnosis.by_logits import FreeTrial
 from refgemma.oracle.diagnosis.candidate import fits
-from refgemma.oracle.diagnosis.explanation import honest_setup, with_variants
+from refgemma.oracle.diagnosis.explanation import honest_setup
 from refgemma.oracle.formula_models import formula
 from refgemma.oracle.formula_models.formula import EVERY, MODELS, QUIET, Revealing, tensors_of
 from refgemma.oracle.traces.trace import Trace
 
 FOLDER = Path(formula.__file__).parent / "data"
+BUGS_PAGE = Path(catalogue.__file__).parent / "README.md"
 _DIGITS = 12  # of a logit; the budget begins at the seventh
 
 _FORMULA = (
@@ -83,18 +85,18 @@ def coverage() -> Iterator[tuple[str, str, dict[str, float]]]:
     for model in MODELS:
         trace, honest = trace_of(model)
         models.append((model, trace, honest, FreeTrial(trace, honest, "float32").budgets(honest)))
-    for variant in VARIANTS:
+    for bug in BUGS:
         effects: dict[str, float] = {}
         for model, trace, honest, budgets in models:
             real = model.positions >= 0
             moved = [
                 np.abs(run(setup) - trace.tensors["logits"]).max(axis=-1)[real] / budgets[real]  # real positions
-                for setup in with_variants(honest, [variant])
+                for setup in with_bugs(honest, [bug])
                 if fits(setup.tokens, trace)
             ]
             if moved:
                 effects[model.name] = min(float(one.max()) for one in moved)
-        yield variant.key, variant.title, effects
+        yield bug.key, bug.title, effects
 
 
 def coverage_table() -> str:
@@ -105,6 +107,61 @@ def coverage_table() -> str:
         cells = [f"{effects[name]:,.0f}" if name in effects else "-" for name in names]
         lines.append(f"| {key} | {title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+_PARTS = {
+    "A": "Embedding",
+    "B": "Norms",
+    "C": "MLP",
+    "D": "Rotary embedding",
+    "E": "Attention",
+    "G": "Cache",
+    "H": "Tokens",
+}
+_KINDS = {
+    "bug": "wrong in any arithmetic",
+    "rounding": "a rounding that should not be there",
+    "profile": "a choice that engines make differently, in good faith",
+    "tokens": "other tokens are fed",
+}
+_BUGS_HEAD = """\
+# Known bugs of Gemma ports
+
+<!-- Written by `python -m tests.oracle.publish` from catalogue.py: change the table there. -->
+
+Each of these happened: the last column links to the issue, pull request, commit or article where it was found. Each is also runnable:
+`refgemma diagnose` compares an engine's numbers with the reference and with every one of these bugs in it, alone and in pairs.
+[Coverage](../formula_models/data/coverage.md) says how far each moves the logits of four tiny models.
+
+```python
+from refgemma.oracle.bugs import catalogue, port
+
+setup = port.Setup(params=gemma.params, config=gemma.config, tokens=tokens, positions=positions)  # tokens and positions: (B, T)
+wrong = [port.run(with_bug) for with_bug in catalogue.find("B1").setups(setup)]  # logits (B, T, V), once for each way to do it
+```
+
+"Wrong tensors" are those that come out wrong when everything before them is right; names as in `refgemma trace`. No list is complete:
+a bug with a public thread that is missing here is a welcome contribution.
+"""
+
+
+def bugs_page() -> str:
+    """The bug catalogue as Markdown."""
+    lines = [_BUGS_HEAD]
+    for letter, part in _PARTS.items():
+        lines += [
+            f"## {part}",
+            "",
+            "| bug | what is wrong, and what is right | kind | wrong tensors | found in |",
+            "|---" * 5 + "|",
+        ]
+        for bug in (bug for bug in BUGS if bug.key[0] == letter):
+            tensors = ", ".join(f"`{name}`" for name in bug.where) or "-"
+            where = bug.thread.removeprefix("https://").removeprefix("github.com/")
+            what = f"**{bug.title}.** {bug.sentence}"
+            lines.append(f"| {bug.key} | {what} | {_KINDS[bug.kind]} | {tensors} | [{where}]({bug.thread}) |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def main(folder: Path = FOLDER) -> None:
@@ -128,3 +185,5 @@ def _short(x: float) -> float:
 
 if __name__ == "__main__":
     main(*map(Path, sys.argv[1:]))
+    if not sys.argv[1:]:
+        BUGS_PAGE.write_text(bugs_page(), encoding="utf-8")

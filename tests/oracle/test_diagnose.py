@@ -11,9 +11,8 @@ import pytest
 
 from refgemma.numerics import FLOAT32, PROFILES
 from refgemma.oracle import diagnose
-from refgemma.oracle.bugs.catalogue import find as variant_of
-from refgemma.oracle.bugs.port import run
-from refgemma.oracle.bugs.setups import Setup
+from refgemma.oracle.bugs.catalogue import find as bug_of
+from refgemma.oracle.bugs.port import Setup, run
 from refgemma.oracle.diagnosis.result import Cause, Diagnosis
 from refgemma.oracle.formula_models.formula import MODELS, find
 from refgemma.oracle.traces.trace import Trace
@@ -253,9 +252,7 @@ def test_narrow_logits_say_that_they_hide_fine_bugs():
 
 
 def test_explanations_are_a_tie_within_a_factor_of_three():
-    causes = [
-        Cause((variant_of(key),), 0.5, misfit, ()) for key, misfit in (("C1", 1e-6), ("C2", 2.9e-6), ("C3", 4e-6))
-    ]
+    causes = [Cause((bug_of(key),), 0.5, misfit, ()) for key, misfit in (("C1", 1e-6), ("C2", 2.9e-6), ("C3", 4e-6))]
     found = Diagnosis(
         causes=tuple(causes), honest=Cause((), 100.0, 1e-3, ("logits",)), basis="logits", arithmetic="float32"
     )
@@ -271,7 +268,7 @@ def test_what_one_bug_explains_is_not_said_of_it_and_another(bug):
     honest = Setup(
         params=gemma.params, config=gemma.config, tokens=tokens, positions=np.arange(9)[None], numerics=FLOAT32
     )
-    for setup in variant_of(bug).setups(honest):
+    for setup in bug_of(bug).setups(honest):
         logits = run(setup)
         trace = Trace({"logits": logits}, {"logits": "float32"}, tokens, honest.positions, gemma.config)
         found = diagnose(trace, gemma, arithmetic="float32")

@@ -12,7 +12,7 @@ import pytest
 from refgemma.model import forward
 from refgemma.numerics import FLOAT64
 from refgemma.oracle import diagnose
-from refgemma.oracle.bugs.catalogue import VARIANTS, find
+from refgemma.oracle.bugs.catalogue import BUGS, find
 from refgemma.oracle.bugs.sites import sites_of, words
 from refgemma.oracle.operations import names_of, split_name
 from refgemma.oracle.traces.trace import Trace
@@ -108,7 +108,7 @@ def test_a_bug_in_some_places_is_named_with_them(places, said):
     assert told["name"] == said
     assert told["only"] == [list(found.first.only[0])]
     assert said.endswith(told["variants"][0]["place"])
-    assert found.first.variants[0].thread in found.text()
+    assert found.first.bugs[0].thread in found.text()
 
 
 def test_a_bug_in_all_places_has_none():
@@ -184,16 +184,16 @@ def test_places_where_a_bug_shows_nothing_are_told():
     assert "C1 would not show in layers.2.mlp.act: it may be there, too" in found.text()
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.key)
-def test_sites_hold_every_tensor_once(variant):
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.key)
+def test_sites_hold_every_tensor_once(bug):
     every = names_of(MODEL.config)
-    moved = [name for name in every if split_name(name)[1] in variant.where]
-    sites = sites_of(variant, MODEL.config, every)
+    moved = [name for name in every if split_name(name)[1] in bug.where]
+    sites = sites_of(bug, MODEL.config, every)
     assert sorted(name for site in sites for name in site.names) == sorted(moved)
     assert all(set(site.names) == site.seen for site in sites)  # all is given, so all is seen where it is
-    whole = sites_of(variant, MODEL.config, ["logits"])
+    whole = sites_of(bug, MODEL.config, ["logits"])
     assert [set(site.names) for site in whole] == ([set(moved)] if moved else [])
-    assert sites_of(variant, MODEL.config, []) == []
+    assert sites_of(bug, MODEL.config, []) == []
 
 
 def test_sites_end_where_tensors_are_given():

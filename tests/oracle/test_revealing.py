@@ -10,7 +10,7 @@ import pytest
 from refgemma.numerics import from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted
 from refgemma.oracle import diagnose, read_trace
-from refgemma.oracle.bugs.catalogue import VARIANTS
+from refgemma.oracle.bugs.catalogue import BUGS
 from refgemma.oracle.formula_models.formula import MODELS, find, tensors_of
 from refgemma.oracle.operations import names_of
 from tests.judge import FLOAT64_BOUND, error
@@ -96,7 +96,7 @@ def test_sizes_and_numbers_expose():
 def test_every_bug_that_float32_shows_moves_a_logit_far():
     effects = {key: max(by_model.values(), default=0.0) for key, _, by_model in coverage()}
     assert {key.split()[0] for key in effects} >= set(IN_FLOAT32)
-    shown = {variant.key for variant in VARIANTS if variant.key.split()[0] in IN_FLOAT32}
+    shown = {bug.key for bug in BUGS if bug.key.split()[0] in IN_FLOAT32}
     assert {key: effects[key] for key in shown if effects[key] <= PROVEN} == {}
     # It can fail: angles formed in float32 are inside the budget, whatever the position.
     assert effects["D3"] < 1

@@ -1,70 +1,71 @@
-"""What known bugs change in a `Setup`: functions from one setup to another, or to None where that cannot show.
-
-Those that change weights and configuration are in `refgemma.oracle.bugs.weight_edits`.
-"""
+"""How known bugs change a `Setup`: functions from one setup to another, or to None where the bug cannot show."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from refgemma.numerics import Array, from_bfloat16, to_bfloat16
-from refgemma.oracle.bugs.setups import Setup
+from refgemma.model import Params
+from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16, to_bfloat16
+from refgemma.ops.linear import Adapted
+from refgemma.oracle.bugs.port import Setup
 
-Change: TypeAlias = Callable[[Setup], Setup | None]
+Edit: TypeAlias = Callable[[Setup], Setup | None]
 
 
-def field(**fields: Any) -> Change:
-    """Other values for fields of the setup."""
+def field(**fields: Any) -> Edit:
+    """Set fields of the setup."""
     return lambda setup: setup.but(**fields)
 
 
 # ---- rounding
 
 
-def rounded(*points: str) -> Change:
-    """Rounding points, rounded to bfloat16; shows where they are not anyway."""
+def rounded(*points: str) -> Edit:
+    """Round at these points to bfloat16; shows where the port does not do so anyway."""
 
-    def change(setup: Setup) -> Setup | None:
+    def edit(setup: Setup) -> Setup | None:
         numerics = setup.numerics
         for point in points:
             numerics = numerics.with_(point, "bfloat16")
         return None if numerics.rounding == setup.numerics.rounding else setup.but(numerics=numerics)
 
-    return change
+    return edit
 
 
 def narrow_squares(setup: Setup) -> Setup | None:
-    """Input of norms, its squares and their mean, rounded to bfloat16; shows where the input is not rounded anyway."""
+    """Round the input of norms, its squares and their mean to bfloat16; shows where the input is not rounded anyway."""
     if "norm.out" in setup.numerics.rounding:
         return None
-    # The rounding points count for the bounds: a sum in another order may fall to the other side of a midpoint.
+    # The rounding points loosen the bounds: a sum in another order may fall to the other side of a midpoint.
     return setup.but(
         numerics=setup.numerics.with_("norm.square", "bfloat16").with_("norm.mean", "bfloat16"), squares="bfloat16"
     )
 
 
 def other_scale_precision(setup: Setup) -> Setup:
-    """Round the scale of the embedding where it was not rounded, and not where it was."""
+    """Round the scale of the embedding if the port does not, and the other way round."""
     if "embed.scale" in setup.numerics.rounding:
         return setup.but(numerics=setup.numerics.without("embed.scale"))
     return setup.but(numerics=setup.numerics.with_("embed.scale", "bfloat16"))
 
 
 def wide_keys(setup: Setup) -> Setup | None:
-    """Fresh keys before they are rounded; shows where they are rounded at all."""
+    """Read keys of the same call before they are rounded; shows where keys are rounded at all."""
     return setup.but(fresh_keys="wide") if "rope.out" in setup.numerics.rounding else None
 
 
 # ---- angles and positions
 
 
-def float32_angles(*, divided: bool) -> Change:
-    """Angles formed in float32; shows from position 8192 on."""
+def float32_angles(*, divided: bool) -> Edit:
+    """Form angles in float32; shows from position 8192 on."""
 
-    def change(setup: Setup) -> Setup | None:
+    def edit(setup: Setup) -> Setup | None:
         if setup.positions.max() < 8192:
             return None
         numerics = setup.numerics
@@ -72,38 +73,38 @@ def float32_angles(*, divided: bool) -> Change:
             numerics = numerics.with_(point, "float32")
         return setup.but(numerics=numerics)
 
-    return change
+    return edit
 
 
 def positions_in_bfloat16(setup: Setup) -> Setup | None:
-    """Positions rounded before they are multiplied by a frequency; shows beyond 256."""
-    exact = setup.positions if setup.turned_by is None else setup.turned_by
+    """Round positions before they are multiplied by a frequency; shows beyond 256."""
+    exact = setup.positions if setup.rope_positions is None else setup.rope_positions
     narrow = from_bfloat16(to_bfloat16(exact.astype(np.float32))).astype(np.float64)
-    return None if np.array_equal(narrow, exact) else setup.but(turned_by=narrow)
+    return None if np.array_equal(narrow, exact) else setup.but(rope_positions=narrow)
 
 
-def last_position(of: Callable[[Array, int], int]) -> Change:
-    """Another position for the last token of each row."""
+def last_position(of: Callable[[Array, int], int]) -> Edit:
+    """Give the last token of each row another position."""
 
-    def change(setup: Setup) -> Setup | None:
-        exact = setup.positions if setup.turned_by is None else setup.turned_by
+    def edit(setup: Setup) -> Setup | None:
+        exact = setup.positions if setup.rope_positions is None else setup.rope_positions
         moved = np.array(exact)
         for b, row in enumerate(setup.positions):
             if (row >= 0).any():
                 last = int(np.flatnonzero(row >= 0)[-1])
                 moved[b, last] = of(row, last)
-        return None if np.array_equal(moved, exact) else setup.but(turned_by=moved)
+        return None if np.array_equal(moved, exact) else setup.but(rope_positions=moved)
 
-    return change
+    return edit
 
 
 # ---- tokens
 
 
-def first_token(times: int) -> Change:
-    """First real token of each row fed not at all, or twice; those after it count on from it."""
+def first_token(times: int) -> Edit:
+    """Feed the first real token of each row this many times (0 or 2); later positions shift accordingly."""
 
-    def change(setup: Setup) -> Setup | None:
+    def edit(setup: Setup) -> Setup | None:
         B, T = setup.tokens.shape
         real = setup.positions >= 0
         if real.sum(axis=1).min() + times < 2:
@@ -115,6 +116,67 @@ def first_token(times: int) -> Change:
             tokens[b] = setup.tokens[b, columns]
             here = real[b, columns]
             positions[b] = np.where(here, setup.positions[b, at] + np.cumsum(here) - 1, -1)
-        return setup.but(tokens=tokens, positions=positions, turned_by=None)
+        return setup.but(tokens=tokens, positions=positions, rope_positions=None)
 
-    return change
+    return edit
+
+
+# ---- weights and configuration
+
+
+def bare_delta(setup: Setup) -> Setup | None:
+    """Leave the factor sqrt(D) off the deltas of the embedding; shows where an adapter has any."""
+    embed = setup.params["embed"]
+    if not isinstance(embed, Adapted):
+        return None
+    root = math.sqrt(setup.config.hidden_size)
+    deltas = tuple(replace(delta, scale=delta.scale / root) for delta in embed.deltas)
+    return setup.but(params={**setup.params, "embed": replace(embed, deltas=deltas)})
+
+
+def gain_plus(step: float) -> Edit:
+    """Add a number to every norm weight."""
+
+    def shifted(weight: Array) -> Array:
+        return weight.astype(np.float64) + step
+
+    def edit(setup: Setup) -> Setup:
+        norms = _each_layer(setup, lambda layer: {p: {**w, "norm": shifted(w["norm"])} for p, w in layer.items()})
+        return norms.but(params={**norms.params, "final_norm": shifted(norms.params["final_norm"])})
+
+    return edit
+
+
+def mlp_weights(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Edit:
+    """Replace matrices in every MLP."""
+    return lambda setup: _each_layer(setup, lambda layer: {**layer, "mlp": {**layer["mlp"], **change(layer["mlp"])}})
+
+
+def reshaped(w: Array | Bfloat16Matrix) -> Array | Bfloat16Matrix:
+    """A matrix (F, D), its numbers read as (D, F) and transposed: the right shape, the wrong numbers."""
+    if isinstance(w, Bfloat16Matrix):
+        return Bfloat16Matrix(np.ascontiguousarray(w.bits.reshape(w.shape[::-1]).T))
+    return np.ascontiguousarray(w.reshape(w.shape[::-1]).T)
+
+
+def larger_eps(setup: Setup) -> Setup:
+    """Multiply the eps of every norm by ten."""
+    return setup.but(config=replace(setup.config, rms_norm_eps=10 * setup.config.rms_norm_eps))
+
+
+def scale_of_assumed_width(setup: Setup) -> Setup | None:
+    """Scale queries by (D / N)**-0.5; shows where that is not the query scale."""
+    c = setup.config
+    scale = (c.hidden_size / c.num_heads) ** -0.5
+    return None if scale == c.query_scale else setup.but(config=replace(c, query_scale=scale))
+
+
+def heads_in_turn(setup: Setup) -> Setup | None:
+    """Read key head n % K for query head n; shows where 1 < K < N."""
+    c = setup.config
+    return setup.but(heads="in turn") if 1 < c.num_kv_heads < c.num_heads else None
+
+
+def _each_layer(setup: Setup, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Setup:
+    layers = [change(layer) for layer in cast(list[dict[str, Any]], setup.params["layers"])]
+    return setup.but(params=cast(Params, {**setup.params, "layers": layers}))

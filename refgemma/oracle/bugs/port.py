@@ -1,8 +1,8 @@
-"""The reference, run with departures from Gemma, each a field of a `Setup`, so that any two can be put together.
+"""The reference, run as a port with bugs computes: each bug sets fields of a `Setup`, so any two can be combined.
 
-Nothing of the model is written twice. What a port may do differently goes in through config, params, the rounding
-points of `numerics`, or the tap: the tap is given what the reference computed, and returns what a port with that habit
-would have in its place, made by the functions of `refgemma.ops` from the tensors that went before.
+Nothing of the model is written twice. A bug enters through config, params, the rounding points of `numerics`, or the
+tap: the tap receives what the reference computed, and returns what the port computes in its place, made by the
+functions of `refgemma.ops` from earlier tensors.
 """
 
 from __future__ import annotations
@@ -10,45 +10,77 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 
 from refgemma.cache import KVCache
+from refgemma.config import Config
 from refgemma.generation import CHUNK
-from refgemma.model import LayerParams, Tap, forward, identity
-from refgemma.numerics import Array, Numerics, from_bfloat16, to_bfloat16
+from refgemma.model import LayerParams, Params, Tap, forward, identity
+from refgemma.numerics import FLOAT64, Array, Numerics, from_bfloat16, to_bfloat16
 from refgemma.ops.attention import attention_mix, attention_scores
 from refgemma.ops.linear import table_rows
 from refgemma.ops.mlp import gelu
 from refgemma.ops.norm import rms_norm
 from refgemma.ops.rope import rope, rope_table
-from refgemma.oracle.bugs.setups import Setup
 from refgemma.oracle.operations import split_name
 
-GoesOn: TypeAlias = Callable[[str, Array, slice], Array]
+Instead: TypeAlias = Callable[[str, Array, slice], Array]
 
-_CACHED = ("attn.k_rope", "attn.v")  # what later chunks read, too
+_CACHED = ("attn.k_rope", "attn.v")  # later chunks read these as well
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Setup:
+    """What is run, and how: by default as Gemma computes."""
+
+    params: Params  # weights
+    config: Config  # shape and constants
+    tokens: Array  # BT
+    positions: Array  # BT, absolute; -1 for padding
+    numerics: Numerics = FLOAT64  # arithmetic of activations
+    embedding: Literal["scaled", "bare", "scaled twice"] = "scaled"  # rows of the table, by sqrt(D)
+    head_scaled: bool = False  # whether sqrt(D) multiplies the logits as well
+    # each norm before its block, or after the residual add; or the second one on attention's output
+    norms: Literal["before", "after", "as in Gemma 2"] = "before"
+    eps_outside: bool = False  # whether eps is added to the root instead of inside it
+    squares: Literal["wide", "bfloat16"] = "wide"  # format of a norm's input, its squares and their mean
+    rope_positions: Array | None = None  # BT, from which rotary angles are formed; None for `positions`
+    lanes: Literal["halves", "neighbours"] = "halves"  # lane i is paired with lane i + H/2, or 2i with 2i + 1
+    heads: Literal["grouped", "in turn"] = "grouped"  # query head n reads key head n // G, or n % K
+    fresh_keys: Literal["rounded", "wide"] = "rounded"  # keys of this call are read after rounding, or before
+    activation: Literal["tanh", "erf", "silu"] = "tanh"  # GELU in either form, or SiLU
+    activated: Literal["gate", "up"] = "gate"  # which of the two goes through it
+
+    @property
+    def odd_norm(self) -> bool:
+        """Whether the root of a norm is computed otherwise."""
+        return self.eps_outside or self.squares != "wide"
+
+    def but(self, **fields: Any) -> Setup:
+        """The same setup with some fields changed."""
+        return replace(self, **fields)
 
 
 @dataclass
 class Chunks:
-    """Which positions a run in chunks is at, told by the names that go by."""
+    """Which positions a run in chunks is at: a new chunk begins with its embedding."""
 
     now: slice = field(default_factory=lambda: slice(0, 0))  # of the T positions
 
     def at(self, name: str, value: Array) -> slice:
-        """Positions of a tensor."""
+        """The positions that a tensor of the tap is of."""
         if name == "embed":
             self.now = slice(self.now.stop, self.now.stop + value.shape[1])
         return self.now
 
 
 def run(setup: Setup, tap: Tap = identity) -> Array:
-    """Run the reference with the departures of a setup."""
+    """Run the reference as a setup says; logits BTV."""
     B, T = setup.tokens.shape
     cache = KVCache(setup.config, batch=B, capacity=T, dtype=setup.numerics.dtype)
-    departs = departing(setup, tap)
+    ported = port_tap(setup, tap)
     logits = []
     for start in range(0, T, CHUNK):
         chunk = slice(start, start + CHUNK)
@@ -60,40 +92,42 @@ def run(setup: Setup, tap: Tap = identity) -> Array:
                 positions=setup.positions[:, chunk],
                 cache=cache,
                 numerics=setup.numerics,
-                tap=departs,
+                tap=ported,
             )
         )
     return np.concatenate(logits, axis=1)
 
 
-def departing(setup: Setup, tap: Tap = identity, *, instead: GoesOn | None = None) -> Tap:
-    """Tap that turns the reference into a port with the habits of a setup."""
+def port_tap(setup: Setup, tap: Tap = identity, *, instead: Instead | None = None) -> Tap:
+    """Tap that makes the reference compute as a setup says; `instead` gives what later operations read."""
     seen: dict[str, Array] = {}  # by step, of this layer and chunk; "stream" is what enters it
     keys: dict[tuple[int, str], list[Array]] = {}  # of all chunks
     chunks = Chunks()
 
-    def tap_and_remember(name: str, value: Array) -> Array:
+    def tap_port(name: str, value: Array) -> Array:
         i, step = split_name(name)
         chunk = chunks.at(name, value)
-        value = _departed(setup, i, step, value, seen, chunk).astype(value.dtype, copy=False)
+        value = _as_in_the_port(setup, i, step, value, seen, chunk).astype(value.dtype, copy=False)
         value = tap(name, value)
-        on = value if instead is None else instead(name, value, chunk)
+        read = value if instead is None else instead(name, value, chunk)
         if step in ("embed", "out"):
             seen.clear()
-            seen["stream"] = on
+            seen["stream"] = read
             return value
-        seen[step] = on
+        seen[step] = read
         if i is not None and step in _CACHED:
             past = keys.setdefault((i, step), [])
-            past.append(on)
+            past.append(read)
             seen["every " + step] = np.concatenate(past, axis=1)  # BSKH
         return value
 
-    return tap_and_remember
+    return tap_port
 
 
-def _departed(setup: Setup, i: int | None, step: str, value: Array, seen: dict[str, Array], chunk: slice) -> Array:
-    """One tensor as a port with these habits has it; `value` itself where they do not touch it."""
+def _as_in_the_port(
+    setup: Setup, i: int | None, step: str, value: Array, seen: dict[str, Array], chunk: slice
+) -> Array:
+    """One tensor as the port computes it; `value` itself where no bug touches it."""
     if step == "embed":
         return _embedding(setup, value, chunk)
     if step == "logits":
@@ -105,8 +139,8 @@ def _departed(setup: Setup, i: int | None, step: str, value: Array, seen: dict[s
     if step in ("attn.norm", "attn.residual", "mlp.norm", "out"):
         return _norms(setup, layer, step, value, seen)
     if step in ("attn.q_rope", "attn.k_rope"):
-        odd = setup.turned_by is not None or setup.lanes == "neighbours"
-        return _turn(setup, seen[step.removesuffix("_rope")], setup.numerics, chunk) if odd else value
+        odd = setup.rope_positions is not None or setup.lanes == "neighbours"
+        return _rotated(setup, seen[step.removesuffix("_rope")], setup.numerics, chunk) if odd else value
     if step in ("attn.scores", "attn.mix"):
         return _heads(setup, step, value, seen, chunk)
     if step in ("mlp.act", "mlp.gated"):
@@ -126,9 +160,9 @@ def _embedding(setup: Setup, value: Array, chunk: slice) -> Array:
 
 
 def _norm(setup: Setup, x: Array, weight: Array) -> Array:
-    """The norm; where its root is another, that is a factor on each vector."""
+    """The norm; another root is a factor on each vector."""
     eps, wide = setup.config.rms_norm_eps, setup.numerics
-    narrow = setup.squares == "bfloat16" and "norm.square" in wide.rounding  # else the bounds allow for it
+    narrow = setup.squares == "bfloat16" and "norm.square" in wide.rounding  # else the bounds allow for the rounding
     if narrow:
         wide = wide.without("norm.square", "norm.mean")
     y = rms_norm(x, weight, eps=eps, numerics=wide)
@@ -138,8 +172,8 @@ def _norm(setup: Setup, x: Array, weight: Array) -> Array:
     if narrow:
         mean_square = _narrow(np.mean(_narrow(np.square(_narrow(x))), axis=-1, keepdims=True))
     root = np.sqrt(mean_square) + eps if setup.eps_outside else np.sqrt(mean_square + eps)
-    moved: Array = y * (np.sqrt(exact + eps) / root)
-    return moved
+    scaled: Array = y * (np.sqrt(exact + eps) / root)
+    return scaled
 
 
 def _narrow(x: Array) -> Array:
@@ -149,32 +183,32 @@ def _narrow(x: Array) -> Array:
 def _norms(setup: Setup, layer: LayerParams, step: str, value: Array, seen: dict[str, Array]) -> Array:
     """Norms and residual adds of a layer."""
     attn, mlp = layer["attn"]["norm"], layer["mlp"]["norm"]
-    given = seen["stream"] if step.startswith("attn") else seen["attn.residual"]
+    x = seen["stream"] if step.startswith("attn") else seen["attn.residual"]
     if step == "attn.norm":
         if setup.norms == "after":
-            return given
-        return _norm(setup, given, attn) if setup.odd_norm else value
+            return x
+        return _norm(setup, x, attn) if setup.odd_norm else value
     if step == "mlp.norm":
         if setup.norms != "before":
-            return given
-        return _norm(setup, given, mlp) if setup.odd_norm else value
+            return x
+        return _norm(setup, x, mlp) if setup.odd_norm else value
     if setup.norms == "after":
         return _norm(setup, value, attn if step == "attn.residual" else mlp)
     if setup.norms == "as in Gemma 2" and step == "attn.residual":
-        return setup.numerics.round(step, given + _norm(setup, seen["attn.out"], mlp))
+        return setup.numerics.round(step, x + _norm(setup, seen["attn.out"], mlp))
     return value
 
 
-def _turn(setup: Setup, x: Array, numerics: Numerics, chunk: slice) -> Array:
-    """Queries or keys turned by their angles."""
-    positions = setup.positions if setup.turned_by is None else setup.turned_by
+def _rotated(setup: Setup, x: Array, numerics: Numerics, chunk: slice) -> Array:
+    """Queries or keys, rotated by their angles."""
+    positions = setup.positions if setup.rope_positions is None else setup.rope_positions
     angles = rope_table(positions[:, chunk], setup.config.head_dim, setup.config.rope_theta, numerics=numerics)
     if setup.lanes == "halves":
         return rope(x, *angles, numerics=numerics)
-    # Even lanes are put in the first half, odd ones in the second, and put back afterwards.
+    # Even lanes go into the first half, odd ones into the second, and back afterwards.
     H = x.shape[-1]
-    turned = rope(np.concatenate([x[..., 0::2], x[..., 1::2]], axis=-1), *angles, numerics=numerics)
-    return turned.reshape(*x.shape[:-1], 2, H // 2).swapaxes(-1, -2).reshape(x.shape)
+    rotated = rope(np.concatenate([x[..., 0::2], x[..., 1::2]], axis=-1), *angles, numerics=numerics)
+    return rotated.reshape(*x.shape[:-1], 2, H // 2).swapaxes(-1, -2).reshape(x.shape)
 
 
 def _heads(setup: Setup, step: str, value: Array, seen: dict[str, Array], chunk: slice) -> Array:
@@ -183,7 +217,7 @@ def _heads(setup: Setup, step: str, value: Array, seen: dict[str, Array], chunk:
     wide = setup.fresh_keys == "wide" and step == "attn.scores"
     if setup.heads == "grouped" and not wide:
         return value
-    # Our head m reads m // G. Theirs reads n % K, so it takes the place of the (n // K)-th head of that group.
+    # Head m of the reference reads m // G. Head n of the port reads n % K: it takes the (n // K)-th place of that group.
     N, K = c.num_heads, c.num_kv_heads
     heads = np.arange(N)
     place = heads if setup.heads == "grouped" else (heads % K) * (N // K) + heads // K
@@ -192,9 +226,9 @@ def _heads(setup: Setup, step: str, value: Array, seen: dict[str, Array], chunk:
         mixed = attention_mix(seen["attn.probs"][:, at_place], seen["every attn.v"].swapaxes(1, 2), numerics=numerics)
         return mixed[:, :, place]
     keys = seen["every attn.k_rope"]
-    if wide:  # those of this call; the cache holds what was written down
+    if wide:  # keys of this call; the cache holds rounded ones
         as_computed = {point: narrow for point, narrow in numerics.rounding.items() if narrow == "float32"}
-        fresh = _turn(setup, seen["attn.k"], replace(numerics, rounding=as_computed), chunk)
+        fresh = _rotated(setup, seen["attn.k"], replace(numerics, rounding=as_computed), chunk)
         keys = np.concatenate([keys[:, : chunk.start], fresh], axis=1)
     q = seen["attn.q_rope"][:, :, at_place]
     return attention_scores(q, keys.swapaxes(1, 2), scale=c.query_scale, numerics=numerics)[:, place]

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from refgemma.config import Config
-from refgemma.oracle.bugs.catalogue import Variant
+from refgemma.oracle.bugs.catalogue import Bug
 from refgemma.oracle.operations import IN_LAYER, names_of, sources, split_name
 
-# One operation that a layer has twice: each may be wrong by itself. Other variants move several tensors as one.
+# One operation that a layer has twice: each may be wrong by itself. Other bugs move several tensors as one.
 _TWICE = {"attn.norm", "mlp.norm", "final_norm", "attn.q_rope", "attn.k_rope"}
 _RUN = 3  # so many layers in a row are said as "4 to 6"
 
@@ -26,14 +26,14 @@ class Site:
     seen: frozenset[str]  # tensors that were given, and come out otherwise if it is there
 
 
-def sites_of(variant: Variant, config: Config, given: Iterable[str]) -> list[Site]:
-    """Sites of a variant that a trace can tell apart."""
+def sites_of(bug: Bug, config: Config, given: Iterable[str]) -> list[Site]:
+    """Sites of a bug that a trace can tell apart."""
     exact = frozenset(given)
     units: dict[str | int, list[str]] = {}
     for name in names_of(config):
         layer, kind = split_name(name)
-        if kind in variant.where:
-            units.setdefault(name if layer is None or _TWICE.issuperset(variant.where) else layer, []).append(name)
+        if kind in bug.where:
+            units.setdefault(name if layer is None or _TWICE.issuperset(bug.where) else layer, []).append(name)
     sites: list[Site] = []
     for names in units.values():
         site = Site(tuple(names), _seen(names, config, exact))

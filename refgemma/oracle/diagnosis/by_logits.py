@@ -17,10 +17,10 @@ import numpy as np
 from refgemma.checkpoint.load import Progress
 from refgemma.numerics import Array
 from refgemma.oracle.bounds.arithmetic import arithmetic_of, confidence
-from refgemma.oracle.bugs.catalogue import Variant
-from refgemma.oracle.bugs.setups import Setup
+from refgemma.oracle.bugs.catalogue import Bug, with_bugs
+from refgemma.oracle.bugs.port import Setup
 from refgemma.oracle.diagnosis.candidate import fits
-from refgemma.oracle.diagnosis.explanation import with_roundings, with_variants
+from refgemma.oracle.diagnosis.explanation import with_roundings
 from refgemma.oracle.diagnosis.logits import columns_of, compared, difference, logits_of
 from refgemma.oracle.diagnosis.result import TIE, Cause
 from refgemma.oracle.judging.thresholds import DRIFTED, SEEDS
@@ -58,7 +58,7 @@ class FreeTrial:
         self._wrong: Array | None = None  # positions at which it is outside, (B, n)
         self._plain = math.inf  # its misfit
         self._reference: Array | None = None  # its logits, every rounding imitated
-        self._alone: dict[str, float] = {}  # by key: misfit of one variant
+        self._alone: dict[str, float] = {}  # by key: misfit of one bug
         self._moves: dict[str, float] = {}  # by key: how far it moves the reference's logits
 
     def honest(self) -> Cause:
@@ -73,11 +73,11 @@ class FreeTrial:
         self._plain = self._imitated(self._honest).misfit
         return self._cause((), self._plain, self._over(error, budgets))
 
-    def causes(self, explanations: list[tuple[Variant, ...]], progress: Progress | None = None) -> list[Cause]:
+    def causes(self, explanations: list[tuple[Bug, ...]], progress: Progress | None = None) -> list[Cause]:
         """How well explanations do."""
-        imitated: list[tuple[_Imitated, tuple[Variant, ...]]] = []
+        imitated: list[tuple[_Imitated, tuple[Bug, ...]]] = []
         for done, explanation in enumerate(explanations):
-            tried = [self._imitated(setup) for setup in with_variants(self._honest, explanation)]
+            tried = [self._imitated(setup) for setup in with_bugs(self._honest, explanation)]
             imitated.append((min(tried, key=lambda one: one.misfit), explanation))
             if len(explanation) == 1:
                 self._alone[explanation[0].key] = imitated[-1][0].misfit
@@ -96,23 +96,23 @@ class FreeTrial:
                 found.append(Cause(explanation, one.rough, one.misfit, ("logits",)))
         return found
 
-    def _without(self, explanation: tuple[Variant, ...]) -> float:
+    def _without(self, explanation: tuple[Bug, ...]) -> float:
         """Least misfit of the reference, and of each of two bugs alone."""
         members = explanation if len(explanation) > 1 else ()
-        return min([self._plain, *(self._alone.get(variant.key, math.inf) for variant in members)])
+        return min([self._plain, *(self._alone.get(bug.key, math.inf) for bug in members)])
 
-    def may_show(self, variant: Variant) -> bool:
-        """Whether a variant could explain the logits."""
-        return any(fits(setup.tokens, self._theirs) for setup in variant.setups(self._honest))
+    def may_show(self, bug: Bug) -> bool:
+        """Whether a bug could explain the logits."""
+        return any(fits(setup.tokens, self._theirs) for setup in bug.setups(self._honest))
 
-    def worth_trying(self, pairs: list[tuple[Variant, ...]]) -> list[tuple[Variant, ...]]:
+    def worth_trying(self, pairs: list[tuple[Bug, ...]]) -> list[tuple[Bug, ...]]:
         """Pairs that could explain the logits, by what each of the two does alone."""
-        kept: list[tuple[Variant, ...]] = []
+        kept: list[tuple[Bug, ...]] = []
         for one, other in pairs:
             best = [self._alone[a.key] - _REACH * self._moves[b.key] for a, b in ((one, other), (other, one))]
             undone = min(self._moves[one.key], self._moves[other.key]) > _REACH * self._plain
             if not undone and not any(misfit * CLOSER > self._plain for misfit in best):
-                setups = with_variants(self._honest, (one, other))
+                setups = with_bugs(self._honest, (one, other))
                 kept += [(one, other)] * any(fits(setup.tokens, self._theirs) for setup in setups)
         return kept
 
@@ -128,7 +128,7 @@ class FreeTrial:
         limit: Array = self._budgets(setup, self._run(setup))[..., 0]
         return limit
 
-    def _cause(self, explanation: tuple[Variant, ...], misfit: float, ratio: float) -> Cause:
+    def _cause(self, explanation: tuple[Bug, ...], misfit: float, ratio: float) -> Cause:
         return Cause(explanation, ratio, misfit, () if ratio <= 1 else ("logits",))
 
     @staticmethod

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from refgemma.config import Config
-from refgemma.oracle.bugs.catalogue import Variant
+from refgemma.oracle.bugs.catalogue import Bug
 from refgemma.oracle.bugs.sites import Site, sites_of
 from refgemma.oracle.diagnosis.explanation import Misfit
 from refgemma.oracle.diagnosis.result import Cause
@@ -26,7 +26,7 @@ CLOSER = 10.0  # times less misfit than without, and it is no coincidence
 class Tried:
     """What one explanation, everywhere in the model, leaves of their trace."""
 
-    variants: tuple[Variant, ...]  # the explanation; none for the honest reference
+    bugs: tuple[Bug, ...]  # the explanation; none for the honest reference
     findings: dict[str, Finding]  # for every tensor
     off: dict[str, Misfit]  # how far its numbers are from theirs
     wrong: frozenset[str]  # tensors that are wrong, and not forgiven
@@ -35,7 +35,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Placed:
-    """One variant, and where it is."""
+    """One bug, and where it is."""
 
     tried: Tried  # what it does everywhere
     here: tuple[Site, ...]  # where it is, and where these numbers cannot tell
@@ -48,15 +48,15 @@ class Placed:
         return frozenset[str]().union(*(site.seen for site in self.here))
 
     def without(self, taken: frozenset[str]) -> Placed:
-        """Same variant, less the sites that are seen in some tensors."""
+        """Same bug, less the sites that are seen in some tensors."""
         here = tuple(site for site in self.here if not site.seen & taken)
         return Placed(self.tried, here, self.undecided, self.everywhere and len(here) == len(self.here))
 
 
 def place(honest: Tried, tried: Tried, config: Config, given: set[str], floor: Mapping[str, float]) -> Placed:
-    """Find the sites at which a variant is."""
+    """Find the sites at which a bug is."""
     here, undecided, everywhere = [], [], True
-    for site in sites_of(tried.variants[0], config, given):
+    for site in sites_of(tried.bugs[0], config, given):
         wrong = site.seen & honest.wrong
         nearer = {name for name in site.seen if is_closer(tried.off[name], honest.off[name], floor[name])}
         farther = any(is_closer(honest.off[name], tried.off[name], floor[name]) for name in site.seen)
@@ -76,7 +76,7 @@ def is_closer(one: Misfit, other: Misfit, floor: float, times: float = CLOSER) -
 
 
 def placed_alone(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
-    """Variants that are at some of their sites only."""
+    """Bugs that are at some of their sites only."""
     best: dict[tuple[str, ...], Cause] = {}
     for cause in (_cause(honest, (one,)) for one in places if one.here and not one.everywhere):
         found = best.setdefault(cause.keys, cause)
@@ -85,10 +85,10 @@ def placed_alone(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
 
 
 def placed_pairs(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
-    """Two variants at different sites, at least one of them not everywhere, that explain all there is."""
+    """Two bugs at different sites, at least one of them not everywhere, that explain all there is."""
     causes: dict[tuple[tuple[str, ...], tuple[tuple[str, ...], ...]], Cause] = {}
     for pair in combinations([one for one in places if one.here], 2):
-        if not honest.wrong <= pair[0].seen | pair[1].seen or pair[0].tried.variants == pair[1].tried.variants:
+        if not honest.wrong <= pair[0].seen | pair[1].seen or pair[0].tried.bugs == pair[1].tried.bugs:
             continue
         for both in ((pair[0], pair[1].without(pair[0].seen)), (pair[0].without(pair[1].seen), pair[1])):
             cause = _cause(honest, both)
@@ -99,13 +99,13 @@ def placed_pairs(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
 
 
 def _cause(honest: Tried, places: tuple[Placed, ...]) -> Cause:
-    """Cause of variants, each at its sites, and the honest reference everywhere else."""
+    """Cause of bugs, each at its sites, and the honest reference everywhere else."""
     by = {name: one.tried for one in places for name in one.seen}
     left = tuple(name for name in honest.findings if name in by.get(name, honest).wrong)
     judged = {name: by.get(name, honest) for name in honest.findings}
     ratios = [tried.findings[name].ratio for name, tried in judged.items() if name not in tried.forgiven]
     return Cause(
-        variants=tuple(one.tried.variants[0] for one in places),
+        bugs=tuple(one.tried.bugs[0] for one in places),
         ratio=max((ratio for ratio in ratios if not math.isnan(ratio)), default=0.0),
         misfit=max((by.get(name, honest).off[name].mean for name in honest.wrong), default=math.inf),
         left=left,

@@ -7,17 +7,17 @@ from collections.abc import Iterable
 
 from refgemma.checkpoint.load import Progress
 from refgemma.oracle.bounds.arithmetic import arithmetic_of, storage_unit
-from refgemma.oracle.bugs.catalogue import Variant
-from refgemma.oracle.bugs.setups import Setup
+from refgemma.oracle.bugs.catalogue import Bug, with_bugs
+from refgemma.oracle.bugs.port import Setup
 from refgemma.oracle.diagnosis.by_sites import CLOSER, Tried, is_closer, place, placed_alone, placed_pairs
 from refgemma.oracle.diagnosis.candidate import fits
-from refgemma.oracle.diagnosis.explanation import Misfit, judge, loosens, misfits, with_variants
+from refgemma.oracle.diagnosis.explanation import Misfit, judge, loosens, misfits
 from refgemma.oracle.diagnosis.result import Cause
 from refgemma.oracle.judging.grades import Finding
 from refgemma.oracle.operations import names_of, split_name
 from refgemma.oracle.traces.trace import Trace
 
-Explanation = tuple[Variant, ...]
+Explanation = tuple[Bug, ...]
 Findings = dict[str, Finding]
 
 # The bounds are those of Gemma's operations. What a bug makes of one may round more often, or numbers of another size:
@@ -40,8 +40,8 @@ class ForcedTrial:
         self._base: Findings = base or {}
         self._wrong = set(self._given) if base is None else _wrong(base)
         self._plain = misfits(honest, theirs)
-        self._left: dict[str, set[str]] = {}  # by key: what a variant leaves wrong
-        self._tried: list[Tried] = []  # single variants, in each of their ways
+        self._left: dict[str, set[str]] = {}  # by key: what a bug leaves wrong
+        self._tried: list[Tried] = []  # single bugs, in each of their ways
 
     def honest(self) -> Cause:
         """How well the reference does as it is."""
@@ -51,28 +51,28 @@ class ForcedTrial:
         """How well explanations do."""
         found = []
         for done, explanation in enumerate(explanations):
-            tried = [self._cause(explanation, setup) for setup in with_variants(self._honest, explanation)]
+            tried = [self._cause(explanation, setup) for setup in with_bugs(self._honest, explanation)]
             found.append(min(tried, key=lambda cause: (len(cause.left), cause.misfit)))
             if progress is not None:
                 progress(done + 1, len(explanations))
         return found
 
-    def may_show(self, variant: Variant) -> bool:
-        """Whether a variant could explain any of what is wrong."""
-        if variant.kind == "tokens":
+    def may_show(self, bug: Bug) -> bool:
+        """Whether a bug could explain any of what is wrong."""
+        if bug.kind == "tokens":
             return self._theirs.last or not self._base
-        return bool(self._touched(variant) & self._wrong)
+        return bool(self._touched(bug) & self._wrong)
 
     def worth_trying(self, pairs: list[Explanation]) -> list[Explanation]:
         """Pairs that could explain everything, by what each of the two does alone."""
         if not self._base:  # other tokens were fed, so one of the two must be that
-            return [pair for pair in pairs if any(variant.kind == "tokens" for variant in pair)]
+            return [pair for pair in pairs if any(bug.kind == "tokens" for bug in pair)]
         kept: list[Explanation] = []
         for one, other in pairs:
             touched = [self._touched(one), self._touched(other)]
             if touched[0] & touched[1]:  # one may move what the other touches, such as a norm to another place
                 touched = [touched[0] | touched[1]] * 2
-            left = [self._left.get(variant.key, self._wrong) for variant in (one, other)]
+            left = [self._left.get(bug.key, self._wrong) for bug in (one, other)]
             helps = all(names & self._wrong for names in touched)
             together = (left[0] & left[1]) | (left[0] - self._wrong) | (left[1] - self._wrong)
             if helps and self._wrong <= touched[0] | touched[1] and together <= touched[0] & touched[1]:
@@ -80,20 +80,20 @@ class ForcedTrial:
         return kept
 
     def in_some_places(self, *, pairs: bool = False) -> list[Cause]:
-        """How well variants do that are at some places only, of those that were tried everywhere."""
+        """How well bugs do that are at some places only, of those that were tried everywhere."""
         if not self._base or self._theirs.last:  # what came before the last position is not theirs
             return []
         honest = Tried((), self._base, self._plain, frozenset(self._wrong), frozenset())
         config, given = self._honest.config, set(self._given)
-        places = [place(honest, tried, config, given, self._floor) for tried in self._tried if tried.variants[0].where]
+        places = [place(honest, tried, config, given, self._floor) for tried in self._tried if tried.bugs[0].where]
         return placed_pairs(honest, places) if pairs else placed_alone(honest, places)
 
-    def closer(self, variant: Variant) -> Cause | None:
-        """Where nothing is wrong: whether a variant comes closer to their numbers all the same."""
-        names = [name for name in self._given if split_name(name)[1] in variant.where]
+    def closer(self, bug: Bug) -> Cause | None:
+        """Where nothing is wrong: whether a bug comes closer to their numbers all the same."""
+        names = [name for name in self._given if split_name(name)[1] in bug.where]
         plain = _mean(self._plain, names)
-        best = min((_mean(misfits(s, self._theirs), names) for s in variant.setups(self._honest)), default=math.inf)
-        return Cause((variant,), 0.0, best, ()) if names and best * CLOSER < plain else None
+        best = min((_mean(misfits(s, self._theirs), names) for s in bug.setups(self._honest)), default=math.inf)
+        return Cause((bug,), 0.0, best, ()) if names and best * CLOSER < plain else None
 
     def _judged(self, setup: Setup) -> Findings | None:
         findings = (
@@ -121,19 +121,19 @@ class ForcedTrial:
         if findings is None:
             return None
         off = misfits(setup, self._theirs)
-        moved = {kind for variant in explanation for kind in variant.where}
+        moved = {kind for bug in explanation for kind in bug.where}
         forgiven = {name for name in _wrong(findings) if split_name(name)[1] in moved and self._is_close(name, off)}
         wrong = _wrong(findings) - forgiven
         if explanation and self._base:
             wrong |= {name for name in self._wrong if not self._comes_closer(name, off)}
         if self._base and loosens(self._arithmetic, self._honest, setup):
-            # What is inside looser bounds, and no closer than without the variant, is not explained by it.
+            # What is inside looser bounds, and no closer than without the bug, is not explained by it.
             wrong |= {name for name in self._wrong if not is_closer(off[name], self._plain[name], self._floor[name])}
-            for variant in explanation if len(explanation) > 1 else ():  # nor closer than with one alone
-                alone = [tried.off for tried in self._tried if tried.variants == (variant,)]
+            for bug in explanation if len(explanation) > 1 else ():  # nor closer than with one alone
+                alone = [tried.off for tried in self._tried if tried.bugs == (bug,)]
                 wrong |= {
                     name
-                    for name in self._left.get(variant.key, ())
+                    for name in self._left.get(bug.key, ())
                     if not all(is_closer(off[name], other[name], self._floor[name]) for other in alone)
                 }
         return Tried(explanation, findings, off, frozenset(wrong), frozenset(forgiven - wrong))
@@ -153,9 +153,9 @@ class ForcedTrial:
         plain = self._plain[name].mean if name in self._plain else math.inf
         return off[name].peak <= granted and off[name].mean * CLOSER <= plain
 
-    def _touched(self, variant: Variant) -> set[str]:
-        """Tensors that a variant moves, given the right inputs; where one of these was not given, any at all."""
-        moved = {name for name in names_of(self._honest.config) if split_name(name)[1] in variant.where}
+    def _touched(self, bug: Bug) -> set[str]:
+        """Tensors that a bug moves, given the right inputs; where one of these was not given, any at all."""
+        moved = {name for name in names_of(self._honest.config) if split_name(name)[1] in bug.where}
         return moved if moved and moved <= set(self._given) else set(self._given)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,9 +10,7 @@ from refgemma.config import Config
 from refgemma.model import Params
 from refgemma.numerics import FLOAT64, PROFILES, Array, Numerics
 from refgemma.oracle.bounds.arithmetic import ALIASES, CONSTANTS, UNIT, Arithmetic, arithmetic_of
-from refgemma.oracle.bugs.catalogue import VARIANTS, Variant
-from refgemma.oracle.bugs.port import Chunks, departing, run
-from refgemma.oracle.bugs.setups import Setup
+from refgemma.oracle.bugs.port import Chunks, Setup, port_tap, run
 from refgemma.oracle.diagnosis.candidate import fits, theirs_at
 from refgemma.oracle.judging.forced import judge_forced
 from refgemma.oracle.judging.grades import Finding
@@ -32,15 +29,6 @@ def honest_setup(params: Params, config: Config, theirs: Trace, arithmetic: str)
     return Setup(params=params, config=config, tokens=theirs.tokens, positions=theirs.positions, numerics=numerics)
 
 
-def with_variants(setup: Setup, variants: Iterable[Variant]) -> list[Setup]:
-    """Setup with some variants in it, in every way in which they can show together."""
-    setups = [setup]
-    # Later ones first: what is fed comes before positions, and positions are moved before they are rounded.
-    for variant in sorted(variants, key=VARIANTS.index, reverse=True):
-        setups = [changed for one in setups for changed in variant.setups(one)]
-    return setups
-
-
 def judge(setup: Setup, honest: Setup, theirs: Trace, arithmetic: str) -> list[Finding] | None:
     """Their trace, each operation on their own inputs, judged by the reference with the departures of a setup."""
     if not fits(setup.tokens, theirs):
@@ -48,7 +36,7 @@ def judge(setup: Setup, honest: Setup, theirs: Trace, arithmetic: str) -> list[F
     a = with_roundings(arithmetic_of(arithmetic), honest.numerics, setup.numerics)
     setup = setup.but(numerics=a.reference)
     trace = replace(theirs, tokens=setup.tokens, positions=setup.positions)
-    tap = departing(setup, instead=lambda name, value, chunk: theirs_at(trace, name, value, chunk))
+    tap = port_tap(setup, instead=lambda name, value, chunk: theirs_at(trace, name, value, chunk))
     return judge_forced(setup.params, setup.config, trace, a, tap=tap)
 
 

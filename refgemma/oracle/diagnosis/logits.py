@@ -11,8 +11,7 @@ from refgemma.numerics import Array
 from refgemma.oracle.bounds.arithmetic import Arithmetic, params_in, storage_slack
 from refgemma.oracle.bounds.flow import Flow
 from refgemma.oracle.bounds.slack import Known
-from refgemma.oracle.bugs.port import Chunks, run
-from refgemma.oracle.bugs.setups import Setup
+from refgemma.oracle.bugs.port import Chunks, Setup, run
 from refgemma.oracle.traces.trace import Trace, of_chunk
 
 _LOGITS = 2**24  # compared at most; of a longer text the last positions

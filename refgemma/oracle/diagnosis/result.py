@@ -8,7 +8,7 @@ from typing import Any
 
 from refgemma.errors import grouped
 from refgemma.oracle.bounds.arithmetic import arithmetic_of
-from refgemma.oracle.bugs.catalogue import Variant
+from refgemma.oracle.bugs.catalogue import Bug
 from refgemma.oracle.bugs.sites import words
 
 # Explanations whose misfit is within this factor of the best are as good as it: misfits of right ones are rounding
@@ -28,13 +28,13 @@ _FINE = (
 class Cause:
     """One explanation of another engine's numbers, and how well it does."""
 
-    variants: tuple[Variant, ...]  # the known bugs it consists of: one or two; none for the honest reference
+    bugs: tuple[Bug, ...]  # the known bugs it consists of: one or two; none for the honest reference
     ratio: float  # largest error over its bound that is left; at most 1 if it explains everything
     misfit: float  # mean difference over mean magnitude that is left, of the tensor where that is largest
     left: tuple[str, ...]  # tensors that are still wrong
-    # for each variant the tensors that it moves, if it is in some places only: empty for one that is everywhere
+    # for each bug the tensors that it moves, if it is in some places only: empty for one that is everywhere
     only: tuple[tuple[str, ...], ...] = ()
-    undecided: tuple[tuple[str, ...], ...] = ()  # for each variant those of other places where it would not show
+    undecided: tuple[tuple[str, ...], ...] = ()  # for each bug those of other places where it would not show
 
     @property
     def explains(self) -> bool:
@@ -44,18 +44,18 @@ class Cause:
     @property
     def keys(self) -> tuple[str, ...]:
         """Names in the catalogue."""
-        return tuple(variant.key for variant in self.variants)
+        return tuple(bug.key for bug in self.bugs)
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Where each variant is, such as "in layer 3 only"; empty for one that is everywhere."""
-        only = self.only or ((),) * len(self.variants)
-        return tuple(words(names, one.where) if names else "" for one, names in zip(self.variants, only, strict=True))
+        """Where each bug is, such as "in layer 3 only"; empty for one that is everywhere."""
+        only = self.only or ((),) * len(self.bugs)
+        return tuple(words(names, one.where) if names else "" for one, names in zip(self.bugs, only, strict=True))
 
     @property
     def name(self) -> str:
-        """Variants and places, such as "GELU by erf (C1), in layer 3 only"."""
-        both = zip(self.variants, self.places, strict=True)
+        """Bugs and places, such as "GELU by erf (C1), in layer 3 only"."""
+        both = zip(self.bugs, self.places, strict=True)
         return " and ".join(f"{one.title} ({one.key})" + (f", {place}" if place else "") for one, place in both)
 
     def as_dict(self) -> dict[str, Any]:
@@ -63,9 +63,9 @@ class Cause:
         told = ("key", "title", "sentence", "thread", "kind")
         return {
             "name": self.name,
-            "variants": [
-                {name: getattr(variant, name) for name in told} | {"place": place or "everywhere"}
-                for variant, place in zip(self.variants, self.places, strict=True)
+            "variants": [  # the name of this key is part of `diagnose --json`
+                {name: getattr(bug, name) for name in told} | {"place": place or "everywhere"}
+                for bug, place in zip(self.bugs, self.places, strict=True)
             ],
             "only": [list(names) for names in self.only],
             "undecided": [list(names) for names in self.undecided],
@@ -92,9 +92,9 @@ class Diagnosis:
     arithmetic : str
         What their numbers were taken to be computed in.
     closer : tuple of Cause
-        Where nothing is wrong: variants that come ten times closer to their numbers than the reference, or more. Mostly
+        Where nothing is wrong: bugs that come ten times closer to their numbers than the reference, or more. Mostly
         choices of rounding that engines make differently, in good faith; or a bug too small to be sure of.
-    fed : Variant or None
+    fed : Bug or None
         What the tokens alone tell: <bos> missing or double.
     pairs : bool
         Whether two bugs at once would have been tried.
@@ -110,7 +110,7 @@ class Diagnosis:
     basis: str
     arithmetic: str
     closer: tuple[Cause, ...] = ()
-    fed: Variant | None = None
+    fed: Bug | None = None
     pairs: bool = True
     overflow: str = ""
     notes: tuple[str, ...] = ()
@@ -158,7 +158,7 @@ class Diagnosis:
             return "no known bug explains it" + (", alone or with another" if self.pairs else " alone")
         if self.tied:
             return f"one of {' or '.join(cause.name for cause in self.tied)}: these numbers cannot tell which"
-        kinds = {variant.kind for variant in self.first.variants}
+        kinds = {bug.kind for bug in self.first.bugs}
         return ("a rounding profile: " if kinds == {"profile"} else "") + self.first.name
 
     def text(self) -> str:
@@ -178,8 +178,8 @@ class Diagnosis:
             lines.append(f"  {self.arithmetic} logits alone cannot show {fine}: rounding moves logits further")
             lines.append("  a trace of what each layer computes would show them")
         shown = self.tied or ((self.first,) if self.first else ())
-        for variant in _unique(variant for cause in shown for variant in cause.variants):
-            lines += [f"  {variant.key}: {variant.sentence}", f"    {variant.thread}"]
+        for bug in _unique(bug for cause in shown for bug in cause.bugs):
+            lines += [f"  {bug.key}: {bug.sentence}", f"    {bug.thread}"]
         for key, names in _undecided(shown).items():
             lines.append(f"  {key} would not show in {', '.join(grouped(list(names)))}: it may be there, too")
         if self.first is not None:
@@ -229,9 +229,9 @@ class Diagnosis:
 
 
 def _undecided(causes: Iterable[Cause]) -> dict[str, tuple[str, ...]]:
-    """By key, places where a variant may be or not."""
+    """By key, places where a bug may be or not."""
     return {key: names for cause in causes for key, names in zip(cause.keys, cause.undecided, strict=False) if names}
 
 
-def _unique(variants: Iterable[Variant]) -> list[Variant]:
-    return list({variant.key: variant for variant in variants}.values())
+def _unique(bugs: Iterable[Bug]) -> list[Bug]:
+    return list({bug.key: bug for bug in bugs}.values())

@@ -8,14 +8,14 @@ import pytest
 
 from refgemma.numerics import FLOAT32, FLOAT64, PROFILES
 from refgemma.oracle.bugs import port
-from refgemma.oracle.bugs.catalogue import VARIANTS, find
-from refgemma.oracle.bugs.port import run
-from refgemma.oracle.bugs.setups import Setup
-from refgemma.oracle.diagnosis.explanation import with_variants
+from refgemma.oracle.bugs.catalogue import BUGS, find, with_bugs
+from refgemma.oracle.bugs.port import Setup, run
 from refgemma.oracle.operations import FIRST, IN_LAYER, LAST
 from tests.judge import FLOAT64_BOUND, error
 from tests.models import random_model, widened
-from tests.truth import BUGS, truth_logits
+from tests.oracle.publish import BUGS_PAGE, bugs_page
+from tests.truth import BUGS as TRUTH_BUGS
+from tests.truth import truth_logits
 
 # Kinds of visibility that the catalogue of known bugs gives, and what of each a trace can show.
 IN_FLOAT32 = ["A1", "A3", "A4", "A5", "B1", "B2", "B8", "B9", "C1", "C2", "C3", "D2", "D7", "D9", "E2", "E6"]
@@ -47,21 +47,21 @@ def model_for(*bugs):
 
 
 def test_the_table_is_whole():
-    keys = [variant.key for variant in VARIANTS]
+    keys = [bug.key for bug in BUGS]
     assert len(set(keys)) == len(keys)
     assert {key.split()[0] for key in keys} == {*IN_FLOAT32, *IN_BFLOAT16, *FAR, *IN_TOKENS}
-    for variant in VARIANTS:
-        assert re.fullmatch(r"https://[\w./-]+", variant.thread), variant.key
-        assert variant.sentence.endswith(".")
-        assert set(variant.where) <= {*FIRST, *IN_LAYER, *LAST}
-        assert bool(variant.where) == (variant.kind != "tokens")
-        assert find(variant.key) is variant
-    with pytest.raises(ValueError, match=r"'Z9' is no known bug: there are A1, A2"):
+    for bug in BUGS:
+        assert re.fullmatch(r"https://[\w./-]+", bug.thread), bug.key
+        assert bug.sentence.endswith(".")
+        assert set(bug.where) <= {*FIRST, *IN_LAYER, *LAST}
+        assert bool(bug.where) == (bug.kind != "tokens")
+        assert find(bug.key) is bug
+    with pytest.raises(ValueError, match=r"unknown bug 'Z9': expected one of A1, A2"):
         find("Z9")
 
 
-@pytest.mark.parametrize("bug", sorted(set(BUGS) - {"A5"}))
-def test_a_variant_is_the_bug(bug):
+@pytest.mark.parametrize("bug", sorted(set(TRUTH_BUGS) - {"A5"}))
+def test_a_bug_in_the_reference_is_the_bug_in_the_truth(bug):
     model = model_for(bug)
     want = truth_logits(model.params, model.config, model.tokens, model.positions, bugs={bug})
     setups = find(bug).setups(setup_of(model))
@@ -73,32 +73,37 @@ def test_a_variant_is_the_bug(bug):
 @pytest.mark.parametrize(
     "pair", [*combinations(("B1", "B8", "B9", "B9 1e-5"), 2), ("D2", "D7"), ("D7", "E6"), ("C1", "C3"), ("A1", "A3")]
 )
-def test_two_variants_are_both_bugs(pair):
+def test_two_bugs_in_the_reference_are_both_in_the_truth(pair):
     """Also where both change one operation."""
     model = model_for(*pair)
     want = truth_logits(model.params, model.config, model.tokens, model.positions, bugs=set(pair))
     for order in (pair, pair[::-1]):
-        for setup in with_variants(setup_of(model), [find(key) for key in order]):
+        for setup in with_bugs(setup_of(model), [find(key) for key in order]):
             assert error(run(setup), want) <= FLOAT64_BOUND
     one = truth_logits(model.params, model.config, model.tokens, model.positions, bugs={pair[0]})
     assert error(one, want) > 1e-9  # it can fail: one bug is not both
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.key)
-def test_a_run_in_chunks_is_the_run_in_one(variant, monkeypatch):
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.key)
+def test_a_run_in_chunks_is_the_run_in_one(bug, monkeypatch):
     model = random_model(8, num_tokens=9)
-    narrow = variant.key == "G1"
+    narrow = bug.key == "G1"
     honest = setup_of(model, numerics=PROFILES["bf16-transformers"], params=model.params) if narrow else setup_of(model)
-    whole = [(setup, run(setup)) for setup in variant.setups(honest)]
+    whole = [(setup, run(setup)) for setup in bug.setups(honest)]
     monkeypatch.setattr(port, "CHUNK", 4)
     for setup, want in whole:
         if narrow:  # only this one makes cached and full runs differ
             assert error(run(setup), want) > 1e-4
         else:  # where values are rounded, sums of two lengths may fall on two sides of a midpoint
-            assert error(run(setup), want) <= (1e-2 if variant.kind == "rounding" else FLOAT64_BOUND)
+            assert error(run(setup), want) <= (1e-2 if bug.kind == "rounding" else FLOAT64_BOUND)
 
 
-def test_departures_leave_an_honest_run_alone():
+def test_the_page_of_the_catalogue_is_its_table():
+    assert BUGS_PAGE.read_text(encoding="utf-8") == bugs_page()  # else run `python -m tests.oracle.publish`
+    assert all(f"| {bug.key} | **{bug.title}.** " in bugs_page() for bug in BUGS)
+
+
+def test_an_honest_setup_is_the_reference():
     model = random_model(5)
     for numerics in (FLOAT64, FLOAT32):
         params = widened(model.params) if numerics is FLOAT64 else model.params
@@ -108,9 +113,9 @@ def test_departures_leave_an_honest_run_alone():
         assert error(plain, want) <= (FLOAT64_BOUND if numerics is FLOAT64 else 1e-4)
 
 
-def test_a_variant_that_cannot_show_gives_nothing():
+def test_a_bug_that_cannot_show_gives_nothing():
     single = setup_of(random_model(0, num_tokens=6))  # K = 1
-    shown = {variant.key for variant in VARIANTS if variant.setups(single)}
+    shown = {bug.key for bug in BUGS if bug.setups(single)}
     near = single.but(positions=np.broadcast_to(np.arange(6), single.tokens.shape))
     assert "E6" not in shown
     assert "A5" not in shown
