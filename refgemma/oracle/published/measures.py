@@ -129,13 +129,13 @@ def _greedy_text(gemma: Gemma, figure: Figure) -> Measured:
     found: list[tuple[int, str, str]] = []
     for text in fields["continuations"]:
         ids = gemma.tokenizer.encode(text, control="markers") if isinstance(text, str) else text
-        agreeing, problem = _agreeing(gemma, prompt, ids, allowed)
-        found.append((agreeing, f"{agreeing} of {len(ids)} tokens", problem))
+        agreeing, difference = _agreeing(gemma, prompt, ids, allowed)
+        found.append((agreeing, f"{agreeing} of {len(ids)} tokens", difference))
     best = max(found)
     shown = fields["continuations"][found.index(best)]
     shown = shown if isinstance(shown, str) else gemma.tokenizer.decode(shown)
-    problems = [problem for *_, problem in found]
-    problem = "; ".join(problems) if all(problems) else None
+    differences = [difference for *_, difference in found]
+    problem = "; ".join(differences) if all(differences) else None
     return Measured(_short(shown), best[1], f"best, or {allowed:g} below", problem, best[1])
 
 
