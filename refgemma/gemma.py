@@ -346,8 +346,9 @@ class Gemma:
         Generation
             Text, tokens, why it ended, and the seed that gives it again.
         """
-        options = {"prefix": prefix, "progress": progress, "record": record}
-        return self._run([self.encode_prompt(prompt, raw=raw)], SamplingParams(**settings), **options)[0]
+        ids = self.encode_prompt(prompt, raw=raw)
+        events = self._events([ids], SamplingParams(**settings), prefix=prefix, progress=progress, record=record)
+        return next(event.result for event in events if event.result is not None)
 
     def generate_batch(
         self,
@@ -397,7 +398,9 @@ class Gemma:
                 raise InputError(f"lora has {len(lora)} entries for {len(prompts)} prompts: expected one each, or None")
             for adapter in dict.fromkeys(a for a in lora if a is not None):
                 adapted = adapted.with_lora(adapter, rows=[a is adapter for a in lora])
-        return adapted._run(ids, SamplingParams(**settings), prefix=prefix, progress=progress, record=record)
+        events = adapted._events(ids, SamplingParams(**settings), prefix=prefix, progress=progress, record=record)
+        results = {event.row: event.result for event in events if event.result is not None}
+        return [results[row] for row in range(len(prompts))]
 
     def stream(
         self,
@@ -445,11 +448,6 @@ class Gemma:
     def _xp(self) -> Any:
         """Array library of the weights."""
         return namespace_of(self.params["final_norm"])
-
-    def _run(self, prompts: list[list[int]], settings: SamplingParams, **options: Any) -> list[Generation]:
-        events = self._events(prompts, settings, **options)
-        results = {event.row: event.result for event in events if event.result is not None}
-        return [results[row] for row in range(len(prompts))]
 
     def _events(self, prompts: list[list[int]], settings: SamplingParams, **options: Any) -> Iterator[Event]:
         return generation.generate(

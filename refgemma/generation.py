@@ -169,7 +169,9 @@ def read_prompts(
     for start in range(held, longest, CHUNK):
         stop = min(start + CHUNK, longest)
         part = np.s_[:, start - held : stop - held]
-        watched = {} if progress is None else {"tap": _layers_told(progress, start, stop, longest, config.num_layers)}
+        watched = (
+            {} if progress is None else {"tap": _layer_by_layer(progress, start, stop, longest, config.num_layers)}
+        )
         scores = forward(
             params,
             config,
@@ -186,8 +188,8 @@ def read_prompts(
     return scores
 
 
-def _layers_told(progress: Progress, start: int, stop: int, total: int, num_layers: int) -> Tap:
-    """Tap that tells how far a chunk is, layer by layer: one chunk of a large model takes seconds."""
+def _layer_by_layer(progress: Progress, start: int, stop: int, total: int, num_layers: int) -> Tap:
+    """Tap that reports progress within a chunk, since one chunk of a large model takes seconds."""
     ends = {f"layers.{i}.out": start + (stop - start) * (i + 1) // num_layers for i in range(num_layers - 1)}
 
     def tap(name: str, value: Array) -> Array:
@@ -221,6 +223,7 @@ class Row:
             )
         self.index = index
         self.prompt = prompt
+        self.position = len(prompt) - 1  # of its last token, counted from 0 at the first of the prompt
         self.settings = settings
         self.seed = seed_of(settings)  # of its draws
         self.output: list[int] = []  # generated so far
@@ -232,21 +235,19 @@ class Row:
         self._held = ""  # decoded, but perhaps the beginning of a stop text
         self._logits: list[Array] | None = [] if record else None
 
-    @property
-    def position(self) -> int:
-        """Where its last token stands, counted from 0 at the first of the prompt."""
-        return len(self.prompt) + len(self.output) - 1
-
     def next(self, scores: Array) -> Event:
-        """Decide one token, and release the text that it makes certain. scores (V,)."""
-        # Some tables have more rows than the vocabulary, to fill a multiple of 128; those are no tokens.
+        """Decide one token from scores (V,), and release the text that it makes certain."""
+        # Some tables have more rows than the vocabulary, to fill a multiple of 128; those are not tokens.
         scores = to_host(scores[: self._tokenizer.vocab_size])
         u = uniform(self.seed, len(self.output))
         decision = decide(scores, self.settings, self.prompt, self.output, u, record=self._logits is not None)
-        logits = None if self._logits is None else scores.copy()
-        if self._logits is not None and logits is not None:
+        logits = None
+        if self._logits is not None:
+            logits = scores.copy()
             self._logits.append(logits)
         self.output.append(decision.token)
+        self.position += 1
+
         if decision.token in self._stop_ids:
             self.finish_reason = "stop"
         else:
@@ -255,35 +256,34 @@ class Row:
                 self.finish_reason = "length"
         if self.finish_reason:
             self._held += self._decoder.flush()
-        text, self._held, stopped = split_at_stop(self._held, self.settings.stop)
+        text, stopped = self._held, False
+        self._held = ""
+        if self.settings.stop:
+            text, self._held, stopped = split_at_stop(text, self.settings.stop)
         if stopped:
             self.finish_reason = "stop"
         if self.finish_reason:
             text += self._held
         self._released += text
-        result = self._result()
-        return Event(text=text, token=decision.token, row=self.index, decision=decision, result=result, logits=logits)
+        event = Event(text=text, token=decision.token, row=self.index, decision=decision, logits=logits)
+        return event if self.finish_reason is None else replace(event, result=self._result(self.finish_reason))
 
-    def _result(self) -> Generation | None:
-        if self.finish_reason is None:
-            return None
+    def _result(self, finish_reason: FinishReason) -> Generation:
+        record = None
+        if self._logits is not None:
+            record = Record(
+                params=replace(self.settings, seed=self.seed),
+                prompt_tokens=tuple(self.prompt),
+                tokens=tuple(self.output),
+                uniforms=tuple(uniform(self.seed, t) for t in range(len(self.output))),
+                logits=self._logits,
+                piece=self._tokenizer.piece,
+            )
         return Generation(
             text=self._released,
             tokens=self.output,
-            finish_reason=self.finish_reason,
+            finish_reason=finish_reason,
             usage=Usage(prompt_tokens=len(self.prompt), completion_tokens=len(self.output)),
             seed=self.seed,
-            record=self._record(),
-        )
-
-    def _record(self) -> Record | None:
-        if self._logits is None:
-            return None
-        return Record(
-            params=replace(self.settings, seed=self.seed),
-            prompt_tokens=tuple(self.prompt),
-            tokens=tuple(self.output),
-            uniforms=tuple(uniform(self.seed, t) for t in range(len(self.output))),
-            logits=self._logits,
-            piece=self._tokenizer.piece,
+            record=record,
         )

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal, TypeAlias, TypedDict
 
+import numpy as np
+
 from refgemma.cache import KVCache
 from refgemma.config import Config
-from refgemma.device import placed
 from refgemma.errors import InputError
-from refgemma.numerics import FLOAT32, Array, Numerics, namespace_of
+from refgemma.numerics import FLOAT32, Array, Numerics, namespace_of, to_host
 from refgemma.ops.attention import allowed_keys, attention_mix, attention_probs, attention_scores
 from refgemma.ops.embedding import embed
 from refgemma.ops.linear import Operand, linear, linears
@@ -64,7 +65,7 @@ class Params(TypedDict):
 
 
 def identity(name: str, value: Array) -> Array:
-    """Tap that only looks away: every tensor goes on as it is."""
+    """Default tap: returns every tensor unchanged."""
     return value
 
 
@@ -119,7 +120,8 @@ def forward(
     if logits not in ("all", "last"):
         raise InputError(f"logits is {logits!r}: expected 'all' or 'last'")
     xp = namespace_of(params["final_norm"])  # the weights decide where to compute
-    tokens, positions = placed(_checked(tokens, positions, cache, config), xp)
+    place = to_host if xp is np else xp.asarray
+    tokens, positions = map(place, _checked(tokens, positions, cache, config))
     if cache is not None:
         cache.extend(positions)
     key_positions = positions if cache is None else cache.positions[:, : cache.length]
@@ -131,7 +133,7 @@ def forward(
     N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
 
     x = embed(tokens, params["embed"], numerics=numerics)  # BTD
-    x[positions < 0] = 0  # and zero it stays: norms, products and residual adds all map zero to zero
+    x[positions < 0] = 0  # and it stays zero: norms, products and residual adds all map zero to zero
     x = tap("embed", x)
 
     for i, layer in enumerate(params["layers"]):
@@ -151,7 +153,7 @@ def forward(
         out = tap(at + "out", project(mix.reshape(B, T, N * H), attn["out"]))
         x = tap(at + "residual", numerics.round("attn.residual", x + out))
 
-        # Each position then thinks on its own, through a wider gated layer, and adds the result.
+        # Each position is then transformed independently, by a wider gated layer, and adds the result.
         mlp, at = layer["mlp"], f"layers.{i}.mlp."
         y = tap(at + "norm", norm(x, mlp["norm"]))
         gate, up = linears(y, (mlp["gate"], mlp["up"]), columns=True, numerics=numerics)
@@ -162,18 +164,11 @@ def forward(
         x = tap(f"layers.{i}.out", numerics.round("out", x + down))
 
     if logits == "last":
-        x = _last_real(x, positions)  # B1D
+        last = T - 1 - (positions[:, ::-1] >= 0).argmax(axis=1)  # B: where each row has its last real token
+        x = x[xp.arange(B), last][:, None]  # B1D
     x = tap("final_norm", norm(x, params["final_norm"]))
     every = tap("logits", project(x, params["head"]))  # BTV
     return every[:, 0] if logits == "last" else every
-
-
-def _last_real(x: Array, positions: Array) -> Array:
-    """Each row's vector at its last position that is not padding; shape (B, 1, D)."""
-    real_from_the_end = positions[:, ::-1] >= 0
-    last = positions.shape[1] - 1 - real_from_the_end.argmax(axis=1)
-    vectors: Array = x[namespace_of(x).arange(len(x)), last]  # BD
-    return vectors[:, None]
 
 
 def _checked(tokens: Array, positions: Array | None, cache: KVCache | None, config: Config) -> tuple[Array, Array]:
@@ -195,5 +190,5 @@ def _checked(tokens: Array, positions: Array | None, cache: KVCache | None, conf
             f"positions are {positions.dtype} of shape {positions.shape}: expected whole numbers, {tokens.shape}"
         )
     if int(positions.min()) < -1:
-        raise InputError(f"position {int(positions.min())} is none: expected 0 and up, or -1 for padding")
+        raise InputError(f"position {int(positions.min())} is invalid: expected 0 or more, or -1 for padding")
     return tokens, positions

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from refgemma.errors import InputError
 from refgemma.profiles import ENGINES, ROUNDINGS, roundings_of
 
 Array: TypeAlias = NDArray[Any]
+T = TypeVar("T", NDArray[Any], float)
 
 
 def namespace_of(x: Array) -> Any:
@@ -86,34 +87,30 @@ class Numerics:
     # rounding point to the narrower format that its values are rounded to ("bfloat16" or "float32"). Empty for plain
     # float32 and float64. A rounded value stays in an array of `dtype`
     rounding: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    stepwise: frozenset[str] = field(init=False)  # operations with a rounding point inside: taken step by step
 
     def __post_init__(self) -> None:
         for point, narrow in self.rounding.items():
             if point not in ROUNDING_POINTS:
-                raise InputError(f"{point!r} is no rounding point: there are {', '.join(ROUNDING_POINTS)}")
+                raise InputError(f"{point!r} is not a rounding point: expected one of {', '.join(ROUNDING_POINTS)}")
             if narrow not in ("bfloat16", "float32"):
                 raise InputError(f"rounding point {point!r} has format {narrow!r}: expected 'bfloat16' or 'float32'")
+        object.__setattr__(self, "stepwise", frozenset(point.partition(".")[0] for point in self.rounding))
 
-    def round(self, point: str, value: Array) -> Array:
-        """Value as it is after the rounding, if any, at a named point of the computation.
+    def round(self, point: str, value: T) -> T:
+        """Value, an array or a number of a formula, after the rounding, if any, at a named point of the computation.
 
         To bfloat16 by way of float32, as in the engines that are imitated: they compute in float32, then narrow.
         """
         narrow = self.rounding.get(point)
         if narrow is None:
             return value
+        if isinstance(value, (int, float)):
+            return float(self.round(point, np.array(value)))
         single = value.astype(np.float32, copy=False)
         if narrow == "bfloat16":
             single = from_bfloat16(to_bfloat16(single))
         return single.astype(value.dtype, copy=False)
-
-    def constant(self, point: str, value: float) -> float:
-        """Number of a formula as it is after the rounding, if any, at a named point."""
-        return float(self.round(point, np.array(value))) if point in self.rounding else value
-
-    def inside(self, operation: str) -> bool:
-        """Whether any step inside an operation is rounded, so that the steps must be taken one by one."""
-        return bool(self.rounding) and any(point.startswith(operation + ".") for point in self.rounding)
 
     def without(self, *points: str) -> Numerics:
         """Same arithmetic with some rounding points switched off."""
@@ -131,7 +128,7 @@ def _matching(pattern: str) -> list[str]:
     """Rounding points of that name or pattern."""
     found = [point for point in ROUNDING_POINTS if fnmatchcase(point, pattern)]
     if not found:
-        raise InputError(f"{pattern!r} is no rounding point: there are {', '.join(ROUNDING_POINTS)}")
+        raise InputError(f"{pattern!r} is not a rounding point: expected one of {', '.join(ROUNDING_POINTS)}")
     return found
 
 

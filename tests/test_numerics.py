@@ -185,7 +185,7 @@ def test_round_gives_the_nearest_number_of_the_narrower_format(dtype):
 
 
 def test_unknown_points_and_formats_are_one_clear_sentence():
-    with pytest.raises(ValueError, match=r"^'attn.prob' is no rounding point: there are embed.scale, embed, "):
+    with pytest.raises(ValueError, match=r"^'attn.prob' is not a rounding point: expected one of embed.scale, embed, "):
         Numerics("test", np.dtype(np.float32), {"attn.prob": "bfloat16"})
     with pytest.raises(
         ValueError, match=r"^rounding point 'out' has format 'float16': expected 'bfloat16' or 'float32'$"

@@ -204,9 +204,9 @@ def test_single_points_are_switched_off_and_on():
     assert more.name == "bf16-transformers without norm.out with norm.* in bfloat16 with rope.table in float32"
     assert PROFILES["bf16-transformers"] == profile != less  # the profile itself stays
     assert np.array_equal(run(profile.without("*")), run(FLOAT32))
-    with pytest.raises(ValueError, match=r"^'norm.oot' is no rounding point: there are embed.scale, embed, "):
+    with pytest.raises(ValueError, match=r"^'norm.oot' is not a rounding point: expected one of embed.scale, embed, "):
         profile.without("norm.out", "norm.oot")
-    with pytest.raises(ValueError, match=r"^'act' is no rounding point: there are "):
+    with pytest.raises(ValueError, match=r"^'act' is not a rounding point: expected one of "):
         profile.with_("act", "bfloat16")
     with pytest.raises(ValueError, match=r"^rounding point 'out' has format 'int8': expected 'bfloat16' or 'float32'$"):
         profile.with_("out", "int8")

@@ -65,7 +65,7 @@ def attention_scores(q: Array, k: Array, *, scale: float, numerics: Numerics = F
     B, T, N, H = q.shape
     K, S = k.shape[1:3]
     G = N // K
-    scale = numerics.constant("attn.scale", scale)
+    scale = numerics.round("attn.scale", scale)
     scale_after = "attn.product" in numerics.rounding
     if not scale_after:
         q = numerics.round("attn.query", q * scale)

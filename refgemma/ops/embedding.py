@@ -40,7 +40,7 @@ def embed(tokens: Array, table: Operand, *, numerics: Numerics = FLOAT32) -> Arr
     """
     D = table.shape[-1]
     base, deltas = (table.base, table.deltas) if isinstance(table, Adapted) else (table, ())
-    scale = numerics.constant("embed.scale", math.sqrt(D))
+    scale = numerics.round("embed.scale", math.sqrt(D))
     y = numerics.round("embed", table_rows(tokens, base, numerics) * scale)  # BTD
     if not deltas:
         return y

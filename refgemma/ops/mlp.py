@@ -38,7 +38,7 @@ def gelu(x: Array, *, numerics: Numerics = FLOAT32) -> Array:
     Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016, section 2; Shazeer, "GLU Variants Improve Transformer",
     2020.
     """
-    act = _gelu_by_steps(x, numerics) if numerics.inside("gelu") else elementwise(_gelu, x)
+    act = _gelu_by_steps(x, numerics) if "gelu" in numerics.stepwise else elementwise(_gelu, x)
     return numerics.round("mlp.act", act)
 
 
@@ -55,7 +55,7 @@ def multiply(act: Array, up: Array) -> Array:
     ndarray, shape (..., F)
         As ``act * up``.
     """
-    return elementwise(_times, act, up)
+    return elementwise(np.multiply, act, up)
 
 
 def _gelu(x: Array, out: Array | None = None) -> Array:
@@ -77,7 +77,7 @@ def _gelu(x: Array, out: Array | None = None) -> Array:
 def _gelu_by_steps(x: Array, numerics: Numerics) -> Array:
     """The formula in the order in which it is written, each step with its rounding point."""
     xp = namespace_of(x)
-    slope, cubic = (numerics.constant("gelu.constant", value) for value in (math.sqrt(2 / math.pi), 0.044715))
+    slope, cubic = (numerics.round("gelu.constant", value) for value in (math.sqrt(2 / math.pi), 0.044715))
     cube = numerics.round("gelu.cube", numerics.round("gelu.square", x * x) * x)
     total = numerics.round("gelu.sum", x + numerics.round("gelu.term", cubic * cube))
     inner = numerics.round("gelu.inner", slope * total)
@@ -85,8 +85,3 @@ def _gelu_by_steps(x: Array, numerics: Numerics) -> Array:
     tanh = numerics.round("gelu.tanh", xp.tanh(inner.astype(np.float64)).astype(x.dtype))
     curve: Array = (0.5 * x) * numerics.round("gelu.shifted", 1 + tanh)
     return curve
-
-
-def _times(act: Array, up: Array, out: Array | None = None) -> Array:
-    both: Array = act * up if out is None else np.multiply(act, up, out=out)
-    return both

@@ -46,7 +46,7 @@ def rms_norm(x: Array, weight: Array, *, eps: float, numerics: Numerics = FLOAT3
     """
     if weight.shape != x.shape[-1:]:
         raise InputError(f"weight has shape {weight.shape}, x has {x.shape[-1]} channels: expected ({x.shape[-1]},)")
-    if numerics.inside("norm"):
+    if "norm" in numerics.stepwise:
         normed = _normed_by_steps(x, eps, numerics)
     else:
         xp = namespace_of(x)
@@ -63,7 +63,7 @@ def _normed_by_steps(x: Array, eps: float, numerics: Numerics) -> Array:
     xp = namespace_of(x)
     square = numerics.round("norm.square", xp.square(x))
     mean_square = numerics.round("norm.mean", xp.mean(square, axis=-1, keepdims=True))  # ... 1
-    rms = xp.sqrt(numerics.round("norm.shifted", mean_square + numerics.constant("norm.eps", eps)))
+    rms = xp.sqrt(numerics.round("norm.shifted", mean_square + numerics.round("norm.eps", eps)))
     # Dividing by the root is one rounding less than multiplying by its inverse, which is what engines do.
     normed: Array = x * numerics.round("norm.inverse", 1 / rms) if "norm.inverse" in numerics.rounding else x / rms
     return numerics.round("norm.normed", normed)

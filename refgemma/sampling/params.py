@@ -82,8 +82,10 @@ class SamplingParams:
         for name in ("top_k", "penalty_window"):
             if getattr(self, name) is not None:
                 settle(name, _whole(name, getattr(self, name), low=1, hint=" (None is off)"))
-        settle("logit_bias", _biases(self.logit_bias))
-        settle("banned", _ids("banned", self.banned))
+        if not isinstance(self.logit_bias, tuple) or self.logit_bias:
+            settle("logit_bias", _biases(self.logit_bias))
+        if not isinstance(self.banned, tuple) or self.banned:
+            settle("banned", _ids("banned", self.banned))
         if self.seed is not None:
             settle("seed", _whole("seed", self.seed, low=0, high=MAX_SEED))
         settle("max_tokens", _whole("max_tokens", self.max_tokens, low=1))

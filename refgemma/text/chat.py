@@ -143,14 +143,14 @@ def encode_chat(
     turns = _to_turns(messages, policy)
     if policy == "published":
         return tokenizer.encode(_write(turns, add_generation_prompt), control="all")
-    newline = tokenizer.encode("\n")
+    newline = tokenizer.encode_inert("\n", TURN_MARKERS)
     ids = [tokenizer.bos_id]
     for role, text in turns:
         ids.append(tokenizer.start_of_turn_id)
         ids += tokenizer.encode_inert(f"{role}\n{text}", TURN_MARKERS)
         ids += [tokenizer.end_of_turn_id, *newline]
     if add_generation_prompt:
-        ids += [tokenizer.start_of_turn_id, *tokenizer.encode("model\n")]
+        ids += [tokenizer.start_of_turn_id, *tokenizer.encode_inert("model\n", TURN_MARKERS)]
     return ids
 
 
@@ -198,7 +198,17 @@ def _published_turns(messages: list[Mapping[str, Any]]) -> list[Turn]:
 
 def _default_turns(messages: list[Mapping[str, Any]]) -> list[Turn]:
     """The rules in the notes of `render`."""
-    pairs = [_role_and_text(index, message) for index, message in enumerate(messages)]
+    pairs = []
+    for index, message in enumerate(messages):
+        for key in ("role", "content"):
+            if key not in message:
+                raise InputError(f"messages[{index}] has no {key!r}: expected {{'role': ..., 'content': ...}}")
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
+            raise InputError(f"messages[{index}]: role is {role!r:.60}: expected one of {', '.join(ROLES)}")
+        if not isinstance(content, str):
+            raise InputTypeError(f"messages[{index}]: content is {content!r:.60}: expected text, a str")
+        pairs.append(("model" if role == "assistant" else role, checked_text(content).strip()))
     system = [text for _, text in takewhile(lambda pair: pair[0] == "system", pairs)]
     if len(system) == len(pairs):
         raise InputError(f"there are no messages{' but from system' if system else ''}: expected one from the user")
@@ -226,16 +236,3 @@ def _default_turns(messages: list[Mapping[str, Any]]) -> list[Turn]:
 
     turns[0] = Turn("user", "\n\n".join(filter(None, [*system, turns[0].text])))
     return turns
-
-
-def _role_and_text(index: int, message: Mapping[str, Any]) -> tuple[str, str]:
-    """The role in Gemma's terms and the trimmed text."""
-    for key in ("role", "content"):
-        if key not in message:
-            raise InputError(f"messages[{index}] has no {key!r}: expected {{'role': ..., 'content': ...}}")
-    role, content = message["role"], message["content"]
-    if role not in ROLES:
-        raise InputError(f"messages[{index}]: role is {role!r:.60}: expected one of {', '.join(ROLES)}")
-    if not isinstance(content, str):
-        raise InputTypeError(f"messages[{index}]: content is {content!r:.60}: expected text, a str")
-    return "model" if role == "assistant" else role, checked_text(content).strip()

@@ -132,10 +132,10 @@ class Tokenizer:
         if control == "none":
             ids = self.encode_inert(text, self.markers)
         elif control == "markers":
-            ids = self._encode_plain(checked_text(text))
+            ids = self._spm.encode(checked_text(text))
         elif control == "all":
             runs = re.split(f"({'|'.join(CONTROLS)})", checked_text(text))  # text, control, text, ..., text
-            ids = [i for run in runs for i in ([self.controls[run]] if run in CONTROLS else self._encode_plain(run))]
+            ids = [i for run in runs for i in ([self.controls[run]] if run in CONTROLS else self._spm.encode(run))]
         else:
             raise InputError(f"control is {control!r}: expected 'none', 'markers' or 'all'")
         return [self.bos_id, *ids] if bos and ids[:1] != [self.bos_id] else ids
@@ -170,7 +170,7 @@ class Tokenizer:
         text = checked_text(text)
         cuts = [match.start() + 1 for match in _BRACKETED.finditer(text) if match[1] in inert]
         runs = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-        return [i for run in runs for i in self._encode_plain(run)]
+        return [i for run in runs for i in self._spm.encode(run)]
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Text of token ids.
@@ -218,10 +218,6 @@ class Tokenizer:
         """
         name: str = self._spm.id_to_piece(self._checked_ids([token])[0])
         return name
-
-    def _encode_plain(self, text: str) -> list[int]:
-        ids: list[int] = self._spm.encode(text)
-        return ids
 
     def _is_user_defined(self, i: int) -> bool:
         spm = self._spm

@@ -382,7 +382,7 @@ LOGITS = {"logits": OURS["logits"]}
             {},
             "'position_ids' has shape (7, 2): expected that of tokens",
         ),
-        (LOGITS | {"tokens": MODEL.tokens, "positions": MODEL.positions - 5}, {}, "is none: expected 0 and up"),
+        (LOGITS | {"tokens": MODEL.tokens, "positions": MODEL.positions - 5}, {}, "is invalid: expected 0 or more"),
         ({"a": OURS["embed"], "tokens": MODEL.tokens}, {}, "holds no tensor that is recognised: it has 'a'; a mapping"),
         ({"tokens": MODEL.tokens}, {}, "holds no tensor that is recognised: it has none"),
         (

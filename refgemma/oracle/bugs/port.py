@@ -154,7 +154,7 @@ def _embedding(setup: Setup, value: Array, chunk: slice) -> Array:
         rows[setup.positions[:, chunk] < 0] = 0
         return rows
     if setup.embedding == "scaled twice":
-        scale = setup.numerics.constant("embed.scale", math.sqrt(setup.config.hidden_size))
+        scale = setup.numerics.round("embed.scale", math.sqrt(setup.config.hidden_size))
         return setup.numerics.round("embed", value * scale)
     return value
 
