@@ -56,7 +56,9 @@ def foreign_tokens(
     if own_positions.max() < 0:
         raise InputError(f"{path}: every position is padding (-1, or masked): nothing is left to compare")
     if own_positions.min() < -1:
-        raise InputError(f"{path}: position {int(own_positions.min())} is invalid: expected 0 or more, or -1 for padding")
+        raise InputError(
+            f"{path}: position {int(own_positions.min())} is invalid: expected 0 or more, or -1 for padding"
+        )
     return tokens, np.array(own_positions, dtype=np.int64), notes
 
 
