@@ -14,7 +14,7 @@ from refgemma.cli.terminal import progress_bar
 from refgemma.files.atomic import check_file_place, whole_file
 from refgemma.files.pictures import picture_format
 from refgemma.sampling import Record, show
-from refgemma.sampling.sidecar import sidecar_of
+from refgemma.sampling.record_file import logits_file_of
 
 Save: TypeAlias = Callable[[Record, str, int | None], None]
 
@@ -41,7 +41,7 @@ def outputs(args: argparse.Namespace) -> Iterator[Save]:
     form = picture_format(args.picture) if args.picture else None
     if args.record:
         check_file_place(args.record)
-        check_file_place(sidecar_of(Path(args.record)))
+        check_file_place(logits_file_of(Path(args.record)))
     with ExitStack() as stack:
         page = stack.enter_context(whole_file(args.page, devices=True)) if args.page else None
         picture = stack.enter_context(whole_file(args.picture, devices=True)) if args.picture else None
@@ -71,7 +71,7 @@ def _check_files(args: argparse.Namespace) -> None:
         read["the logits of --replay"] = _logits_of(Path(read["--replay"]))
     written: dict[str, str | Path | None] = {
         "--record": args.record,
-        "the logits beside --record": sidecar_of(Path(args.record)) if args.record else None,
+        "the logits beside --record": logits_file_of(Path(args.record)) if args.record else None,
         "--page": args.page,
         "--picture": args.picture,
         "--output": getattr(args, "output", None),
@@ -80,7 +80,7 @@ def _check_files(args: argparse.Namespace) -> None:
 
 
 def _logits_of(record: Path) -> Path | None:
-    """Where the logits of a record are that someone wrote; none if it is no sound record, which its reader will say."""
+    """Where the logits of a record are; None if the record is not sound, which its reader reports."""
     try:
         with record.open("rb") as file:
             return record.with_name(json.loads(file.readline())["logits"]["file"])

@@ -1,20 +1,43 @@
-"""The same logits and settings through several engines, side by side."""
+"""The same logits and settings through several engines side by side, and the step at which they part."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from refgemma.errors import InputError
+from refgemma.errors import InputError, listed
 from refgemma.numerics import Array
-from refgemma.sampling.engines import ENGINES, Distribution, LogitsDtype, Refused, distribution, find
+from refgemma.sampling.engines import ENGINES, Distribution, LogitsDtype, Refused, State, distribution, find
 from refgemma.sampling.params import SamplingParams
-from refgemma.sampling.parting import Parting, parting, removed_at
 
 ROWS = 12  # tokens that the table shows
 _LONG = 1e6  # from here on a logit is written with an exponent
+UNIT = 2.0**-24  # half a unit in the last place of a float32, relatively
+
+
+@dataclass(frozen=True)
+class Parting:
+    """The first difference between two engines that is more than rounding."""
+
+    engines: tuple[str, str]  # the two names
+    step: str  # the step at which they part
+    rules: tuple[str, str]  # what each does there; says so where an engine has no such step
+    orders: tuple[tuple[str, ...], tuple[str, ...]]  # the steps that each takes
+    # ids that only the first keeps in the end, and that only the second keeps; the most likely first
+    kept_by_one: tuple[tuple[int, ...], tuple[int, ...]]
+    note: str  # for top-p, the mass that decided; where tokens tie, that they do
+
+    def __str__(self) -> str:
+        lines = [f"{self.engines[0]} and {self.engines[1]} part at {self.step}."]
+        for engine, rule, order in zip(self.engines, self.rules, self.orders, strict=True):
+            lines.append(f"  {engine}: {rule}. Its order: {', '.join(order) or 'no steps'}.")
+        for engine, ids in zip(self.engines, self.kept_by_one, strict=True):
+            if ids:
+                lines.append(f"  In the end only {engine} keeps {listed(list(map(str, ids)), 5, str)}.")
+        return "\n".join([*lines, f"  {self.note}"] if self.note else lines)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,11 +93,11 @@ class Comparison:
         return list(map(str, self.partings))
 
     def _tokens(self) -> list[int]:
-        """Tokens worth a row: the most likely, and the most likely of those on which the engines differ."""
+        """Tokens that get a row: the most likely, and the most likely of those on which the engines differ."""
         everyone = list(self.distributions.values())
         keepers = np.sum([np.isin(np.arange(len(self.logits)), d.kept) for d in everyone], axis=0)
         likely = np.max([d.probs for d in everyone], axis=0)
-        order = np.lexsort((-self.logits, -likely))  # what all removed is in the order in which the model had it
+        order = np.lexsort((-self.logits, -likely))  # what all removed comes in the order of the logits
         disputed = [token for token in order if 0 < keepers[token] < len(everyone)][: ROWS // 2]
         others = [token for token in order if token not in disputed][: ROWS - len(disputed)]
         return [int(token) for token in order[np.isin(order, [*disputed, *others])]]
@@ -100,10 +123,10 @@ def compare(
     logits : ndarray of float, shape (V,)
         Scores of the model; minus infinity for what may not be chosen.
     params : SamplingParams
-        The settings. What is off there is off: an engine's own defaults do not act, but for the 64 tokens that the
+        The settings. What is off there is off: an engine's own defaults do not act, except for the 64 tokens that the
         penalties of llama.cpp look back over.
     engines : sequence of str
-        Two or more names of `engines.ENGINES`; the others are held against the first.
+        Two or more names of `engines.ENGINES`; the others are compared with the first.
     prompt_tokens, output_tokens : sequence of int
         What has been read and written so far, token ids in ``[0, V)``.
     logits_dtype : {"float32", "float16", "bfloat16"}, optional
@@ -153,6 +176,127 @@ def compare(
     first, *others = distributions.values() if distributions else [None]
     found = [parting(first, other) for other in others if first and other]
     return Comparison(np.asarray(logits), params, distributions, refusals, tuple(part for part in found if part))
+
+
+def parting(first: Distribution, second: Distribution) -> Parting | None:
+    """Step at which two engines part; None where they agree.
+
+    States agree where the same tokens are left with the same probabilities, but for rounding. Of all pairs of a state
+    of the first and a state of the second that agree, the one farthest on is the last point in common; what they do
+    next is where they part. Where these are different steps, since the orders differ, it is the first step that removes
+    a token which the other engine keeps in the end, or else that changes the odds of the tokens in common with one
+    engine alone.
+    """
+    if agree(first.states[-1], second.states[-1]):
+        return None
+    pairs = [(i, j) for i in range(len(first.states)) for j in range(len(second.states))]
+    far_first = sorted(pairs, key=lambda pair: (-sum(pair), pair))
+    last = next((pair for pair in far_first if agree(first.states[pair[0]], second.states[pair[1]])), None)
+    i, j = last or (-1, -1)  # where not even the input agrees, that is the step
+    rest, other = first.states[i + 1 :], second.states[j + 1 :]
+    if rest and other and rest[0].name == other[0].name:
+        step = rest[0].name
+    else:
+        names = [state.name for state in [*rest, *other]]
+        step = _remover(first, second, names) or _changer(first, second, names) or names[0]
+    only = _kept_by(first, second), _kept_by(second, first)
+    return Parting(
+        engines=(first.engine, second.engine),
+        step=step,
+        rules=(_rule(first, step), _rule(second, step)),
+        orders=(_order(first), _order(second)),
+        kept_by_one=only,
+        note=_note(first, second, step, only),
+    )
+
+
+def agree(a: State, b: State) -> bool:
+    """Whether two states leave the same tokens with the same probabilities, but for rounding in float32.
+
+    An absolute error of a logit is a relative error of its probability. A logit passes at most five roundings to
+    float32 (the input, three penalties, the temperature), and in gemma.cpp loses three bits more, in each of two
+    engines: 16 units of its size leave room. Its own and the mean error of all logits count, and the roundings of the
+    softmax: the exponential, the division, and a sum of V numbers in pairs. Below the smallest float32 with all its
+    digits, 2**-126, a probability is nothing.
+    """
+    if not np.array_equal(a.scores > -np.inf, b.scores > -np.inf):
+        return False
+    p, q = shares(a), shares(b)
+    size = np.maximum(np.abs(a.logits), np.abs(b.logits), dtype=np.float64)
+    size[p == 0] = 0  # a removed token, or one so unlikely that its size says nothing
+    relative = 16 * (size + (p * size).sum()) + 2 * np.log2(len(p)) + 16
+    return bool(np.all(np.abs(p - q) <= UNIT * relative * np.maximum(p, q) + 2.0**-126))
+
+
+def shares(state: State) -> Array:
+    """Probabilities of a state, in float64."""
+    weights = state.weights.astype(np.float64)
+    return np.asarray(weights / weights.sum())
+
+
+def removed_at(distribution: Distribution, token: int) -> str | None:
+    """Step that removed a token."""
+    return next((state.name for state in distribution.states if state.scores[token] == -np.inf), None)
+
+
+def _remover(a: Distribution, b: Distribution, names: list[str]) -> str | None:
+    """First step, in the order of either, that removes a token which the other keeps in the end."""
+    removers = {removed_at(a, token) for token in _kept_by(b, a)} | {removed_at(b, token) for token in _kept_by(a, b)}
+    return next((name for name in names if name in removers), None)
+
+
+def _changer(a: Distribution, b: Distribution, names: list[str]) -> str | None:
+    """First step that changes the probabilities of the tokens that both keep in the end, but not with both."""
+    both = np.intersect1d(a.kept, b.kept)
+    return next((name for name in names if _changes(a, name, both) != _changes(b, name, both)), None)
+
+
+def _changes(distribution: Distribution, name: str, ids: Array) -> bool:
+    """Whether a step changes the probabilities of some tokens among themselves."""
+    pairs = itertools.pairwise(distribution.states)
+    return any(not agree(_part(before, ids), _part(after, ids)) for before, after in pairs if after.name == name)
+
+
+def _note(a: Distribution, b: Distribution, step: str, only: tuple[tuple[int, ...], tuple[int, ...]]) -> str:
+    """What decided on the most likely token that one keeps and the other does not."""
+    before = [x.states[max(i - 1, 0)] for x in (a, b) for i, state in enumerate(x.states) if state.name == step]
+    if len(before) < 2 or not any(only):
+        return ""
+    if all(only) and all(state.scores[only[0][0]] == state.scores[only[1][0]] for state in before):
+        return f"Tokens {only[0][0]} and {only[1][0]} are equally likely: which of them stays is a matter of sorting."
+    if step != "top_p":
+        return ""
+    token = (only[0] or only[1])[0]
+    mass = [float(_mass(state)[state.scores > state.scores[token]].sum()) for state in before]
+    return f"The tokens more likely than {token} hold {mass[0]:.7f} with {a.engine}, {mass[1]:.7f} with {b.engine}."
+
+
+def _mass(state: State) -> Array:
+    """Probabilities as top-p sees them: those of an engine that works on them are not divided by their sum."""
+    return shares(state) if state.scores is state.logits else state.weights
+
+
+def _part(state: State, ids: Array) -> State:
+    return State(state.name, state.rule, state.logits[ids], state.scores[ids], state.weights[ids])
+
+
+def _of(distribution: Distribution, name: str) -> State | None:
+    return next((state for state in distribution.states if state.name == name), None)
+
+
+def _rule(distribution: Distribution, name: str) -> str:
+    state = _of(distribution, name)
+    return state.rule if state else f"No step {name}"
+
+
+def _order(distribution: Distribution) -> tuple[str, ...]:
+    return tuple(state.name for state in distribution.states[1:])
+
+
+def _kept_by(a: Distribution, b: Distribution) -> tuple[int, ...]:
+    """Ids that only the first of the two keeps, the most likely first."""
+    ids = np.setdiff1d(a.kept, b.kept)
+    return tuple(ids[np.argsort(-a.probs[ids], kind="stable")].tolist())
 
 
 def _number(logit: float) -> str:

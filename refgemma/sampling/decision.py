@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import numbers
+import operator
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,22 +12,20 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from refgemma.errors import InputError
+from refgemma.errors import InputError, InputTypeError
 from refgemma.numerics import Array
 from refgemma.sampling import steps
-from refgemma.sampling.checks import check_ids, check_logits
 from refgemma.sampling.params import SamplingParams
-from refgemma.sampling.steps.selection import exp_below, left
 
 Step: TypeAlias = tuple[str, Callable[[Array], Array]]
 
-# Below this temperature the division would overflow or say nothing; vLLM draws the same line.
+# Below this temperature the division would overflow or change nothing; vLLM uses the same limit.
 GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """What one step did; what it changed is looked for only when asked.
+    """What one step did; the tokens that it changed are looked up on demand.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class Decision:
     running : ndarray of float64, shape (n,)
         Running sums of the probabilities of the n tokens in `kept`.
     stages : tuple of Stage
-        What each step changed; empty unless asked for.
+        What each step changed; empty unless `record` was set.
     """
 
     token: int
@@ -81,91 +81,6 @@ class Decision:
     u: float
     running: Array
     stages: tuple[Stage, ...] = ()
-
-
-def seed_of(params: SamplingParams) -> int:
-    """Seed of the settings, or a new one where they have none."""
-    return int.from_bytes(os.urandom(4), "little") if params.seed is None else params.seed
-
-
-def uniform(seed: int, index: int) -> float:
-    """Number in [0, 1) that decides output token `index` of a sequence with this seed.
-
-    Parameters
-    ----------
-    seed : int
-        0 to 2**64 - 1.
-    index : int
-        Counts output tokens from 0.
-
-    Returns
-    -------
-    float
-        A function of the two alone: neither other rows nor earlier draws change it.
-
-    References
-    ----------
-    Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011: the generator Philox, keyed by seed.
-
-    Examples
-    --------
-    >>> [round(uniform(7, t), 8) for t in range(3)]
-    [0.87207345, 0.08284269, 0.0141077]
-    """
-    return float(np.random.Generator(np.random.Philox(key=seed, counter=index)).random())
-
-
-def steps_of(params: SamplingParams, prompt_tokens: Sequence[int], output_tokens: Sequence[int]) -> list[Step]:
-    """Steps that these settings switch on, in the order in which they act.
-
-    Parameters
-    ----------
-    params : SamplingParams
-        The settings.
-    prompt_tokens, output_tokens : sequence of int
-        What has been read and written so far.
-
-    Returns
-    -------
-    list of (str, callable)
-        Each a name and a function of logits alone.
-
-    Notes
-    -----
-    Bias, ban; repetition, frequency, presence penalty; temperature; top-k, top-p, min-p, typical. A window has the
-    first penalty look at the last tokens of prompt and output, the two others at the last of the output. Without a
-    temperature, what follows it could not change the choice, and is left out.
-    """
-    window = slice(-params.penalty_window, None) if params.penalty_window else slice(None)
-    read, written = [*prompt_tokens, *output_tokens][window], output_tokens[window]
-    chosen: list[Step] = []
-
-    def add(step: Callable[..., Array], *settings: Any) -> None:
-        chosen.append((step.__name__, lambda logits: step(logits, *settings)))
-
-    if params.logit_bias:
-        add(steps.logit_bias, params.logit_bias)
-    if params.banned:
-        add(steps.banned, params.banned)
-    if params.repetition_penalty != 1 and read:
-        add(steps.repetition_penalty, read, params.repetition_penalty)
-    if params.frequency_penalty and written:
-        add(steps.frequency_penalty, written, params.frequency_penalty)
-    if params.presence_penalty and written:
-        add(steps.presence_penalty, written, params.presence_penalty)
-    if params.temperature < GREEDY_BELOW:
-        return chosen
-    if params.temperature != 1:
-        add(steps.temperature, params.temperature)
-    if params.top_k is not None:
-        add(steps.top_k, params.top_k)
-    if params.top_p is not None:
-        add(steps.top_p, params.top_p)
-    if params.min_p is not None:
-        add(steps.min_p, params.min_p)
-    if params.typical_p is not None:
-        add(steps.typical, params.typical_p)
-    return chosen
 
 
 def decide(
@@ -203,16 +118,18 @@ def decide(
         If logits are empty, hold NaN or plus infinity, leave nothing to choose, or are driven out of range by the
         settings; or `u` or a token id is out of range.
     TypeError
-        If token ids are no whole numbers, or `u` is no number.
+        If token ids are not whole numbers, or `u` is not a number.
     """
-    current, u = check_logits(logits, u), float(u)
-    prompt_tokens = check_ids("prompt_tokens", prompt_tokens, len(current))
-    output_tokens = check_ids("output_tokens", output_tokens, len(current))
-    check_ids("logit_bias", list(dict(params.logit_bias)), len(current))
-    check_ids("banned", tuple(params.banned), len(current))
-    stages = []
+    current = check_logits(logits)
+    given: object = u
+    if not isinstance(given, numbers.Real):
+        raise InputTypeError(f"u is {u!r}: expected a number in [0, 1)")
+    if not 0 <= u < 1:
+        raise InputError(f"u is {u!r}: expected a number in [0, 1)")
+    prompt_tokens, output_tokens = check_tokens(params, prompt_tokens, output_tokens, len(current))
+    u, stages = float(u), []
     for name, step in steps_of(params, prompt_tokens, output_tokens):
-        with np.errstate(over="ignore", invalid="ignore"):  # said in words below
+        with np.errstate(over="ignore", invalid="ignore"):  # reported below
             changed = step(current)
         if not np.isfinite(changed.max()):
             raise InputError(f"{name} drives the logits out of the range of float64: expected a milder setting")
@@ -221,12 +138,12 @@ def decide(
         current = changed
 
     if params.temperature < GREEDY_BELOW:
-        token = int(current.argmax())  # the first, that is the lowest id, on ties
+        token = int(current.argmax())  # on ties the first, which has the lowest id
         probs = np.zeros_like(current)
         probs[token] = 1.0
         return Decision(token, probs, np.array([token]), u, np.ones(1), tuple(stages))
-    kept, values = left(current)
-    probs = exp_below(values)
+    kept, values = steps.left(current)
+    probs = steps.exp_below(values)
     if len(kept) < len(current):
         among_kept, probs = probs, np.zeros_like(current)
         probs[kept] = among_kept
@@ -235,6 +152,127 @@ def decide(
     return Decision(int(kept[draw(running, u)]), probs, kept, u, running, tuple(stages))
 
 
+def steps_of(params: SamplingParams, prompt_tokens: Sequence[int], output_tokens: Sequence[int]) -> list[Step]:
+    """List the steps that these settings switch on, in the order in which they act.
+
+    Parameters
+    ----------
+    params : SamplingParams
+        The settings.
+    prompt_tokens, output_tokens : sequence of int
+        What has been read and written so far.
+
+    Returns
+    -------
+    list of (str, callable)
+        Each a name and a function of logits alone.
+
+    Notes
+    -----
+    Bias, ban; repetition, frequency, presence penalty; temperature; top-k, top-p, min-p, typical. With a window, the
+    first penalty looks at the last tokens of prompt and output, the two others at the last of the output. For a greedy
+    choice the list ends before the temperature, since nothing after it could change the choice.
+    """
+    window = slice(-params.penalty_window, None) if params.penalty_window else slice(None)
+    read, written = [*prompt_tokens, *output_tokens][window], output_tokens[window]
+    repetition, frequency, presence = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
+    rows: list[tuple[Any, Callable[..., Array], dict[str, Any]]] = [
+        (params.logit_bias, steps.logit_bias, {"biases": params.logit_bias}),
+        (params.banned, steps.banned, {"tokens": params.banned}),
+        (repetition != 1 and read, steps.repetition_penalty, {"tokens": read, "penalty": repetition}),
+        (frequency and written, steps.frequency_penalty, {"output_tokens": written, "penalty": frequency}),
+        (presence and written, steps.presence_penalty, {"output_tokens": written, "penalty": presence}),
+    ]
+    if params.temperature >= GREEDY_BELOW:
+        rows += [
+            (params.temperature != 1, steps.temperature, {"value": params.temperature}),
+            (params.top_k is not None, steps.top_k, {"k": params.top_k}),
+            (params.top_p is not None, steps.top_p, {"p": params.top_p}),
+            (params.min_p is not None, steps.min_p, {"p": params.min_p}),
+            (params.typical_p is not None, steps.typical, {"p": params.typical_p}),
+        ]
+    return [(step.__name__, functools.partial(step, **settings)) for on, step, settings in rows if on]
+
+
+def setting_of(params: SamplingParams, step: str) -> Any:
+    """Setting that a step goes by."""
+    return getattr(params, "typical_p" if step == "typical" else step)
+
+
 def draw(running: Array, u: float) -> int:
-    """Place that a uniform number picks. running (n,)."""
+    """Place in the running sums that a uniform number picks."""
     return int(np.searchsorted(running, u * running[-1], side="right"))  # u < 1: never beyond the last
+
+
+def uniform(seed: int, index: int) -> float:
+    """Number in [0, 1) that decides output token `index` of a sequence with this seed.
+
+    Parameters
+    ----------
+    seed : int
+        0 to 2**64 - 1.
+    index : int
+        Counts output tokens from 0.
+
+    Returns
+    -------
+    float
+        A function of the two alone: neither other rows nor earlier draws change it.
+
+    References
+    ----------
+    Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011: the generator Philox, keyed by seed.
+
+    Examples
+    --------
+    >>> [round(uniform(7, t), 8) for t in range(3)]
+    [0.87207345, 0.08284269, 0.0141077]
+    """
+    return float(np.random.Generator(np.random.Philox(key=seed, counter=index)).random())
+
+
+def seed_of(params: SamplingParams) -> int:
+    """Seed of the settings, or a new one where they have none."""
+    return int.from_bytes(os.urandom(4), "little") if params.seed is None else params.seed
+
+
+# ---- checks
+
+
+def check_logits(logits: Array) -> Array:
+    """Logits in float64, or a sentence on what is wrong."""
+    logits = np.asarray(logits)
+    if logits.ndim != 1 or not logits.size or logits.dtype.kind not in "fiu":
+        raise InputError(
+            f"logits are {logits.dtype} of shape {logits.shape}: expected one number per vocabulary entry, (V,)"
+        )
+    wide = logits.astype(np.float64)
+    highest = wide.max()
+    if np.isnan(highest):
+        raise InputError(f"logits hold NaN, first for token {int(np.isnan(wide).argmax())}: no token can be chosen")
+    if np.isinf(highest):
+        reason = "all minus infinity" if highest < 0 else f"plus infinity for token {int(wide.argmax())}"
+        raise InputError(f"logits are {reason}: no token can be chosen")
+    return wide
+
+
+def check_tokens(
+    params: SamplingParams, prompt_tokens: Sequence[int], output_tokens: Sequence[int], V: int
+) -> tuple[list[int], list[int]]:
+    """Prompt and output as plain numbers, once these and the ids in the settings are known to be in the vocabulary."""
+    prompt, output = check_ids("prompt_tokens", prompt_tokens, V), check_ids("output_tokens", output_tokens, V)
+    check_ids("logit_bias", list(dict(params.logit_bias)), V)
+    check_ids("banned", tuple(params.banned), V)
+    return prompt, output
+
+
+def check_ids(name: str, tokens: Sequence[int], V: int) -> list[int]:
+    """Token ids as plain numbers, or a sentence on what is wrong."""
+    try:
+        ids = [operator.index(token) for token in tokens]
+    except TypeError:
+        raise InputTypeError(f"{name} are {tokens!r:.60}: expected a list of token ids") from None
+    for token in ids:
+        if not 0 <= token < V:
+            raise InputError(f"token id {token} of {name} is outside the vocabulary of {V} (ids from 0)")
+    return ids

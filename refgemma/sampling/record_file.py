@@ -9,8 +9,8 @@
 ``run.logits.safetensors``: one tensor, ``logits``, of shape (T, V), in F16, BF16, F32 or F64.
 
 Only ``t``, ``token`` and ``u`` are read from a line. The rest, the fields of `Entry`, follows from the logits and is
-written for other programs. So a record made by hand needs no more than these three and the logits, and may leave out
-``sha256`` and ``pieces``.
+written for other programs. So a record made by hand needs only these three and the logits, and may leave out ``sha256``
+and ``pieces``.
 """
 
 from __future__ import annotations
@@ -18,96 +18,71 @@ from __future__ import annotations
 import dataclasses
 import json
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from refgemma.compute.threads import in_parallel
 from refgemma.errors import InputError
 from refgemma.files.atomic import whole_file
+from refgemma.files.safetensors import FLOATS, SafetensorsWriter, read_safetensors
+from refgemma.numerics import Array
 from refgemma.sampling.entry import Entry
 from refgemma.sampling.params import SamplingParams
-from refgemma.sampling.record import Record, no_piece
-from refgemma.sampling.sidecar import read_sidecar, sidecar_of, write_sidecar
 
 FORMAT, VERSION = "refgemma sampling record", 1
 
 
-def write_record(record: Record, path: str | Path) -> None:
-    """Write a record to ``PATH`` and its logits beside it, each whole or not at all.
+def logits_file_of(path: Path) -> Path:
+    """Place of the logits beside a record."""
+    return path.parent / f"{path.name.removesuffix('.jsonl')}.logits.safetensors"
 
-    Parameters
-    ----------
-    record : Record
-        What to write.
-    path : str or Path
-        Of the JSON lines.
 
-    Raises
-    ------
-    ValueError
-        If the record is empty.
-    OSError
-        If the files cannot be written, or one of the places is a device, a pipe or a folder.
-    """
+def write(
+    path: str | Path,
+    entries: Sequence[Entry],
+    logits: Sequence[Array] | Array,
+    *,
+    params: SamplingParams,
+    prompt_tokens: tuple[int, ...],
+    piece: Callable[[int], str],
+) -> None:
+    """Write a record and its logits, each whole or not at all."""
     path = Path(path)
-    if not len(record):
-        raise InputError("the record holds no decision: expected at least one token")
-    sidecar = sidecar_of(path)
-    with whole_file(path) as file, whole_file(sidecar) as logits_file:
-        digest = write_sidecar(record.logits, logits_file)
-        in_parallel(record.__getitem__, len(record))  # the record keeps them
-        entries = list(record)
-        ids = {*record.prompt_tokens, *(i for entry in entries for i in _mentioned(entry))}
+    _check(len(entries) > 0, "the record holds no decision: expected at least one token")
+    beside = logits_file_of(path)
+    with whole_file(path) as file, whole_file(beside) as logits_file:
+        ids = {*prompt_tokens, *(i for entry in entries for i in _mentioned(entry))}
         header = {
             "format": FORMAT,
             "version": VERSION,
-            "params": dataclasses.asdict(record.params),
-            "prompt_tokens": record.prompt_tokens,
-            "tokens": len(record),
-            "vocab_size": record.vocab_size,
-            "logits": {"file": sidecar.name, "sha256": digest},
-            "pieces": {str(i): piece for i in sorted(ids) if (piece := record.piece(i))},
+            "params": dataclasses.asdict(params),
+            "prompt_tokens": prompt_tokens,
+            "tokens": len(entries),
+            "vocab_size": len(logits[0]),
+            "logits": {"file": beside.name, "sha256": _write_logits(logits, logits_file)},
+            "pieces": {str(i): text for i in sorted(ids) if (text := piece(i))},
         }
         for line in (header, *(entry.to_json() for entry in entries)):
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
 
-def read_record(path: str | Path) -> Record:
-    """Read a record and its logits.
-
-    Parameters
-    ----------
-    path : str or Path
-        Of the JSON lines.
-
-    Returns
-    -------
-    Record
-        Its logits are mapped: they cost no memory until they are looked at.
-
-    Raises
-    ------
-    FileNotFoundError
-        If one of the two files is missing.
-    ValueError
-        If a file is cut off, damaged, of another version, or the two do not belong together.
-    """
+def read(path: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Pieces by id, as texts both, and the other fields of a record."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is no file: expected a sampling record, JSON lines")
+        raise FileNotFoundError(f"{path} does not exist or is not a file: expected a sampling record, JSON lines")
     try:
         header, *lines = _parse(path.read_bytes())
         _check(isinstance(header, dict) and header.get("format") == FORMAT, f"its first line is not of a {FORMAT}")
-        version = header.get("version")
+        version, T, V = (header.get(name) for name in ("version", "tokens", "vocab_size"))
         _check(
             type(version) is int and version == VERSION,
             f"it is of version {version!r}: this reader knows version {VERSION}",
         )
         params = _params(header.get("params"))
-        T, V = (header.get(name) for name in ("tokens", "vocab_size"))
         _check(
-            _is_count(T) and _is_count(V), f"tokens is {T!r} and vocab_size {V!r}: expected two whole numbers above 0"
+            all(type(count) is int and count > 0 for count in (T, V)),
+            f"tokens is {T!r} and vocab_size {V!r}: expected two whole numbers above 0",
         )
         _check(
             len(lines) == T, f"{len(lines)} decisions are there, its first line promises {T}: it is cut off or damaged"
@@ -115,48 +90,79 @@ def read_record(path: str | Path) -> Record:
         prompt = _ids("prompt_tokens", header.get("prompt_tokens"), V)
         for t, line in enumerate(lines):
             _check(isinstance(line, dict) and line.get("t") == t, f"line {t + 2} is not that of token {t}")
-        tokens = _ids("token", [line.get("token") for line in lines], V)
-        uniforms = [line.get("u") for line in lines]
-        for t, u in enumerate(uniforms):
+            u = line.get("u")
             _check(type(u) in (int, float) and 0 <= u < 1, f"u of token {t} is {u!r}: expected a number in [0, 1)")
         pieces = header.get("pieces", {})
         _check(
             isinstance(pieces, dict) and all(isinstance(piece, str) for piece in pieces.values()),
             f"pieces is {reprlib.repr(pieces)}: expected texts by token id",
         )
-        logits = read_sidecar(path, header.get("logits"), (T, V))
-    except ValueError as error:
-        raise InputError(f"{path} is no sound record: {error}") from None
-    return Record(
-        params=params,
-        prompt_tokens=prompt,
-        tokens=tokens,
-        uniforms=tuple(map(float, uniforms)),
-        logits=logits,
-        piece=(lambda token: pieces.get(str(token), "")) if pieces else no_piece,
-    )
+        return pieces, {
+            "params": params,
+            "prompt_tokens": prompt,
+            "tokens": _ids("token", [line.get("token") for line in lines], V),
+            "uniforms": tuple(float(line["u"]) for line in lines),
+            "logits": _read_logits(path, header.get("logits"), (T, V)),
+        }
+    except InputError as error:
+        raise InputError(f"{path} is not a sound record: {error}") from None
 
 
 def _mentioned(entry: Entry) -> Iterator[int]:
-    """Token ids of which the entry speaks."""
-    for candidate in entry.candidates:
-        yield candidate.id
+    """Token ids in the entry."""
+    yield from (candidate.id for candidate in entry.candidates)
     for step in entry.steps:
         yield from step.ids
     if entry.flip_token is not None:
         yield entry.flip_token
 
 
+def _write_logits(rows: Sequence[Array] | Array, file: IO[bytes]) -> str:
+    """Write logits as one tensor, row by row; returns the sha256 of the file."""
+    V = len(rows[0])
+    dtype = rows[0].dtype.name if rows[0].dtype.name in FLOATS.values() else "float64"
+    writer = SafetensorsWriter(file, {"logits": (dtype, (len(rows), V))}, {})
+    for t, row in enumerate(rows):
+        writer.write("logits", t * V, row.astype(dtype, copy=False))
+    file.flush()
+    return _sha256(Path(file.name))
+
+
+def _read_logits(path: Path, source: Any, shape: tuple[int, int]) -> Array:
+    """Logits beside a record, once they are known to belong to it."""
+    name = source.get("file") if isinstance(source, dict) else None
+    if not isinstance(name, str) or not name or Path(name).name != name:
+        raise InputError(f"logits is {reprlib.repr(source)}: expected the name of a file beside it")
+    beside = path.with_name(name)
+    if not beside.is_file():
+        raise FileNotFoundError(f"{beside} is missing: it belongs to {path} and holds its logits")
+    tensor = read_safetensors(beside).get("logits")
+    if tensor is None:
+        raise InputError(f"{beside} holds no tensor called logits")
+    if tensor.dtype not in FLOATS or tensor.shape != shape:
+        raise InputError(f"{beside} holds {tensor.dtype} of shape {tensor.shape}: expected floats of shape {shape}")
+    if source.get("sha256") is not None and source["sha256"] != _sha256(beside):
+        raise InputError(f"{beside} is not the file that was written with it: their sha256 differ")
+    return tensor.numbers()
+
+
+def _sha256(path: Path) -> str:
+    import hashlib  # on first use: it loads OpenSSL
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _parse(data: bytes) -> list[Any]:
-    """One value a line."""
+    """One value per line."""
     _check(bool(data), "it is empty")
     _check(data.endswith(b"\n"), "its last line is cut off")
     values = []
-    for number, line in enumerate(data[:-1].split(b"\n"), start=1):  # and not where Unicode sees a line end
+    for number, line in enumerate(data[:-1].split(b"\n"), start=1):  # not `splitlines`, which knows other line ends
         try:
             values.append(json.loads(line.decode("utf-8"), parse_constant=_no_constant))
         except (ValueError, RecursionError) as error:
-            raise InputError(f"line {number} is no JSON ({error})") from None
+            raise InputError(f"line {number} is not JSON ({error})") from None
     return values
 
 
@@ -169,10 +175,6 @@ def _check(sound: bool, problem: str) -> None:
         raise InputError(problem)
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
 def _ids(name: str, values: Any, V: int) -> tuple[int, ...]:
     _check(isinstance(values, list), f"{name} is {reprlib.repr(values)}: expected a list of token ids")
     for value in values:
@@ -183,7 +185,7 @@ def _ids(name: str, values: Any, V: int) -> tuple[int, ...]:
 def _params(fields: Any) -> SamplingParams:
     _check(isinstance(fields, dict), f"params is {reprlib.repr(fields)}: expected settings by name")
     known = {field.name for field in dataclasses.fields(SamplingParams)}
-    _check(fields.keys() <= known, f"params has {', '.join(sorted(fields.keys() - known))}, which is no setting")
+    _check(fields.keys() <= known, f"params has unknown settings: {', '.join(sorted(fields.keys() - known))}")
     settings = SamplingParams(**fields)
     _check("temperature" in fields, "params has no temperature: expected the one that the tokens were drawn with")
     return settings

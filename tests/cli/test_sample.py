@@ -257,7 +257,7 @@ def test_awkward_texts_pass(sample, tmp_path):
         (["x.npy", "--why-not", "0:red"], "no token is known by the text 'red': give its id, or --tokenizer FILE"),
         (["x.npy", "--why-not", "0:"], "no token is known by the text ''"),
         (["x.npy", "--compare", "transformers"], "expected two or more of"),
-        (["x.npy", "--compare", "transformers,nonsense"], "'nonsense' is no engine known here"),
+        (["x.npy", "--compare", "transformers,nonsense"], "unknown engine 'nonsense'"),
         (["x.npy", "--tokenizer", "t.json"], "t.json has 5 tokens, the logits have 4 entries"),
         (["x.npy", "--tensor", "a"], "leave out --tensor"),
         (["x.npy", "--picture", "p.gif"], "p.gif ends in '.gif': expected .png, .svg, .pdf"),

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from refgemma.sampling import SamplingParams
+from refgemma.sampling.comparison import shares
 from refgemma.sampling.engines import distribution
-from refgemma.sampling.engines.parts import rounded
-from refgemma.sampling.parting import shares
+from refgemma.sampling.engines.engine import rounded
 
 pytestmark = pytest.mark.peers
 

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 
 from refgemma.sampling import SamplingParams, decide, steps
+from refgemma.sampling.comparison import shares
 from refgemma.sampling.engines import ENGINES, Refused, distribution
 from refgemma.sampling.engines.engine import Context, Engine, run
-from refgemma.sampling.parting import shares
-from refgemma.sampling.steps.selection import only
+from refgemma.sampling.steps import only
 
 pytestmark = pytest.mark.peers
 

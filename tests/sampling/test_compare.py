@@ -5,9 +5,8 @@ import pytest
 
 import refgemma
 from refgemma.sampling import SamplingParams
-from refgemma.sampling.comparison import compare
+from refgemma.sampling.comparison import UNIT, agree, compare, parting, removed_at
 from refgemma.sampling.engines import ENGINES, distribution
-from refgemma.sampling.parting import UNIT, agree, parting, removed_at
 
 
 def logits_of(*probs):
@@ -213,7 +212,7 @@ def test_two_different_engines_are_wanted(engines):
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="'vlm' is no engine known here"):
+    with pytest.raises(ValueError, match="unknown engine 'vlm'"):
         compared(["vlm", "refgemma"], np.zeros(3))
     with pytest.raises(ValueError, match="logits hold NaN"):
         compared(["vllm", "refgemma"], np.array([np.nan]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refgemma.sampling import SamplingParams, decide
-from refgemma.sampling.engines import ENGINES, Refused, deepmind, distribution, engine, parts
+from refgemma.sampling.engines import ENGINES, Refused, distribution, engine, google
 
 UNIT = 2.0**-24  # half a unit in the last place of a float32, relatively
 
@@ -33,7 +33,7 @@ def powers_of_two(monkeypatch):
     def exact(logits):
         return np.exp2(logits - logits.max())
 
-    for module in (parts, engine, deepmind):
+    for module in (engine, google):
         monkeypatch.setattr(module, "exp_below", exact)
 
 

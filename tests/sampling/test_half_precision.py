@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from refgemma.sampling import SamplingParams, compare
-from refgemma.sampling.engines import ENGINES, Refused, deepmind, distribution
-from refgemma.sampling.engines.parts import rounded
+from refgemma.sampling.engines import ENGINES, Refused, distribution, google
+from refgemma.sampling.engines.engine import rounded
 
 HALVES = ("float16", "bfloat16")
 IN_HALF = ("gemma_pytorch", "google-deepmind/gemma")
@@ -159,7 +159,7 @@ def test_deepmind_rounds_the_temperature_itself():
 
 def test_a_long_tail_does_not_stop_the_running_sum_of_deepmind():
     """2048 equal tokens: each is 1/2048 exactly, and a plain running sum in bfloat16 stands still at 1/8."""
-    sums = deepmind.running_sums(np.full(2048, 2.0**-11, np.float32), "bfloat16")
+    sums = google.running_sums(np.full(2048, 2.0**-11, np.float32), "bfloat16")
     assert sums[-1] == 1.0
     plain = 0.0
     for _ in range(2048):
@@ -171,7 +171,7 @@ def test_a_long_tail_does_not_stop_the_running_sum_of_deepmind():
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 32, 33, 257, 4097])
 def test_running_sums(dtype, n):
     values = np.abs(numbers(np.random.default_rng(n), n, dtype)) / 1024
-    got = deepmind.running_sums(values, dtype)
+    got = google.running_sums(values, dtype)
     if dtype == "float32":  # at most 15 additions a level, and one more to join two levels, each rounded once
         levels = 1 + math.ceil(math.log(max(n, 2), 16))
         assert np.all(np.abs(got - np.cumsum(values, dtype=np.float64)) <= 16 * levels * 2.0**-24 * got)
@@ -205,9 +205,13 @@ def test_a_comparison_names_the_rounding_as_the_step_where_engines_part():
 @pytest.mark.parametrize(
     ("logits", "dtype", "message"),
     [
-        ([1.0, 0.1], "bfloat16", r"^the logit of token 1 is 0\.1, which is no bfloat16: expected logits as the model"),
-        ([1.0, 2.0**-30], "float16", "^the logit of token 1 is 9.31.*e-10, which is no float16: "),
-        ([1e300, 1.0], "bfloat16", r"^the logit of token 0 is 1e\+300, which is no bfloat16: "),
+        (
+            [1.0, 0.1],
+            "bfloat16",
+            r"^the logit of token 1 is 0\.1, which is not a bfloat16: expected logits as the",
+        ),
+        ([1.0, 2.0**-30], "float16", "^the logit of token 1 is 9.31.*e-10, which is not a float16: "),
+        ([1e300, 1.0], "bfloat16", r"^the logit of token 0 is 1e\+300, which is not a bfloat16: "),
         ([1.0], "half", "^logits_dtype is 'half': expected one of float32, float16, bfloat16, or None$"),
     ],
 )

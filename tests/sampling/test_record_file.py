@@ -164,8 +164,8 @@ DAMAGES = {
     "cut in a line": (bytes_with(lambda b: b[:-20]), "its last line is cut off"),
     "cut at a line": (bytes_with(lambda b: b[: b[:-1].rindex(b"\n") + 1]), "3 decisions are there, its first"),
     "a line too many": (bytes_with(lambda b: b + b[b[:-1].rindex(b"\n") + 1 :]), "5 decisions are there"),
-    "no JSON": (bytes_with(lambda b: b"hello\n"), "line 1 is no JSON"),
-    "no text": (bytes_with(lambda b: b"\xff\xfe\n"), "line 1 is no JSON"),
+    "no JSON": (bytes_with(lambda b: b"hello\n"), "line 1 is not JSON"),
+    "no text": (bytes_with(lambda b: b"\xff\xfe\n"), "line 1 is not JSON"),
     "NaN": (bytes_with(lambda b: b.replace(b'"u": ', b'"u": NaN, "v": ')), "NaN is not a number of JSON"),
     "another format": (header_with(format="x"), "its first line is not of a refgemma sampling record"),
     "a list": (bytes_with(lambda b: b"[]\n"), "its first line is not of a refgemma sampling record"),
@@ -174,7 +174,7 @@ DAMAGES = {
     "a version in float": (header_with(version=1.0), "it is of version 1.0: this reader knows version 1"),
     "no temperature": (header_with(params={}), "params has no temperature: expected the one that the tokens were"),
     "no params": (header_with(params=None), "params is None: expected settings by name"),
-    "an unknown setting": (header_with(params={"top_q": 1}), "params has top_q, which is no setting"),
+    "an unknown setting": (header_with(params={"top_q": 1}), "params has unknown settings: top_q"),
     "a bad setting": (header_with(params={"top_k": 0}), "top_k is 0: expected a whole number of at least 1"),
     "no count": (header_with(tokens="4"), "tokens is '4' and vocab_size 30: expected two whole numbers above 0"),
     "a bad prompt": (header_with(prompt_tokens=[1, 30]), "prompt_tokens has 30: expected a token id from 0 to 29"),
@@ -197,7 +197,7 @@ def test_damage_is_one_clear_sentence(saved, case):
     damage, reason = DAMAGES[case]
     read_record(saved)
     damage(saved)
-    with pytest.raises(ValueError, match="no sound record: ") as caught:
+    with pytest.raises(ValueError, match="not a sound record: ") as caught:
         read_record(saved)
     message = str(caught.value)
     assert reason in message
@@ -218,7 +218,7 @@ def test_missing_files_are_one_clear_sentence(saved):
     saved.with_name("run.logits.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"run\.logits\.safetensors is missing: it belongs to .*run\.jsonl and"):
         read_record(saved)
-    with pytest.raises(FileNotFoundError, match="does not exist or is no file: expected a sampling record"):
+    with pytest.raises(FileNotFoundError, match="does not exist or is not a file: expected a sampling record"):
         read_record(saved.with_name("absent.jsonl"))
 
 

@@ -116,7 +116,7 @@ def test_a_record_with_its_own_uniform_numbers_keeps_them_unless_the_seed_change
     [
         ({"max_tokens": 5}, "^max_tokens plays no part in a decision: a replay takes temperature, "),
         ({"stop": "x"}, "^stop plays no part in a decision: a replay takes temperature, "),
-        ({"top_q": 5}, "^top_q is no setting: a replay takes temperature, "),
+        ({"top_q": 5}, "^unknown setting 'top_q': a replay takes temperature, "),
         ({"seed": None}, "^seed is None: a replay needs a number, "),
         ({"top_k": 0}, "^top_k is 0: expected a whole number of at least 1"),
         ({"banned": [60]}, "^token id 60 of banned is outside the vocabulary of 60"),

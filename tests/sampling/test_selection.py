@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from refgemma.sampling import SamplingParams, decide
-from refgemma.sampling.steps import selection
-from refgemma.sampling.steps.selection import largest, left
+from refgemma.sampling import SamplingParams, decide, steps
+from refgemma.sampling.steps import largest, left
 
-V = 3 * selection._ROWS * selection._GROUPS + 17  # large enough for the short cut, and not a whole number of groups
+V = 3 * steps._ROWS * steps._GROUPS + 17  # large enough for the short cut, and not a whole number of groups
 
 KINDS = {
     "any": lambda rng: rng.normal(size=V),
@@ -34,7 +33,7 @@ def test_the_short_cut_is_taken(monkeypatch):
     plain = np.partition
     monkeypatch.setattr(np, "partition", lambda values, kth: seen.append(len(values)) or plain(values, kth))
     largest(KINDS["any"](np.random.default_rng(1)), 20)
-    assert max(seen) == selection._GROUPS
+    assert max(seen) == steps._GROUPS
     seen.clear()
     largest(np.zeros(V), 20)
     assert max(seen) == V

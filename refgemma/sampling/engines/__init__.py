@@ -1,6 +1,6 @@
 """How other engines get from logits to a distribution, each in its own order, format and edge cases.
 
-One engine a file: which steps it takes, and each step of its own with the rule and where it was read. What engines draw
+Each engine is a table of its steps, and each step of its own states its rule and where it was read. What engines draw
 from a distribution cannot be compared, since no two share a stream of random numbers; the distributions can.
 """
 
@@ -13,29 +13,41 @@ import numpy as np
 
 from refgemma.errors import InputError
 from refgemma.numerics import Array
-from refgemma.sampling.checks import check_ids, check_logits
-from refgemma.sampling.engines import (
-    deepmind,
-    gemma_cpp,
-    gemma_pytorch,
-    keras_hub,
-    llama_cpp,
-    openai,
-    reference,
-    transformers,
-    vllm,
+from refgemma.sampling.decision import GREEDY_BELOW, Step, check_logits, check_tokens, steps_of
+from refgemma.sampling.engines.engine import (
+    Context,
+    Distribution,
+    Engine,
+    LogitsDtype,
+    Refused,
+    State,
+    first_maximum,
+    rounded,
+    run,
 )
-from refgemma.sampling.engines.engine import Context, Distribution, Engine, LogitsDtype, State, run
-from refgemma.sampling.engines.parts import Refused, rounded
+from refgemma.sampling.engines.google import DEEPMIND, GEMMA_CPP, GEMMA_PYTORCH, KERAS_HUB
+from refgemma.sampling.engines.llama_cpp import LLAMA_CPP
+from refgemma.sampling.engines.openai import OPENAI
+from refgemma.sampling.engines.transformers import TRANSFORMERS, VLLM
 from refgemma.sampling.params import SamplingParams
 
 __all__ = ["ENGINES", "Context", "Distribution", "Engine", "LogitsDtype", "Refused", "State", "distribution", "find"]
 
+
+def _steps_of_refgemma(params: SamplingParams, context: Context) -> list[Step]:
+    """Steps of `decide`, and the greedy choice as one more."""
+    chosen = steps_of(params, context.prompt, context.output)
+    return [*chosen, ("greedy", first_maximum)] if params.temperature < GREEDY_BELOW else chosen
+
+
+REFGEMMA = Engine("refgemma", "this package", _steps_of_refgemma, dtype=np.float64, total=np.float64)
 ENGINES: dict[str, Engine] = {
-    module.ENGINE.name: module.ENGINE
-    for module in (reference, transformers, vllm, llama_cpp, gemma_pytorch, deepmind, keras_hub, gemma_cpp, openai)
-}
-ALSO_CALLED = {"deepmind": "google-deepmind/gemma"}
+    engine.name: engine
+    for engine in (
+        REFGEMMA, TRANSFORMERS, VLLM, LLAMA_CPP, GEMMA_PYTORCH, DEEPMIND, KERAS_HUB, GEMMA_CPP, OPENAI
+    )
+}  # fmt: skip
+_ALSO_CALLED = {"deepmind": "google-deepmind/gemma"}
 
 
 def find(engine: str) -> Engine:
@@ -56,10 +68,10 @@ def find(engine: str) -> Engine:
     ValueError
         If there is none.
     """
-    names = {name.lower(): name for name in ENGINES} | ALSO_CALLED
+    names = {name.lower(): name for name in ENGINES} | _ALSO_CALLED
     name = names.get(str(engine).lower())
     if name is None:
-        raise InputError(f"{engine!r} is no engine known here: expected one of {', '.join(ENGINES)}")
+        raise InputError(f"unknown engine {engine!r}: expected one of {', '.join(ENGINES)}")
     return ENGINES[name]
 
 
@@ -72,7 +84,7 @@ def distribution(
     *,
     logits_dtype: LogitsDtype | None = None,
 ) -> Distribution:
-    """What an engine would draw the next token from.
+    """Distribution that an engine would draw the next token from.
 
     Parameters
     ----------
@@ -99,9 +111,9 @@ def distribution(
     Refused
         If the engine does not take these settings, or would draw from NaN; a kind of ValueError.
     ValueError
-        If there is no such engine, or the input is bad, or a logit is no number of `logits_dtype`.
+        If there is no such engine, or the input is bad, or a logit is not a number of `logits_dtype`.
     TypeError
-        If token ids are no whole numbers.
+        If token ids are not whole numbers.
 
     Examples
     --------
@@ -119,27 +131,25 @@ def distribution(
     [0.5, 0.5]
     """
     found = find(engine)
-    wide = check_logits(logits, 0.0)
+    wide = check_logits(logits)
     V = len(wide)
-    prompt, output = check_ids("prompt_tokens", prompt_tokens, V), check_ids("output_tokens", output_tokens, V)
-    check_ids("logit_bias", list(dict(params.logit_bias)), V)
-    check_ids("banned", tuple(params.banned), V)
+    prompt, output = check_tokens(params, prompt_tokens, output_tokens, V)
     dtype = _logits_dtype(np.asarray(logits), logits_dtype)
     return run(found, wide, params, Context(prompt=prompt, output=output, V=V, logits_dtype=dtype))
 
 
 def _logits_dtype(logits: Array, asked: LogitsDtype | None) -> LogitsDtype:
-    """The format, once every logit is a number of it."""
+    """The format, once every logit is known to be a number of it."""
     if asked is None:
         return "float16" if logits.dtype == np.float16 else "float32"
     if asked not in get_args(LogitsDtype):
         raise InputError(f"logits_dtype is {asked!r}: expected one of {', '.join(get_args(LogitsDtype))}, or None")
-    if asked != "float32":  # to which more exact numbers are rounded
-        with np.errstate(over="ignore"):  # a logit beyond float32 is beyond the others, too
+    if asked != "float32":  # all logits are rounded to float32
+        with np.errstate(over="ignore"):  # beyond float32 is beyond the others
             other = np.flatnonzero(rounded(logits.astype(np.float32), asked) != logits)
         if len(other):
             raise InputError(
-                f"the logit of token {other[0]} is {logits[other[0]]}, which is no {asked}: expected logits as the "
+                f"the logit of token {other[0]} is {logits[other[0]]}, which is not a {asked}: expected logits as the "
                 "model gave them, or logits_dtype=None"
             )
     return asked

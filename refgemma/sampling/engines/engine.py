@@ -1,30 +1,50 @@
-"""What an engine is here: a name, a source, and the list of steps that its settings switch on.
+"""An engine: a name, a source, and the list of steps that its settings switch on; and what engines share.
 
 Scores start as logits in float32; a removed token is minus infinity. After a step named ``softmax`` the scores are
-probabilities, not yet divided by their sum; a removed token is minus infinity there, too.
+probabilities, not yet divided by their sum, and a removed token is still minus infinity.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from refgemma.numerics import Array
-from refgemma.sampling.decision import Step
-from refgemma.sampling.engines.parts import Refused
+from refgemma.errors import InputError
+from refgemma.numerics import Array, from_bfloat16, to_bfloat16
+from refgemma.sampling.decision import Step, setting_of
 from refgemma.sampling.params import SamplingParams
-from refgemma.sampling.steps.selection import exp_below
+from refgemma.sampling.steps import exp_below, only
 
 LogitsDtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+
+# The values with which a setting does nothing; any other switches a step on.
+OFF: dict[str, tuple[object, ...]] = {
+    "repetition_penalty": (1.0,),
+    "frequency_penalty": (0.0,),
+    "presence_penalty": (0.0,),
+    "penalty_window": (None,),
+    "temperature": (1.0,),
+    "logit_bias": ((),),
+    "banned": ((),),
+    "top_k": (None,),
+    "top_p": (None, 1.0),
+    "min_p": (None, 0.0),
+    "typical_p": (None, 1.0),
+}
+
+
+class Refused(InputError):
+    """An engine does not take these settings, or gets no probabilities from them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What an engine may look at, besides logits and settings, to choose its steps.
+    """What an engine may use, besides logits and settings, to choose its steps.
 
     Attributes
     ----------
@@ -124,10 +144,80 @@ class Distribution:
     states: tuple[State, ...]
 
 
+# ---- from a table of steps to the steps of one decision
+
+
+def engine_of(
+    name: str,
+    source: str,
+    order: Mapping[str, Callable[..., Array]],
+    refusal: Callable[[SamplingParams, Context], str] | None = None,
+) -> Engine:
+    """Engine whose steps are a table in the order in which they act; what the table lacks is refused.
+
+    `refusal` says in a sentence why settings are refused for another reason, or gives an empty text.
+    """
+
+    def steps(params: SamplingParams, context: Context) -> list[Step]:
+        refuse(name, params, order, refusal(params, context) if refusal else "")
+        return steps_in(order, params, context)
+
+    return Engine(name, source, steps)
+
+
+def refuse(name: str, params: SamplingParams, known: Iterable[str], reason: str = "") -> None:
+    """Raise for a reason, or where a setting is on whose step the engine does not have."""
+    if reason:
+        raise Refused(reason)
+    for setting in OFF:
+        if is_on(params, setting) and setting.replace("typical_p", "typical") not in known:
+            value = getattr(params, setting)
+            raise Refused(f"{name} has no {setting} (given {value!r}): leave it at {OFF[setting][0]!r}")
+
+
+def is_on(params: SamplingParams, setting: str) -> bool:
+    """Whether a setting switches a step on."""
+    return getattr(params, setting) not in OFF[setting]
+
+
+def steps_in(order: Mapping[str, Callable[..., Array]], params: SamplingParams, context: Context) -> list[Step]:
+    """Steps of a table that are on; the one called softmax always acts, and a temperature of 0 ends in a greedy choice.
+
+    A step is given what its parameters name: `tokens` for the penalties are prompt and output, and one that is not
+    known here is the setting itself.
+    """
+    history = [*context.prompt, *context.output]
+    given = {
+        "tokens": history,
+        "output_tokens": context.output,
+        "dtype": context.logits_dtype,
+        "frequency": params.frequency_penalty,
+        "presence": params.presence_penalty,
+    }
+    chosen: list[Step] = []
+    for name, step in order.items():
+        if name == "softmax":
+            chosen.append((name, step))
+            continue
+        if name == "temperature" and params.temperature == 0:
+            return [*chosen, ("greedy", first_maximum)]
+        without_tokens = name == "repetition_penalty" and not history
+        without_output = name in ("frequency_penalty", "presence_penalty") and not context.output
+        if is_on(params, name.replace("typical", "typical_p")) and not (without_tokens or without_output):
+            value = setting_of(params, name)
+            own = given | {"tokens": value} if name == "banned" else given
+            names = list(inspect.signature(step).parameters)[1:]
+            chosen.append((name, partial(step, **{n: own.get(n, value) for n in names})))
+    return chosen
+
+
+# ---- running them
+
+
 def run(engine: Engine, logits: Array, params: SamplingParams, context: Context) -> Distribution:
-    """Scores after each step, and the distribution at their end. logits (V,)."""
+    """Scores after each step, and the distribution that the last one leaves."""
     steps = engine.steps(params, context)
-    with np.errstate(all="ignore"):  # overflow and 0 / 0 are said in words below
+    with np.errstate(all="ignore"):  # overflow and 0 / 0 are reported below
         scores = logits.astype(engine.dtype)
         given = engine.dtype.__name__ if context.logits_dtype == "float32" else context.logits_dtype
         states = [State("logits", f"As given, in {given}", scores, scores, exp_below(scores))]
@@ -148,7 +238,28 @@ def run(engine: Engine, logits: Array, params: SamplingParams, context: Context)
 
 def rule(name: str, step: Callable[[Array], Array], params: SamplingParams) -> str:
     """Sentence on what a step does: the summary of its docstring, and its setting."""
-    function = inspect.unwrap(step)
-    summary = (inspect.getdoc(getattr(function, "func", function)) or "").partition("\n")[0].rstrip(".")
-    setting = getattr(params, "typical_p" if name == "typical" else name, None)
+    summary = (inspect.getdoc(getattr(step, "func", step)) or "").partition("\n")[0].rstrip(".")
+    setting = setting_of(params, name) if name not in ("softmax", "greedy") else None
     return f"{summary} ({name} = {setting:g})" if isinstance(setting, (int, float)) else summary
+
+
+# ---- shared steps
+
+
+def rounded(x: Array, dtype: str) -> Array:
+    """Round float32 to the numbers of a format."""
+    if dtype == "bfloat16":
+        return from_bfloat16(to_bfloat16(x))
+    with np.errstate(over="ignore"):
+        return x.astype(dtype).astype(np.float32, copy=False)
+
+
+def softmax(logits: Array) -> Array:
+    """Turn logits into probabilities."""
+    weights = exp_below(logits)
+    return np.where(logits > -np.inf, weights / weights.sum(), -np.inf).astype(logits.dtype, copy=False)
+
+
+def first_maximum(logits: Array) -> Array:
+    """Keep the most likely token alone, on ties the lowest id."""
+    return only(logits, np.array([logits.argmax()]))

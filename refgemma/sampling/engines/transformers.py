@@ -1,57 +1,25 @@
-"""transformers: penalties, temperature, top-k with its ties, then top-p as a walk up from the least likely token."""
+"""transformers and vLLM, whose PyTorch path has the same cuts: min-p before top-k there, after top-p here.
+
+Both keep ties at the k-th token, and walk up from the least likely token for top-p.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from refgemma.numerics import Array
-from refgemma.sampling import steps as shared
-from refgemma.sampling.decision import Step
-from refgemma.sampling.engines.engine import Context, Engine
-from refgemma.sampling.engines.parts import Refused, is_on, refuse, softmax
+from refgemma.sampling import steps
+from refgemma.sampling.engines.engine import Context, engine_of, softmax
 from refgemma.sampling.params import SamplingParams
-
-
-def steps(params: SamplingParams, context: Context) -> list[Step]:
-    """Steps that these settings switch on."""
-    refuse("transformers", params, "frequency_penalty", "presence_penalty", "penalty_window")
-    if params.temperature == 0:
-        raise Refused(
-            "transformers refuses temperature 0.0: sampling needs a float above 0; its greedy choice is do_sample=False"
-        )
-    bind = functools.partial
-    tokens = [*context.prompt, *context.output]
-    chosen: list[Step] = []
-    if is_on(params, "logit_bias"):
-        chosen.append(("logit_bias", bind(shared.logit_bias, biases=dict(params.logit_bias))))
-    if is_on(params, "repetition_penalty") and tokens:
-        penalty = bind(shared.repetition_penalty, tokens=tokens, penalty=params.repetition_penalty)
-        chosen.append(("repetition_penalty", penalty))
-    if is_on(params, "banned"):
-        chosen.append(("banned", bind(shared.banned, tokens=tuple(params.banned))))
-    if is_on(params, "temperature"):
-        chosen.append(("temperature", bind(shared.temperature, value=params.temperature)))
-    if params.top_k is not None:
-        chosen.append(("top_k", bind(top_k_and_ties, k=params.top_k)))
-    if params.top_p is not None and params.top_p < 1:
-        chosen.append(("top_p", bind(top_p_from_below, p=params.top_p)))
-    if params.min_p:
-        chosen.append(("min_p", bind(min_p_of_probabilities, p=params.min_p)))
-    if params.typical_p is not None and params.typical_p < 1:
-        if params.typical_p == 0:
-            raise Refused("transformers refuses typical_p 0.0: it has to be above 0 and below 1")
-        chosen.append(("typical", bind(typical_and_ties, p=params.typical_p)))
-    return chosen
 
 
 def top_k_and_ties(logits: Array, k: int) -> Array:
     """Keep every token at least as likely as the k-th most likely, so that ties there keep more than k.
 
     `TopKLogitsWarper` in transformers 5.23, ``generation/logits_process.py``; vLLM's PyTorch path has the same rule.
-
-    logits (V,).
     """
     V = len(logits)
     if k >= V:
@@ -67,8 +35,6 @@ def top_p_from_below(logits: Array, p: float | np.float32) -> Array:
     torch does on the CPU.
 
     `TopPLogitsWarper` in transformers 5.23, ``generation/logits_process.py``.
-
-    logits (V,).
     """
     ascending = np.argsort(logits, kind="stable")
     mass = np.cumsum(np.maximum(softmax(logits)[ascending], 0), dtype=np.float64).astype(np.float32)
@@ -83,8 +49,6 @@ def min_p_of_probabilities(logits: Array, p: float) -> Array:
     """Remove every token whose probability is below p times the highest.
 
     `MinPLogitsWarper` in transformers 5.23, ``generation/logits_process.py``; vLLM has the same rule.
-
-    logits (V,).
     """
     probs = softmax(logits)
     return np.where(probs < np.float32(p) * probs.max(), -np.inf, logits)
@@ -95,8 +59,6 @@ def typical_and_ties(logits: Array, p: float) -> Array:
 
     `TypicalLogitsWarper` in transformers 5.23, ``generation/logits_process.py``, after Meister et al., "Locally Typical
     Sampling", 2023, section 4.
-
-    logits (V,).
     """
     probs = np.maximum(softmax(logits), 0)
     surprise = -np.log(probs)
@@ -108,4 +70,67 @@ def typical_and_ties(logits: Array, p: float) -> Array:
     return np.where(distance > distance[nearest[last]], -np.inf, logits)
 
 
-ENGINE = Engine("transformers", "transformers 5.23: generation/logits_process.py, generation/utils.py", steps)
+def temperature_from_a_hundredth(logits: Array, value: float) -> Array:
+    """Divide the logits by the temperature, taken as 0.01 where it is lower.
+
+    `SamplingParams` in vLLM, main of mid-2026, ``vllm/sampling_params.py``, which says so in a warning.
+    """
+    return steps.temperature(logits, max(value, 0.01))
+
+
+@functools.wraps(steps.logit_bias)
+def clipped_bias(logits: Array, biases: Mapping[int, float] | Iterable[tuple[int, float]]) -> Array:
+    return steps.logit_bias(logits, {token: min(max(bias, -100.0), 100.0) for token, bias in dict(biases).items()})
+
+
+@functools.wraps(top_p_from_below)
+def top_p_in_float32(logits: Array, p: float) -> Array:
+    return top_p_from_below(logits, np.float32(p))
+
+
+def _refusal_of_transformers(params: SamplingParams, context: Context) -> str:
+    if params.temperature == 0:
+        return (
+            "transformers refuses temperature 0.0: sampling needs a float above 0; its greedy choice is do_sample=False"
+        )
+    return "transformers refuses typical_p 0.0: it has to be above 0 and below 1" if params.typical_p == 0 else ""
+
+
+def _refusal_of_vllm(params: SamplingParams, context: Context) -> str:
+    for name, low, high in (("temperature", 0, 2), ("frequency_penalty", -2, 2), ("presence_penalty", -2, 2)):
+        if not low <= getattr(params, name) <= high:
+            return f"vllm refuses {name} {getattr(params, name)}: it must be in [{low}, {high}]"
+    return "vllm refuses top_p 0.0: it must be in (0, 1]" if params.top_p == 0 else ""
+
+
+TRANSFORMERS = engine_of(
+    "transformers",
+    "transformers 5.23: generation/logits_process.py, generation/utils.py",
+    {
+        "logit_bias": steps.logit_bias,
+        "repetition_penalty": steps.repetition_penalty,
+        "banned": steps.banned,
+        "temperature": steps.temperature,
+        "top_k": top_k_and_ties,
+        "top_p": top_p_from_below,
+        "min_p": min_p_of_probabilities,
+        "typical": typical_and_ties,
+    },
+    _refusal_of_transformers,
+)
+VLLM = engine_of(
+    "vllm",
+    "vLLM, main of mid-2026: v1/sample/sampler.py, v1/sample/ops/topk_topp_sampler.py (PyTorch path)",
+    {
+        "banned": steps.banned,
+        "logit_bias": clipped_bias,
+        "repetition_penalty": steps.repetition_penalty,
+        "frequency_penalty": steps.frequency_penalty,
+        "presence_penalty": steps.presence_penalty,
+        "temperature": temperature_from_a_hundredth,
+        "min_p": min_p_of_probabilities,
+        "top_k": top_k_and_ties,
+        "top_p": top_p_in_float32,
+    },
+    _refusal_of_vllm,
+)
