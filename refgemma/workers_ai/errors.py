@@ -16,7 +16,7 @@ class Code(NamedTuple):
     source: str = "documented"
 
 
-# Documented: https://developers.cloudflare.com/workers-ai/platform/errors/. Observed: users report it.
+# Documented at https://developers.cloudflare.com/workers-ai/platform/errors/, observed by users, or assumed.
 CODES: dict[int, Code] = {
     3003: Code(400, "headers or body are missing"),
     3006: Code(413, "the request is too large"),

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 import refgemma
+from refgemma.errors import InputError
 from refgemma.lora import find_adapter
 from refgemma.workers_ai import AI, AiError
 from refgemma.workers_ai.pages import GEMMA_2B, GEMMA_7B, HOSTED
+from refgemma.workers_ai.schema import validator_class
 from tests.tiny_it import tiny_it
 from tests.workers_ai.keyword_cases import FORMS, TOOL, USER
 
@@ -243,6 +245,13 @@ def test_every_number_at_the_ends_of_its_range_gets_an_answer(ai, form):
             for temperature in (1e-5, 5):
                 fields = {"temperature": temperature, "max_tokens": 3, name: value}
                 assert ai.run(GEMMA_2B, FORMS[form] | fields)["usage"]["completion_tokens"] >= 1
+
+
+def test_without_jsonschema_one_sentence_says_how_to_install_it(ai, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    validator_class.cache_clear()
+    with pytest.raises(InputError, match=r'needs jsonschema, which is not installed: pip install "refgemma\[serve\]"$'):
+        ai.run(GEMMA_2B, {"prompt": "Hello"})
 
 
 def test_no_server_is_needed():

@@ -48,7 +48,7 @@ def test_calls_of_declared_tools_are_taken_out():
 @pytest.mark.parametrize(
     "text", ["[get_time()]", '[get_weather(town="Paris")]', '[get_weather(city="Pa', "[1, 2]", "5"]
 )
-def test_what_is_no_call_stays_text(text):
+def test_text_that_is_not_a_call_stays_text(text):
     assert result(generation(text), request(tools=[TOOL])) == {"response": text, "usage": USAGE}
     streamed = list(chunks(events(*text), request(tools=[TOOL])))
     assert "".join(chunk["response"] for chunk in streamed) == text
@@ -58,7 +58,7 @@ def test_what_is_no_call_stays_text(text):
 def test_an_answer_that_must_be_json():
     asked = request(response_format={"type": "json_object"}, tools=[TOOL])
     assert result(generation('{"a": 1}'), asked)["response"] == '{"a": 1}'
-    assert result(generation(CALL), asked)["tool_calls"] == CALLS  # a call is no answer yet
+    assert result(generation(CALL), asked)["tool_calls"] == CALLS  # a call is not an answer yet
     with pytest.raises(AiError, match="JSON Mode couldn't be met"):
         result(generation("Hello"), asked)
 

@@ -50,7 +50,7 @@ def test_statuses(code, status):
     assert CODES[code].meaning
 
 
-def test_what_is_quoted_does_not_end_the_line():
+def test_line_breaks_in_quotations_are_escaped():
     assert str(AiError(3037, "Finetune a\r\nb not found")) == "3037: Finetune a\\r\\nb not found"
 
 

@@ -55,7 +55,7 @@ def test_a_keyword_is_enforced(model, place, good, bad):
     if "image" not in place:  # well formed or not, the model has no use for one
         read(model, good)
     if place in ("type", "oneOf/1/properties/tools/items/type"):
-        return  # without it, `oneOf` refuses for another reason: what is no object has no missing property
+        return  # without it, `oneOf` refuses for another reason: a value that is not an object has no missing property
     # Whoever leaves this one keyword out lets the bad request pass.
     relaxed = copy.deepcopy(schema)
     *parents, last = place.split("/")

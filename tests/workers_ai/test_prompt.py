@@ -1,4 +1,4 @@
-"""What the model reads: turns made of system texts, tools, tool results and the wish for JSON; and where room ends."""
+"""The prompt: turns made of system texts, tools, tool results and JSON mode; and the limit of the context."""
 
 import json
 from dataclasses import replace

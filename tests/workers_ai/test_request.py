@@ -1,4 +1,4 @@
-"""What each field of a request means here: the mapping to SamplingParams, and our rules beyond the schema."""
+"""What each field of a request means here: the mapping to SamplingParams, and the rules beyond the schema."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def refused(model, inputs, match, code=5006):
 @both_forms
 def test_defaults(model, form):
     request = read(model, FORMS[form])
-    assert request.params == SamplingParams(temperature=0.6, max_tokens=256)  # on 7B, too, whose page names none
+    assert request.params == SamplingParams(temperature=0.6, max_tokens=256)  # also on 7B, whose page has none
     assert (request.model, request.stream, request.lora, request.raw) == (model, False, None, None)
 
 
@@ -66,7 +66,7 @@ def test_fewer_than_one_token_are_refused(model, form, tokens):
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "repetition_penalty", "presence_penalty"])
-def test_what_is_no_number_is_refused(name):
+def test_nan_and_infinity_are_refused(name):
     # A NaN is neither below a minimum nor above a maximum, and must be refused all the same.
     refused(GEMMA_2B, TEXT | {name: float("nan")}, f"'/{name}' must be >= 0")
     refused(GEMMA_2B, TEXT | {name: float("inf")}, f"'/{name}' must be <= ")
@@ -77,7 +77,7 @@ def test_a_prompt_is_one_user_turn():
 
 
 @both_models
-def test_raw_takes_texts_as_they_stand(model):
+def test_raw_takes_texts_unchanged(model):
     text = "<start_of_turn>user\n Hi <end_of_turn>"
     assert read(model, {"prompt": text, "raw": True}).raw == text
     messages = [{"role": "anyone", "content": " a "}, {"role": "system", "content": "b"}]

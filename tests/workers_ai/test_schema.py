@@ -139,7 +139,7 @@ def test_answers_are_judged_as_jsonschema_judges_them():
         ({"prompt": "x", "messages": []}, "oneOf at '/' not met, 2 matches"),
     ],
 )
-def test_the_wording_is_the_service_s(inputs, text):
+def test_the_wording_is_that_of_the_service(inputs, text):
     assert join(problems(inputs, page(HOSTED[0]).schema)) == text
 
 
@@ -167,7 +167,7 @@ def test_each_problem_is_one_sentence(value, schema, text):
     assert problems(value, schema, "/prompt") == [text]
 
 
-def test_true_is_no_number_and_one_is_not_true():
+def test_true_is_not_a_number_and_one_is_not_true():
     assert problems(True, {"type": "integer"})
     assert problems(True, {"type": "number"})
     assert problems(1, {"const": True})

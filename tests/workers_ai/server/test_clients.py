@@ -1,4 +1,4 @@
-"""The official clients of OpenAI and Cloudflare, told nothing but the address."""
+"""The official clients of OpenAI and Cloudflare, configured with the address only."""
 
 import json
 import threading
@@ -114,7 +114,7 @@ def test_openai_hears_of_a_stream_that_is_cut_off(endless, monkeypatch, how):
             list(stream)
 
 
-def test_openai_is_told_to_come_again(endless):
+def test_openai_gets_a_rate_limit_error_when_the_server_is_full(endless):
     openai = pytest.importorskip("openai", reason="needs the openai client (extra clients)")
     with serving(create_app({GEMMA_2B: endless}, {}, max_rows=1, max_waiting=0)) as address:
         base = f"{address}/client/v4/accounts/{ACCOUNT}/ai/v1"

@@ -1,4 +1,4 @@
-"""Connections: what is sent goes out at once, who asks nothing is let go, and the rest has bounds."""
+"""Connections: data is sent at once, idle connections are closed, and everything else has limits."""
 
 import asyncio
 import socket
@@ -87,7 +87,7 @@ def test_no_more_requests_are_read_at_a_time_than_may_wait():
     assert asyncio.run(three()) == (3040, 3)
 
 
-def test_a_request_that_is_read_while_others_are_is_told_to_come_again(monkeypatch):
+def test_a_request_beyond_the_limit_is_refused_while_others_are_read(monkeypatch):
     app = create_app({GEMMA_2B: tiny_it()}, {}, max_rows=1, max_waiting=0)
     service, go, begun = app.state.service, threading.Event(), threading.Event()
     prepare = service.prepare

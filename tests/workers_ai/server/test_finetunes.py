@@ -160,7 +160,7 @@ def test_what_cannot_be_made(own, fields, code, status):
     assert ask(own, f"{ACCOUNT}/finetunes").result == []
 
 
-def test_a_name_is_taken_once_and_ids_are_no_names(own):
+def test_names_are_unique_and_ids_are_not_names(own):
     made = create(own).result
     assert create(own).code == create(own, made["id"]).code == 5006
     assert create(own, description="\ud800").code == 5006
@@ -356,7 +356,7 @@ def test_a_large_adapter_within_range_is_taken(own):
     assert ask(own, RUN, WHO | {"lora": "sea", "max_tokens": 2}).status == 200
 
 
-# ---- one thing at a time, and nobody else waits
+# ---- concurrency: only uploads to one finetune wait for each other
 
 
 def test_lists_wait_for_no_upload(own, monkeypatch):
@@ -398,7 +398,7 @@ def test_only_so_many_uploads_at_a_time(tmp_path, monkeypatch):
             client = stack.enter_context(socket.create_connection((urlsplit(address).hostname, urlsplit(address).port)))
             assert ask(address, path, body, headers=headers).code == 3037  # there is room
             client.sendall(head + body[:-10])
-        wait_for(lambda: ask(address, path, body, headers=headers, timeout=20).code == 3040)  # told, not made to wait
+        wait_for(lambda: ask(address, path, body, headers=headers, timeout=20).code == 3040)  # refused at once
         assert ask(address, path, body, headers=headers).status == 429
         client.sendall(body[-10:])
         wait_for(lambda: ask(address, path, body, headers=headers).code == 3037)
@@ -428,15 +428,15 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 def test_of_two_finetunes_of_one_name_the_older_counts(tmp_path):
     stored(tmp_path, "a", created_at="2026-02"), stored(tmp_path, "b", created_at="2026-01")
     stored(tmp_path, "c", created_at="2025", name="b")  # the id of another
-    with pytest.warns(UserWarning, match="left out: its name") as told:
+    with pytest.warns(UserWarning, match="left out: its name") as warned:
         finetunes = started(tmp_path)
     assert [finetune["id"] for finetune in finetunes.every()] == ["c", "b"]
-    assert "a/finetune.json is left out: its name 'sea' is that of b, which is older" in str(told[0].message)
+    assert "a/finetune.json is left out: its name 'sea' is that of b, which is older" in str(warned[0].message)
     with pytest.warns(UserWarning, match="or was given at the start"):
         assert [f["name"] for f in started(tmp_path, {"sea": "pirate"}).every()] == ["sea", "b"]
 
 
-def test_a_name_that_nobody_could_have_given_is_left_out(tmp_path):
+def test_an_invalid_stored_name_is_left_out(tmp_path):
     stored(tmp_path, "a", name="../x")
     with pytest.warns(UserWarning, match="its name is not a valid name of a finetune"):
         assert started(tmp_path).every() == []

@@ -1,4 +1,4 @@
-"""Who may ask: tokens, other pages in the same browser, and host names that are not this machine's."""
+"""Access: tokens, other pages in the same browser, and host names that are not this machine's."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def bearer(token):
      {"authorization": "Basic s3cret-é".encode()}, {"authorization": b"Bearer \xff"}],
 )  # fmt: skip
 @pytest.mark.parametrize("path", [RUN, f"{ACCOUNT}/finetunes", "/playground/api/run", "/nothing"])
-def test_without_the_token_nothing_is_told(locked, path, headers):
+def test_without_the_token_everything_is_refused(locked, path, headers):
     reply = ask(locked, path, BODY, headers=headers)
     assert (reply.status, reply.code) == (401, 10000)
 
@@ -37,7 +37,7 @@ def test_with_the_token(locked):
     assert ask(locked, RUN, BODY, headers={"authorization": "bearer  s3cret-é".encode()}).status == 200
 
 
-def test_a_token_that_nobody_asks_for_does_no_harm(address):
+def test_an_unneeded_token_is_ignored(address):
     assert ask(address, RUN, BODY, headers=bearer("anything")).result["response"] == "17 + 25 = 42."
 
 

@@ -74,7 +74,7 @@ def test_a_client_that_leaves_stops_its_answer(endless, path, body):
         assert watched.written(0) < 8000
 
 
-def test_a_client_that_does_not_read_holds_up_nobody(endless):
+def test_a_client_that_does_not_read_delays_no_other(endless):
     watched = Watched(endless, max_rows=2)
     chat = {"model": GEMMA_2B, "messages": [{"role": "user", "content": "a"}], "seed": 7, "max_tokens": 500}
     with serving(watched.app, buffer=4096) as address:

@@ -1,4 +1,4 @@
-"""The description tells the truth: every route is in it, with its methods, and nothing that is no route."""
+"""The description is accurate: it has every route with its methods, and nothing else."""
 
 import jsonschema
 import pytest

@@ -1,4 +1,4 @@
-"""Every example of the two model pages, run as it stands against a live server: only the base address is changed."""
+"""Every example of the two model pages, run unchanged against a live server: only the base address is changed."""
 
 import ast
 import json
@@ -64,7 +64,7 @@ def finetune(address):
 def is_answer(result):
     assert list(result) == ["response", "usage"]
     assert isinstance(result["response"], str)
-    assert result["usage"]["completion_tokens"] >= 1  # the examples give no seed: what is answered is left to chance
+    assert result["usage"]["completion_tokens"] >= 1  # the examples give no seed: the answer is random
     return True
 
 

@@ -1,4 +1,4 @@
-"""What the playground asks: choices, ranges, and answers with the decision behind every token."""
+"""The playground's interface: choices, ranges, and answers with the decision behind every token."""
 
 import math
 from dataclasses import replace
@@ -70,7 +70,7 @@ def test_every_token_comes_with_its_candidates_and_steps(address):
         assert "top_k 40" in token["why"]
 
 
-def test_a_drawn_seed_is_told_and_gives_the_same_again(address):
+def test_a_drawn_seed_is_returned_and_reproduces_the_answer(address):
     tokens, result = run(address, temperature=2)
     again, same = run(address, temperature=2, seed=result["seed"])
     assert (again, same) == (tokens, result)
@@ -119,7 +119,7 @@ def test_an_answer_that_cannot_begin_gives_its_place_back(monkeypatch):
         assert ask(address, RUN, body).status == 200
 
 
-def test_another_model_is_no_stand_in():
+def test_another_model_is_not_a_stand_in():
     with serving(create_app({GEMMA_2B: replace(tiny_it(), name="gemma-2b-it")}, {})) as address:
         info = ask(address, INFO).json
         assert (info["notice"], info["models"][0]["stand_in"]) == ("", False)

@@ -1,4 +1,4 @@
-"""Requests that get an error: its code, its status, its envelope; and garbage of every kind, which gets one, too."""
+"""Requests that get an error: its code, its status, its envelope; and garbage of every kind, which also gets one."""
 
 import contextlib
 import json
@@ -58,7 +58,7 @@ def test_an_error_has_its_code_its_status_and_the_envelope(address, body, code, 
     assert reply.json["success"] is False
 
 
-def test_of_a_key_that_stands_twice_the_last_counts(address):
+def test_the_last_of_duplicate_keys_counts(address):
     body = b'{"prompt": "a", "prompt": "What is 17 + 25?", "temperature": 6, "temperature": 0}'
     assert ask(address, RUN, body).result["response"] == "17 + 25 = 42."
 
@@ -77,7 +77,7 @@ def test_a_body_that_is_too_large_is_not_read(address):
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_who_sends_all_of_a_body_that_is_too_large_reads_why(address, announced):
+def test_a_client_that_sends_a_whole_oversized_body_can_read_the_error(address, announced):
     length, line = 3 * limits.JSON_BYTES, "Transfer-Encoding: chunked"
     body, line = (b" " * length, f"Content-Length: {length}") if announced else (b"%x\r\n" % length, line)
     body = body if announced else body + b" " * length + b"\r\n0\r\n\r\n"
@@ -89,7 +89,7 @@ def test_who_sends_all_of_a_body_that_is_too_large_reads_why(address, announced)
             assert b"3006" in received.read()  # to the end: no reset
 
 
-def test_who_never_stops_sending_is_cut_off(address, monkeypatch):
+def test_a_client_that_never_stops_sending_is_cut_off(address, monkeypatch):
     monkeypatch.setattr("refgemma.workers_ai.server.http.DRAIN_SECONDS", 0.05)
     host = urlsplit(address)
     with socket.create_connection((host.hostname, host.port), timeout=PATIENCE) as connection:
@@ -134,7 +134,7 @@ def test_a_body_that_trickles_is_not_waited_for_any_longer(address, monkeypatch)
     ],
     ids=["empty messages", "bad messages", "tools", "functions", "names", "image", "schemas"],
 )  # fmt: skip
-def test_of_a_million_faults_few_are_looked_at(body, monkeypatch):
+def test_of_a_million_faults_few_are_examined(body, monkeypatch):
     looks = 0
     look = schema.validator_class().descend
 
@@ -162,7 +162,7 @@ def test_of_a_million_faults_few_are_looked_at(body, monkeypatch):
         ("GET", f"{ACCOUNT}/../../../openapi.json", 404, 7000),
     ],
 )
-def test_what_there_is_no_route_for(address, method, path, status, code):
+def test_paths_without_a_route(address, method, path, status, code):
     reply = ask(address, path, method=method)
     assert (reply.status, reply.code) == (status, code)
     assert reply.json["result"] is None
@@ -183,7 +183,7 @@ def test_what_there_is_no_route_for(address, method, path, status, code):
         b"POST " + RUN.encode() + b" HTTP/1.0\r\nHost: [::1\r\nContent-Length: 2\r\n\r\n{}",
     ],
 )
-def test_garbage_gets_status_400_or_the_door(address, request_bytes):
+def test_garbage_gets_status_400_or_is_disconnected(address, request_bytes):
     reply = raw(address, None, {}, [request_bytes])
     assert reply == b"" or reply.split(b" ")[1].startswith(b"4"), reply
     assert ask(address, RUN, {"prompt": "What is 17 + 25?", "temperature": 0}).result["response"] == "17 + 25 = 42."
@@ -201,7 +201,7 @@ def test_random_bytes_for_a_body_are_never_an_internal_error(address):
 
 
 def raw(address, path, headers, pieces):
-    """What comes back for bytes; whoever stops reading them has answered already."""
+    """Return the response to raw bytes; a server that stops reading has already responded."""
     host = urlsplit(address)
     with socket.create_connection((host.hostname, host.port), timeout=PATIENCE) as connection:
         if path is not None:

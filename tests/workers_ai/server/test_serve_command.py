@@ -14,7 +14,7 @@ from tests.workers_ai.server.live import RUN, ask, sent
 from tests.workers_ai.server.process import started
 
 
-def test_it_says_who_answers_and_where():
+def test_it_reports_the_models_and_the_address():
     with started() as (address, greeting, _):
         assert f"{GEMMA_2B}: tiny-it, the small model that ships with refgemma, as a stand-in" in greeting
         assert f"{GEMMA_7B}: tiny-it" in greeting
@@ -36,17 +36,17 @@ def test_models_adapters_and_a_token_by_option(tmp_path):
         assert (tmp_path / "f").is_dir()
 
 
-def test_a_program_is_told_in_json():
-    with started("--json", until="}\n") as (address, told, _):
-        told = json.loads(told)
-        assert told["address"] == address
-        assert list(told["models"]) == [GEMMA_2B, GEMMA_7B]
-        assert told["finetunes"] == ["pirate", "json", "letter"]
+def test_json_output_for_programs():
+    with started("--json", until="}\n") as (address, output, _):
+        state = json.loads(output)
+        assert state["address"] == address
+        assert list(state["models"]) == [GEMMA_2B, GEMMA_7B]
+        assert state["finetunes"] == ["pirate", "json", "letter"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_streams_and_then_the_process(number, tmp_path):
-    # At temperature 5 an end of turn may still come early: several streams, of which some must be under way.
+    # At temperature 5 an end of turn may still come early: several streams, of which some must be in progress.
     body = {"prompt": "a", "raw": True, "temperature": 5, "max_tokens": 8000, "stream": True}
     with started(TMPDIR=str(tmp_path)) as (address, _, process):
         assert len(list(tmp_path.iterdir())) == 1  # for finetunes that are not kept

@@ -1,4 +1,4 @@
-"""What a failure of an engine is to whoever asked."""
+"""The error that a client gets when an engine fails."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def service():
     return create_app({GEMMA_2B: tiny_it()}, {}).state.service
 
 
-def test_an_engine_that_died_is_no_server_that_stops(service):
+def test_a_dead_engine_is_not_a_stopping_server(service):
     """Both close an engine; only the second is by intent, and nothing to look for in a log."""
     died = Closed("the worker of this engine died: SystemError: planted")
     assert service.failure(died).code == 3043

@@ -1,4 +1,4 @@
-"""A server that is told to stop while answers are being written that would take far longer."""
+"""A server that is stopped while it writes answers that would take much longer."""
 
 import json
 import signal

@@ -1,7 +1,7 @@
 "use strict";
-// A request as a program that sends it: for a shell with curl, and in Python with nothing but its own library.
+// A request as a program that sends it: with curl in a shell, or in Python with the standard library.
 
-// Characters that a reader would not see, or that turn the direction of what they stand in, are escapes.
+// Invisible characters and those that change the direction of text are escaped.
 const unseen = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu;
 const hex = (value, digits) => value.toString(16).padStart(digits, "0");
 const jsonString = text => JSON.stringify(text).replace(unseen, character =>
@@ -9,7 +9,7 @@ const jsonString = text => JSON.stringify(text).replace(unseen, character =>
 const pythonString = text => JSON.stringify(text).replace(unseen, character =>
   character.length > 1 ? "\\U" + hex(character.codePointAt(0), 8) : "\\u" + hex(character.charCodeAt(0), 4));
 
-// A value as source code: an object line by line, and so a list in it; what is in those, in one line.
+// A value as source code: objects, and lists inside them, one entry per line; deeper values on one line.
 function source(value, words, depth = 0) {
   if (typeof value === "string") return words.string(value);
   if (typeof value === "boolean") return value ? words.yes : words.no;

@@ -1,8 +1,8 @@
 "use strict";
-// The conversation: a question goes out, and its answer comes in token by token.
+// The conversation: sends questions, and shows the answers token by token.
 
-let turns = [];      // {role, content, tokens, spans, ...}, as they stand in the log
-let running = null;  // AbortController of the answer under way
+let turns = [];      // {role, content, tokens, spans, ...}, in the order of the log
+let running = null;  // AbortController of the answer in progress
 
 const fail = message => { find("error").textContent = message; find("error").hidden = !message; };
 
@@ -31,7 +31,7 @@ function clear() {
   showCode();
 }
 
-// New text pushes the view down only where the view was at the end.
+// New text scrolls the view only if it was at the end.
 function following(change) {
   const log = find("log"), composer = find("composer");
   const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
@@ -76,7 +76,7 @@ async function send() {
   answer.box.classList.remove("working");
   if (failure || ending.startsWith("stopped")) {
     if (!answer.tokens.length) {
-      // Nothing came: the question goes back to where it was typed.
+      // No answer: the question returns to the text field.
       for (const turn of [asked, answer]) turn.box.remove();
       turns = turns.filter(turn => turn !== asked && turn !== answer);
       find("welcome").hidden = turns.length > 0;
@@ -85,7 +85,7 @@ async function send() {
     fail(failure);
   }
   busy(false);
-  // Read out once, at the end: token by token it would be noise.
+  // Screen readers read it once, at the end: token by token it would be noise.
   find("status").textContent = failure ? "" : "Answer: " + answer.content + " " + ending;
   showCode();
 }

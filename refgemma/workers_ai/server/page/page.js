@@ -1,5 +1,5 @@
 "use strict";
-// The playground: what the user does, and what there is at the start.
+// The playground: events of the user, and the initial state.
 
 const wide = matchMedia("(min-width: 76rem)");
 const fit = () => { find("more").open = wide.matches; };
@@ -69,7 +69,7 @@ async function start() {
   }));
   fit();
   chooseModel();
-  if (wide.matches) find("text").focus();  // elsewhere it would bring up a keyboard
+  if (wide.matches) find("text").focus();  // on small screens it would open a keyboard
 }
 
 start();

@@ -5,7 +5,7 @@ const EXAMPLES = ["What is the capital of Nepal?", "What is 17 + 25?", "Tell me 
 
 const chatting = () => find("composer").elements.form.value === "chat";
 
-// What Send sends now; while nothing is typed in a chat, what led to its last answer.
+// What Send would send now; in a chat without typed text, the request for its last answer.
 function inputs(text) {
   const request = {};
   if (chatting()) {
@@ -33,7 +33,7 @@ async function copy(button) {
   const pre = find(button.dataset.copies);
   try {
     await navigator.clipboard.writeText(pre.textContent);
-  } catch (error) {  // pages that come over plain http from another machine have no clipboard of their own
+  } catch (error) {  // pages served over plain http by another machine have no clipboard
     getSelection().selectAllChildren(pre);
     document.execCommand("copy");
   }

@@ -1,10 +1,10 @@
 "use strict";
-// What the server is asked, and how its errors and its stream of events are read.
+// Requests to the server, and reading its errors and its stream of events.
 
-let token = "";  // where the server wants one; never stored
+let token = "";  // if the server requires one; never stored
 
 const headers = () => token ? {authorization: "Bearer " + token} : {};
-// One sentence of an error, without the prefixes that name its kind twice.
+// The sentence of an error, without prefixes that repeat its kind.
 const sentence = envelope => envelope.errors[0].message.replace(/^(AiError: |Bad input: |Error: )+/, "");
 
 async function ask(path, options = {}) {
@@ -22,7 +22,7 @@ async function ask(path, options = {}) {
   throw failure;
 }
 
-// Server-sent events of a response; without a last [DONE] it was cut off.
+// Server-sent events of a response; without a final [DONE] it was cut off.
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";

@@ -1,9 +1,9 @@
 "use strict";
-// The settings: models, adapters, and a control for each parameter, with the range that the server gives.
+// The settings: models, adapters, and a control for each parameter, with the range from the server.
 
 let info = null;  // from /playground/api/info
 
-const HINTS = {  // what the number does, and where its slider stands while the step is off
+const HINTS = {  // what the number does, and the slider's position while the step is off
   max_tokens: ["longest answer"],
   temperature: ["0 takes the most likely token"],
   top_p: ["keeps the likeliest tokens up to this mass; 1 and more is off", 1],
@@ -17,7 +17,7 @@ const HINTS = {  // what the number does, and where its slider stands while the 
 const model = () => info.models.find(one => one.name === find("model").value);
 const lora = () => info.loras.find(one => one.id === find("lora").value);
 
-// Names may come from an upload: characters that turn the direction are left out of what is shown.
+// Names may come from an upload: characters that change the direction of text are not shown.
 const plain = text => text.replace(/[\p{Cc}\p{Cf}]/gu, "");
 const option = (value, text) => { const node = make("option", plain(text)); node.value = value; return node; };
 

@@ -1,5 +1,5 @@
 "use strict";
-// Walking through the tokens of an answer: which decision is on show.
+// Moving through the tokens of an answer: which decision is shown.
 
 let shown = null;  // {turn, t}
 
@@ -44,7 +44,7 @@ function odd(turn, at, focus) {
   if (t !== undefined) select(turn, t, focus);
 }
 
-// The turn and place of a token of the log.
+// The turn and index of a token in the log.
 function placed(node) {
   const span = node.closest(".token"), turn = span && turns.find(turn => turn.spans.includes(span));
   return turn ? [turn, turn.spans.indexOf(span)] : null;

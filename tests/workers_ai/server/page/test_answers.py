@@ -54,7 +54,7 @@ def test_tokens_show_before_the_end_and_stop_ends_the_request(visit, endless):
         assert f"stopped after {count} tokens" in page.text("status")
 
 
-def test_escape_stops_too(visit, endless, driver):
+def test_escape_also_stops(visit, endless, driver):
     from selenium.webdriver.common.keys import Keys
 
     with serving(create_app({GEMMA_2B: endless}, {})) as address:
@@ -93,7 +93,7 @@ def test_a_chat_is_sent_with_all_that_was_said(page):
     assert page("document.querySelectorAll('.turn').length") == 0
 
 
-def test_raw_text_is_continued_as_it_stands(page):
+def test_raw_text_is_continued_unchanged(page):
     prompt = "Once upon a time"
     page.set(temperature=0)
     page["raw"].click()

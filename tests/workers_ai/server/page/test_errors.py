@@ -1,4 +1,4 @@
-"""What goes wrong is told in a sentence."""
+"""Errors are shown as one sentence."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_a_number_out_of_its_range_is_not_sent(page):
     assert page("document.activeElement.id") == "temperature"
 
 
-def test_a_server_that_is_gone_is_told(visit, address):
+def test_a_server_that_is_gone_is_reported(visit, address):
     with serving(create_app({GEMMA_2B: tiny_it()}, {})) as own:
         page = visit(own)
     page["text"].send_keys(QUESTION, "\n")
@@ -60,7 +60,7 @@ def test_a_token_is_asked_for_and_never_shown(visit):
             assert "secret" not in page.text(name)
 
 
-def test_an_answer_that_breaks_off_is_kept_and_told(visit, endless):
+def test_an_answer_that_breaks_off_is_kept_and_reported(visit, endless):
     app = create_app({GEMMA_2B: endless}, {})
     with serving(app) as address:
         page = visit(address)
@@ -72,7 +72,7 @@ def test_an_answer_that_breaks_off_is_kept_and_told(visit, endless):
         assert page("turns[1].content") == page.answers()[0] != ""
 
 
-def test_a_connection_that_is_cut_is_told(page):
+def test_a_cut_connection_is_reported(page):
     script = """
     const all = async response => { for await (const event of events(response)); };
     const cut = end => all(new Response(new ReadableStream({start: end}))).catch(error => error.message);

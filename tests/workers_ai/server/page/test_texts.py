@@ -17,7 +17,7 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.mark.parametrize("form", ["prompt", "chat"])
-def test_what_is_copied_asks_for_the_same_answer(page, driver, form):
+def test_copied_programs_request_the_same_answer(page, driver, form):
     permissions = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"], "origin": page.address}
     driver.execute_cdp_cmd("Browser.grantPermissions", permissions)
     page.set(temperature=0, max_tokens=12)
