@@ -20,6 +20,8 @@ from refgemma.device import array_library, placed
 from refgemma.errors import InputError, InputTypeError
 from refgemma.generation import CHUNK, Event, Generation
 from refgemma.lora import Adapter
+from refgemma.lora.adapter import split_scale
+from refgemma.lora.attach import checked_scale, narrowed
 from refgemma.model import Params, forward
 from refgemma.numerics import FLOAT64, PROFILES, Array, Numerics, namespace_of, to_host
 from refgemma.sampling import SamplingParams
@@ -144,7 +146,7 @@ class Gemma:
             raise InputError(
                 f"rows are {mask.dtype} of shape {mask.shape}: expected a list of true and false, one a row"
             )
-        on = Attached(adapter, low_rank.checked_scale(scale), mask)
+        on = Attached(adapter, checked_scale(scale), mask)
         before = self if self.merged or self.before is None else self.before
         adapters = (on,) if before is self else (*self.adapters, on)
         params = self._with(on, self.params, before.params, self.numerics)
@@ -440,7 +442,7 @@ class Gemma:
     def _with(self, on: Attached, params: Params, before: Params, numerics: Numerics) -> Params:
         changes = low_rank.fit(on.adapter, self.config).changes
         if numerics.rounding:
-            changes = low_rank.narrowed(changes, params, on.rows)
+            changes = narrowed(changes, params, on.rows)
         attached = low_rank.attach(params, changes, before=before, scale=on.scale, rows=on.rows, dtype=numerics.dtype)
         return placed(attached, self._xp)
 
@@ -560,6 +562,6 @@ def load(
         raise InputError(f"{folder / 'generation_config.json'}: {error}") from None
     gemma = Gemma(config, params, tokenizer, profile, stops, str(model))
     for name in [lora] if isinstance(lora, (str, Path)) else lora:
-        where, scale = low_rank.split_scale(name)
+        where, scale = split_scale(name)
         gemma = gemma.with_lora(low_rank.read(low_rank.find_adapter(where)), scale)
     return gemma

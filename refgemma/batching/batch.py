@@ -19,7 +19,7 @@ from refgemma import generation
 from refgemma.cache import KVCache, side_by_side
 from refgemma.gemma import Gemma
 from refgemma.generation import Event, Row, read_prompts
-from refgemma.lora.rows import for_rows
+from refgemma.lora.attach import for_rows
 from refgemma.model import Params, forward
 from refgemma.numerics import Array, namespace_of, to_host
 

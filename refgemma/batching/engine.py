@@ -22,7 +22,7 @@ from refgemma.errors import InputError
 from refgemma.gemma import Gemma
 from refgemma.generation import Event, Row
 from refgemma.lora import Adapter
-from refgemma.lora.rows import for_rows
+from refgemma.lora.attach import for_rows
 from refgemma.model import Params
 from refgemma.sampling import SamplingParams
 

@@ -10,15 +10,17 @@ from typing import Any
 from refgemma import lora
 from refgemma.cli.terminal import print_table, show, size
 from refgemma.config import Config
+from refgemma.lora.adapter import split_scale
 from refgemma.lora.adapter_config import AdapterConfig
+from refgemma.lora.attach import checked_scale
 from refgemma.lora.fit import Change, LowRank, Replaced
 from refgemma.lora.hosted import LIMITS
 
 
 def describe_adapter(name: str, config: Config) -> dict[str, Any]:
     """Read an adapter and hold it against a model."""
-    name, scale = lora.split_scale(name)
-    lora.checked_scale(scale)
+    name, scale = split_scale(name)
+    checked_scale(scale)
     folder = lora.find_adapter(name)
     adapter = lora.read(folder)
     about: dict[str, Any] = {"folder": str(folder), "nbytes": adapter.nbytes, "config": asdict(adapter.config)}

@@ -32,11 +32,11 @@ from refgemma.errors import InputError
 from refgemma.files.atomic import check_folder_place, whole_file
 from refgemma.files.pictures import picture_format
 from refgemma.gemma import load
+from refgemma.lora.adapter import split_scale
 from refgemma.lora.adapter_config import CONFIG_FILE
-from refgemma.lora.audit import Audit, audit_attached
+from refgemma.lora.audit import Audit, WeightAudit, audit_attached
 from refgemma.lora.audit_picture import picture
-from refgemma.lora.audit_weights import WeightAudit
-from refgemma.lora.merge_file import Merged, merge_checkpoint
+from refgemma.lora.merged_checkpoint import Merged, merge_checkpoint
 
 _ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
     adapters, out = _adapters_and_out(args)
-    for name, _ in map(lora.split_scale, adapters):
+    for name, _ in map(split_scale, adapters):
         lora.find_adapter(name)  # before the model is read
     form = _check_options(args)
     if out is not None:
@@ -110,7 +110,7 @@ def _take_names_anywhere(parser: argparse.ArgumentParser) -> None:
 def _adapters_and_out(args: argparse.Namespace) -> tuple[list[str], str | None]:
     """Tell the adapters from the folder to make, which an audit does not need."""
     *names, last = map(text_argument, args.names)
-    if args.audit and (_is_adapter(last) or not names or lora.split_scale(last)[0] != last):
+    if args.audit and (_is_adapter(last) or not names or split_scale(last)[0] != last):
         return [*names, last], None
     if not names:
         raise InputError(f"only {last!r} was given beside BASE: expected adapters and the folder to make, or --audit")
@@ -123,7 +123,7 @@ def _adapters_and_out(args: argparse.Namespace) -> tuple[list[str], str | None]:
 
 def _is_adapter(text: str) -> bool:
     """Whether a word names an adapter that is there; ``./pirate`` means that folder, and not the shipped one."""
-    name, _ = lora.split_scale(text)
+    name, _ = split_scale(text)
     if Path(name).name != name:
         return (Path(name).expanduser() / CONFIG_FILE).is_file()
     try:
@@ -148,7 +148,7 @@ def _audit(args: argparse.Namespace, adapters: list[str]) -> Audit:
         # Most models are mapped as they are then, however large; others are widened, which changes no number.
         gemma = load(args.base, weights="bfloat16" if stored == {"BF16"} else "float32", progress=progress)
         attached = gemma
-        for name, scale in map(lora.split_scale, adapters):
+        for name, scale in map(split_scale, adapters):
             attached = attached.with_lora(lora.read(lora.find_adapter(name)), scale)
     tokens = None if args.prompt is None else gemma.encode_prompt(text_argument(args.prompt))
     with progress_bar("auditing") as progress:

@@ -3,17 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from refgemma.lora.adapter import Adapter, find_adapter, read
 from refgemma.lora.adapter_config import AdapterConfig
-from refgemma.lora.attach import attach, checked_scale, narrowed
+from refgemma.lora.attach import attach
 from refgemma.lora.audit import audit
-from refgemma.lora.find import find_adapter, split_scale
 from refgemma.lora.fit import fit
 from refgemma.lora.merge import merge
-from refgemma.lora.read import Adapter, read
 
 if TYPE_CHECKING:
     from refgemma.lora.hosted import check_hosted
-    from refgemma.lora.merge_file import merge_checkpoint
+    from refgemma.lora.merged_checkpoint import merge_checkpoint
 
 __all__ = [
     "Adapter",
@@ -21,17 +20,14 @@ __all__ = [
     "attach",
     "audit",
     "check_hosted",
-    "checked_scale",
     "find_adapter",
     "fit",
     "merge",
     "merge_checkpoint",
-    "narrowed",
     "read",
-    "split_scale",
 ]
 
-_ON_FIRST_USE = {"check_hosted": "hosted", "merge_checkpoint": "merge_file"}  # who only attaches needs neither
+_ON_FIRST_USE = {"check_hosted": "hosted", "merge_checkpoint": "merged_checkpoint"}  # attaching needs neither
 
 
 def __getattr__(name: str) -> Any:

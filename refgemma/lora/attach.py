@@ -1,15 +1,16 @@
-"""Put an adapter on a model without touching the model: a tree of parameters that shares every array of the base.
+"""Attach adapters to a model: a new tree of parameters that shares every array of the base.
 
-A changed matrix becomes an `Adapted` operand, the base and its low-rank deltas side by side; what the deltas mean is
-written in `refgemma.ops.linear`. Taking an adapter off is going back to the tree of before.
+A changed matrix becomes an `Adapted` operand, which holds the base and its low-rank deltas (`refgemma.ops.linear`). The
+old tree is the model without the adapter.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -17,12 +18,10 @@ from numpy.typing import DTypeLike
 from refgemma.compute.threads import mapped
 from refgemma.errors import InputError
 from refgemma.lora.fit import Change, LowRank, Replaced, ReplacedRows
-from refgemma.lora.materialise import Plain, wide_rows
 from refgemma.lora.paths import at, branched, put
-from refgemma.lora.pieces import pieces
-from refgemma.lora.rounding import rounded, widened
+from refgemma.lora.tiles import Plain, rounded, tiles, wide_rows, widened
 from refgemma.model import Params
-from refgemma.numerics import Array, Bfloat16Matrix, to_host
+from refgemma.numerics import Array, Bfloat16Matrix, namespace_of, to_host
 from refgemma.ops.linear import Adapted, Delta, Operand
 
 
@@ -35,14 +34,14 @@ def attach(
     rows: Array | None = None,
     dtype: DTypeLike | None = np.float32,
 ) -> Params:
-    """Parameters of a model with the changes of an adapter.
+    """Add the changes of an adapter to the parameters of a model.
 
     Parameters
     ----------
     params : Params
-        The model, perhaps with adapters on it already: their changes are summed, each against the base.
+        The model, perhaps with adapters attached: changes are summed, each relative to the base.
     changes : list of LowRank, Replaced or ReplacedRows
-        All of one adapter, from `refgemma.lora.fit.fit`.
+        All of one adapter, from `refgemma.lora.fit`.
     before : Params, optional
         The model without any adapter, if `params` has some.
     scale : float
@@ -50,18 +49,18 @@ def attach(
     rows : ndarray of bool, shape (B,), optional
         The rows of the batch that get the changes; all, if not given.
     dtype : dtype or None
-        Of the activations that the factors will meet, float32 or float64; None leaves factors as they were read.
+        Of the activations, float32 or float64; None leaves factors in the dtype of the file.
 
     Returns
     -------
     Params
-        New tree, old arrays. What comes from the adapter is in NumPy arrays, wherever the model is.
+        New tree, old arrays. The adapter's own arrays are NumPy arrays, whatever device the model is on.
 
     Raises
     ------
     ValueError
-        If a weight that was trained whole is to be scaled, to be there for some rows only, or meets another adapter, or
-        the scale is no finite number.
+        If a weight that was trained whole is scaled, used for some rows only, or combined with another adapter, or the
+        scale is not a finite number.
     """
     scale = checked_scale(scale)
     original = params if before is None else before
@@ -71,30 +70,14 @@ def attach(
         if isinstance(change, Replaced):
             put(tree, change.path, _replacement(now, untouched, change, scale, rows, dtype))
         elif base is not untouched and not isinstance(base, Adapted):
-            raise InputError(_together(change.path))
+            raise InputError(_exclusive(change.path))
         else:
             put(tree, change.path, _adapted(now, change, scale, rows, dtype))
     return tree
 
 
 def checked_scale(scale: Any) -> float:
-    """Weight of an adapter's changes, once it is seen to be one.
-
-    Parameters
-    ----------
-    scale : Any
-        What was given.
-
-    Returns
-    -------
-    float
-        The same number.
-
-    Raises
-    ------
-    ValueError
-        If it is no finite number.
-    """
+    """The scale of an adapter, if it is a finite number."""
     try:
         number = float(scale) if isinstance(scale, numbers.Real) else math.nan
     except OverflowError:
@@ -107,25 +90,9 @@ def checked_scale(scale: Any) -> float:
 def narrowed(changes: list[Change], params: Params, rows: Array | None = None) -> list[Change]:
     """Changes as an engine that computes in bfloat16 loads them.
 
-    Parameters
-    ----------
-    changes : list of LowRank, Replaced or ReplacedRows
-        Of one adapter.
-    params : Params
-        The model that they are for.
-    rows : ndarray of bool, shape (B,), optional
-        The rows of the batch that get them.
-
-    Returns
-    -------
-    list of LowRank, Replaced or ReplacedRows
-        What was trained whole is rounded to the format of the base, and rows of a table become a table with these
-        rows, so that no rounded product is put right by another. Low-rank factors stay.
-
-    Notes
-    -----
-    For some rows of a batch only, or on top of another adapter, there is no such table. New rows are then a change of
-    the old ones, and what comes out is off by a rounding of what the old ones give.
+    What was trained whole is rounded to bfloat16, and new rows of a table become a whole table, so that a row is
+    rounded once and not as the sum of an old row and a difference. Low-rank factors stay. For some rows of a batch
+    only, or on top of another adapter, there is no such table; results are then off by a rounding of the old rows.
 
     References
     ----------
@@ -133,6 +100,38 @@ def narrowed(changes: list[Change], params: Params, rows: Array | None = None) -
     narrows rows.
     """
     return [_narrowed(change, at(params, change.path), rows) for change in changes]
+
+
+def for_rows(base: Params, own: Sequence[Params]) -> Params:
+    """Parameters for a batch in which each row has its own adapter, or none; `own` has the tree of each row."""
+    trees = list({id(tree): tree for tree in own}.values())
+    if len(trees) == 1:
+        return trees[0]
+    xp = namespace_of(base["final_norm"])
+    rows = [xp.asarray([one is tree for one in own]) for tree in trees]
+    return cast(Params, _side_by_side("", base, trees, rows))
+
+
+def _side_by_side(path: str, base: Any, trees: list[Any], rows: list[Array]) -> Any:
+    if isinstance(base, dict):
+        return {
+            name: _side_by_side(f"{path}.{name}", base[name], [tree[name] for tree in trees], rows) for name in base
+        }
+    if isinstance(base, list):
+        return [_side_by_side(f"{path}.{i}", base[i], [tree[i] for tree in trees], rows) for i in range(len(base))]
+    if all(tree is base for tree in trees):
+        return base
+    weight, common = (base.base, base.deltas) if isinstance(base, Adapted) else (base, ())
+    deltas: list[Delta] = list(common)
+    for changed, mask in zip(trees, rows, strict=True):
+        if changed is base:
+            continue
+        if not isinstance(changed, Adapted) or changed.base is not weight:
+            raise InputError(
+                f"an adapter holds {path[1:]} trained whole: it cannot share a batch with rows that have another weight"
+            )
+        deltas += [replace(delta, rows=mask) for delta in changed.deltas[len(common) :]]
+    return Adapted(weight, tuple(deltas))
 
 
 def _narrowed(change: Change, base: Operand, rows: Array | None) -> Change:
@@ -162,9 +161,9 @@ def _replacement(
     if not isinstance(base, Bfloat16Matrix) and base.ndim == 1:
         new = new.astype(base.dtype, copy=False)
     if _equal(base, new):
-        return now  # PEFT stores a table beside its factors even where it never changed
+        return now  # PEFT stores a table beside its factors even if it did not change
     if now is not base:
-        raise InputError(_together(change.path))
+        raise InputError(_exclusive(change.path))
     if scale != 1:
         raise InputError(_unscalable(change.path, scale))
     if rows is not None:
@@ -192,7 +191,7 @@ def _adapted(
     else:
         if scale != 1:
             raise InputError(_unscalable(change.path, scale))
-        # To replace some rows is to add a product of low rank: which rows, times how they differ.
+        # New rows are a low-rank change: a selection of rows times the difference.
         scaled, bias, gain = 1.0, None, None
         kept = np.dtype(np.float64 if dtype is None else dtype)
         ids = np.array(change.ids, dtype=np.int64)
@@ -200,7 +199,7 @@ def _adapted(
         up[ids, np.arange(len(ids))] = 1
         old = weight.rows(ids, np.dtype(np.float64)) if isinstance(weight, Bfloat16Matrix) else weight[ids]
         down = change.rows - to_host(old).astype(np.float64, copy=False)
-    if up.dtype != np.uint8:  # ones and zeros that no activation will meet
+    if up.dtype != np.uint8:  # a selection that is only merged
         up = np.asarray(up, kept)
     down = np.asarray(down, kept)
     delta = Delta(
@@ -214,7 +213,7 @@ def _adapted(
     return Adapted(weight, (*deltas, delta))
 
 
-def _together(path: str) -> str:
+def _exclusive(path: str) -> str:
     return f"{path} was trained whole, and another adapter changes it: use one of the two"
 
 
@@ -223,7 +222,7 @@ def _unscalable(path: str, scale: float) -> str:
 
 
 def _norms(weight: Plain, down: Array, up: Array, scale: float, *, columns: bool) -> Array:
-    """Norm of each row, or each column, of ``weight + scale * up @ down``; float64, by tiles of rows."""
+    """Norm of each row, or each column, of ``weight + scale * up @ down``, in float64."""
     down = down.astype(np.float64)
 
     def squares(tile: slice) -> Array:
@@ -231,14 +230,11 @@ def _norms(weight: Plain, down: Array, up: Array, scale: float, *, columns: bool
         total: Array = np.square(changed).sum(axis=0 if columns else 1)
         return total
 
-    sums = list(mapped(squares, pieces(weight.shape, slice(0, weight.shape[0]))))
+    sums = list(mapped(squares, tiles(weight.shape)))
     norms: Array = np.sqrt(np.sum(sums, axis=0) if columns else np.concatenate(sums))
     return norms
 
 
 def _equal(base: Plain, new: Plain) -> bool:
-    """Whether two weights hold the same numbers, in whatever formats."""
-    return all(
-        np.array_equal(wide_rows(base, tile), wide_rows(new, tile))
-        for tile in pieces(base.shape, slice(0, base.shape[0]))
-    )
+    """Whether two weights hold the same numbers, even in different formats."""
+    return all(np.array_equal(wide_rows(base, tile), wide_rows(new, tile)) for tile in tiles(base.shape))

@@ -1,4 +1,4 @@
-"""An audit as a picture: a heat map for each measure, layer by module."""
+"""An audit as a picture: one heat map per measure, layer by module."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import numpy as np
 
 from refgemma.errors import InputError
 from refgemma.files.pictures import FAINT, check_format, image, new_figure, plain
-from refgemma.lora.audit import Audit
-from refgemma.lora.audit_weights import WeightAudit
+from refgemma.lora.audit import Audit, WeightAudit
 from refgemma.numerics import Array
 
-_ABSENT = "#eeece8"  # where no adapter changes anything
+_ABSENT = "#eeece8"  # cells of weights that no adapter changes
 
 
 class _Measure(NamedTuple):
-    """One heat map: what it shows, how a number of it is written, and its colours from light to dark."""
+    """One heat map."""
 
     title: str
     value: Callable[[WeightAudit], float | None]
     text: Callable[[float], str]
     colours: str
-    highest: float | None  # of the colours; None for the largest number there is
+    highest: float | None  # number with the darkest colour; None for the largest one found
     logarithmic: bool = False
 
 
@@ -41,7 +40,7 @@ def picture(audit: Audit, *, title: str = "", format: str = "png") -> bytes:
         _Measure("error of the update", lambda w: w.update_error, lambda x: f"{x:.2f}", "Oranges", 1.0),
     )
     modules, layers, others = _axes_of(audit)
-    wide = max(2.0, 0.5 * len(modules) + 0.3)  # inches a heat map
+    wide = max(2.0, 0.5 * len(modules) + 0.3)  # inches per heat map
     high = 0.26 * (len(layers) + len(others)) + 0.1
     heading = _heading(audit, title)
     above = 0.2 * len(heading.splitlines()) + 0.8
@@ -71,7 +70,7 @@ def picture(audit: Audit, *, title: str = "", format: str = "png") -> bytes:
 
 
 def _axes_of(audit: Audit) -> tuple[list[str], list[str], list[str]]:
-    """Modules and layers that the adapter touches, and weights that belong to no layer."""
+    """Changed modules, the range of changed layers, and changed weights outside the layers."""
     parts = [w.path.split(".", 2) for w in audit.weights if w.path.startswith("layers.")]
     modules = list(dict.fromkeys(name for _, _, name in parts))
     numbers = [int(i) for _, i, _ in parts]
@@ -80,7 +79,7 @@ def _axes_of(audit: Audit) -> tuple[list[str], list[str], list[str]]:
 
 
 def _values(audit: Audit, measure: _Measure, modules: list[str], layers: list[str], others: list[str]) -> list[Array]:
-    """Numbers of a measure, layer by module, then those of no layer as a column; NaN where there is none."""
+    """Numbers of a measure, layer by module, then a column of weights outside the layers; NaN if unchanged."""
     found = {w.path: measure.value(w) for w in audit.weights}
 
     def grid(paths: list[list[str]]) -> Array:
@@ -92,12 +91,12 @@ def _values(audit: Audit, measure: _Measure, modules: list[str], layers: list[st
 
 
 def _heat_map(axes: Any, grid: Array, shade: Array, measure: _Measure, ends: tuple[float, float]) -> None:
-    """Cells in colour, each with its number."""
+    """Coloured cells, each with its number."""
     from matplotlib import colormaps
 
     colours = colormaps[measure.colours].with_extremes(bad=_ABSENT)
     lowest, highest = ends if np.isfinite(ends).all() and ends[0] < ends[1] else (0.0, 1.0)
-    # The darkest third of the colours is left out: black text stays readable on the rest.
+    # Without the darkest third of the colours, black text stays readable.
     top = highest + 0.6 * (highest - lowest)
     axes.imshow(shade, aspect="auto", cmap=colours, vmin=lowest, vmax=top, interpolation="nearest")
     for (i, j), value in np.ndenumerate(grid):
@@ -115,7 +114,7 @@ def _heat_map(axes: Any, grid: Array, shade: Array, measure: _Measure, ends: tup
 
 
 def _heading(audit: Audit, title: str) -> str:
-    """Whose audit it is, and what it says in one line."""
+    """Title and summary."""
     total = audit.total
     if math.isnan(total.update_error):
         return f"{title}{': ' if title else ''}the update is zero everywhere"
@@ -134,5 +133,5 @@ def _heading(audit: Audit, title: str) -> str:
 
 
 def _short(x: float) -> str:
-    """Two digits without a zero that all cells share."""
+    """Two digits, with a short exponent."""
     return "0" if x == 0 else f"{x:.2g}".replace("e-0", "e-")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 from refgemma.checkpoint.names import tensors_of
 from refgemma.config import Config
 from refgemma.errors import InputError, all_problems, listed, nearest_name
-from refgemma.lora.read import Adapter
+from refgemma.lora.adapter import Adapter
 from refgemma.lora.targets import (
     EMBEDDING,
     HEAD,

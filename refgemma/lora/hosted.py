@@ -1,8 +1,7 @@
-"""Would the hosted Gemma models take an adapter? Each documented rule of Workers AI, one line each.
+"""Would the hosted Gemma models accept an adapter? Each documented rule of Workers AI, checked by one function.
 
-The two files may come from anybody. They are read as JSON and as the header of a safetensors file, no number of which
-is touched, and whatever is wrong with them is a finding and not an exception. What the documentation is silent about is
-neither accepted nor refused: it is reported as unknown.
+The files may come from anyone. Only their JSON and the header of the safetensors file are read, and any fault is a
+finding, not an exception. Where the documentation is silent the verdict is "unknown".
 
 References
 ----------
@@ -12,48 +11,69 @@ https://developers.cloudflare.com/workers-ai/fine-tunes/loras/ as it stood in 20
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 from refgemma.errors import InputError
+from refgemma.files.safetensors import StoredTensor
+from refgemma.lora.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from refgemma.lora.hosted_files import (
-    CONFIG_FILE,
     HOSTED,
-    WEIGHTS_FILE,
+    Factor,
+    brief,
+    expected_shape,
     factors_of,
     fits,
+    is_fitting,
+    listing,
     read_adapter_header,
     read_json_object,
 )
-from refgemma.lora.hosted_rules import (
-    Finding,
-    Verdict,
-    base_model,
-    field_is,
-    file_names,
-    modules,
-    options,
-    other_tensors,
-    pairs,
-    rank,
-    readable,
-    shapes,
-    size,
-    unquantised,
-)
+
+Verdict: TypeAlias = Literal["accepted", "refused", "unknown"]
 
 # version of the guide -> largest rank, and the size in MB that a file must stay below
 LIMITS = {"page": (8, 100), "later": (32, 300)}
 
+GUIDE = "guide, Limitations"
+UPLOAD = "guide, Uploading LoRA adapters"
+TUTORIAL = "tutorial, fine-tune models with AutoTrain"
+FORMAT = "format of the file"
+SILENT = "undocumented"
+
+# Fields that do not change what a finished adapter computes, or that have a rule of their own.
+_NO_OPTION = {
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "loftq_config", "lora_alpha", "lora_dropout",
+    "megatron_core", "model_type", "parent_library", "peft_type", "peft_version", "qalora_group_size", "r", "revision",
+    "runtime_config", "target_modules", "task_type", "use_qalora",
+}  # fmt: skip
+_PLAIN = {"bias": ("none",), "init_lora_weights": (True, "gaussian")}  # values of other fields that plain LoRA has
+_OF_A_NARROW_BASE = ("4bit", "8bit", "int4", "int8", "nf4", "fp8", "bnb", "gptq", "awq", "gguf")
+_SHOWN_MODULES = {"q_proj", "v_proj"}  # in the sample of the guide
+_MOST_OPTIONS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one rule found."""
+
+    rule: str  # its subject
+    found: str  # in the adapter
+    wanted: str  # by the rule
+    verdict: Verdict  # "unknown" where the documentation does not say
+    source: str  # of the rule: the guide, its tutorial, the format of the file itself, or "undocumented"
+
 
 @dataclass(frozen=True, kw_only=True)
 class HostedReport:
-    """What the hosted models would say to an adapter."""
+    """Whether the hosted models would accept an adapter, rule by rule."""
 
     folder: Path  # the adapter
     rule: str  # which version of the guide was applied
-    findings: tuple[Finding, ...]  # one a rule, in the order of checking
-    models: tuple[str, ...]  # the hosted model that its shapes fit; empty where they fit neither
+    findings: tuple[Finding, ...]  # in the order of checking
+    models: tuple[str, ...]  # the hosted model whose shapes it fits; empty if neither
 
     @property
     def verdict(self) -> Verdict:
@@ -63,12 +83,12 @@ class HostedReport:
 
     @property
     def accepted(self) -> bool:
-        """Whether every rule is kept, and nothing is used that the documentation is silent about."""
+        """Whether it keeps every rule and uses nothing that the documentation is silent about."""
         return self.verdict == "accepted"
 
 
 def check_hosted(folder: str | Path, rule: str = "page") -> HostedReport:
-    """Say whether the hosted models would take an adapter, as far as that is documented.
+    """Check an adapter against the documented rules of the hosted models.
 
     Parameters
     ----------
@@ -80,8 +100,8 @@ def check_hosted(folder: str | Path, rule: str = "page") -> HostedReport:
     Returns
     -------
     HostedReport
-        Every rule with what was found. A missing or damaged file is a finding, too, and rules about its content are
-        then left out.
+        One finding per rule. A missing or damaged file is a finding as well, and rules about its content are then left
+        out.
 
     Raises
     ------
@@ -92,32 +112,207 @@ def check_hosted(folder: str | Path, rule: str = "page") -> HostedReport:
 
     Notes
     -----
-    Undocumented, and so no part of the verdict: whether the service checks these rules on upload or on use, and what it
-    does with an adapter that breaks one. How many adapters an account has is not for a folder to tell.
+    Undocumented, and so not part of the verdict: whether the service checks these rules on upload or on use, and what
+    it does with an adapter that breaks one. The limit on adapters per account cannot be checked from a folder.
     """
     if rule not in LIMITS:
         raise InputError(f"rule is {rule!r:.60}: expected {' or '.join(map(repr, LIMITS))}")
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder: expected one that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
+        raise FileNotFoundError(f"{folder} is not a folder: expected one that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
     largest_rank, megabytes = LIMITS[rule]
     config, config_error = read_json_object(folder / CONFIG_FILE)
     tensors, tensors_error = read_adapter_header(folder / WEIGHTS_FILE)
     factors = factors_of(tensors or {})
     models = tuple(model for model in HOSTED if fits(factors, model))
 
-    findings = [file_names(folder), readable(CONFIG_FILE, config_error), readable(WEIGHTS_FILE, tensors_error)]
-    findings += size(folder / WEIGHTS_FILE, megabytes)
+    findings = [_file_names(folder), _readable(CONFIG_FILE, config_error), _readable(WEIGHTS_FILE, tensors_error)]
+    findings += _size(folder / WEIGHTS_FILE, megabytes)
     if config is not None:
         findings += [
-            field_is(config, "peft_type", "LORA"),
-            field_is(config, "task_type", "CAUSAL_LM"),
-            field_is(config, "model_type", "gemma"),
-            rank(config, factors, largest_rank),
-            base_model(config, models),
-            unquantised(config),
-            *options(config),
+            _field_is(config, "peft_type", "LORA"),
+            _field_is(config, "task_type", "CAUSAL_LM"),
+            _field_is(config, "model_type", "gemma"),
+            _rank(config, factors, largest_rank),
+            _base_model(config, models),
+            _unquantised(config),
+            *_options(config),
         ]
     if tensors is not None:
-        findings += [pairs(config or {}, factors), shapes(factors, models), *modules(factors), *other_tensors(tensors)]
+        findings += [
+            _pairs(config or {}, factors),
+            _shapes(factors, models),
+            *_modules(factors),
+            *_other_tensors(tensors),
+        ]
     return HostedReport(folder=folder, rule=rule, findings=tuple(findings), models=models)
+
+
+def _finding(rule: str, found: str, wanted: str, verdict: Verdict | bool, source: str) -> Finding:
+    if isinstance(verdict, bool):
+        verdict = "accepted" if verdict else "refused"
+    return Finding(rule=rule, found=found, wanted=wanted, verdict=verdict, source=source)
+
+
+def _file_names(folder: Path) -> Finding:
+    """Both files must have exactly these names; others are never uploaded."""
+    there = {entry.name for entry in folder.iterdir()}
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if name not in there]
+    found = "both" if not missing else f"no {' and no '.join(missing)}; {listing(sorted(there)) or 'nothing'}"
+    return _finding("file names", found, f"{CONFIG_FILE} and {WEIGHTS_FILE}", not missing, GUIDE)
+
+
+def _readable(name: str, error: str) -> Finding:
+    """A file must be what its name says; `error` is its reader's message."""
+    return _finding(name, error or "readable", "a file as PEFT writes it", not error, FORMAT)
+
+
+def _size(path: Path, megabytes: int) -> list[Finding]:
+    """The weights must be smaller than a size in MB; the guide does not say whether one is 10^6 or 2^20 bytes."""
+    if not path.is_file():
+        return []
+    found = path.stat().st_size
+    verdict: Verdict = (
+        "accepted" if found < megabytes * 10**6 else "unknown" if found < megabytes * 2**20 else "refused"
+    )
+    return [_finding("size", f"{found:,} bytes", f"less than {megabytes} MB", verdict, GUIDE)]
+
+
+def _field_is(config: Mapping[str, Any], name: str, wanted: str) -> Finding:
+    """A field of the configuration must have one value."""
+    found = brief(config[name]) if name in config else "none given"
+    source = FORMAT if name == "peft_type" else UPLOAD
+    return _finding(name, found, repr(wanted), config.get(name) == wanted, source)
+
+
+def _rank(config: Mapping[str, Any], factors: list[Factor], largest: int) -> Finding:
+    """No rank may be larger: not `r`, not one in `rank_pattern`, not that of any factor."""
+    pattern = config.get("rank_pattern") or {}
+    said = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else [pattern])]
+    wrong = [value for value in said if not _is_rank(value)]
+    ranks = {value for value in said if _is_rank(value)} | set(_ranks(factors))
+    found = f"{brief(wrong[0])}, not a rank" if wrong else str(max(ranks))
+    if not wrong and len(ranks) > 1:
+        found += f" (and {', '.join(map(str, sorted(ranks)[:-1][:8]))})"
+    return _finding("rank", found, f"at most {largest}", not wrong and max(ranks) <= largest, GUIDE)
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _ranks(factors: list[Factor]) -> list[int]:
+    return [f.shape[0 if f.kind == "A" else -1] for f in factors if f.kind != "magnitude" and f.shape]
+
+
+def _base_model(config: Mapping[str, Any], models: tuple[str, ...]) -> Finding:
+    """The bases named are Google's two instruction-tuned models; nothing is said of adapters for another."""
+    found = config.get("base_model_name_or_path")
+    name = found.rstrip("/").rpartition("/")[2] if isinstance(found, str) else ""
+    wanted = [f"google/{_base(model)}" for model in models or HOSTED]
+    verdict: Verdict = "accepted" if f"google/{name}" in wanted else "unknown"
+    return _finding("base model", brief(found) if found else "none given", " or ".join(wanted), verdict, TUTORIAL)
+
+
+def _unquantised(config: Mapping[str, Any]) -> Finding:
+    """The base must not be quantised, as far as the configuration shows."""
+    signs = [name for name in ("use_qalora", "loftq_config") if config.get(name)]
+    if str(config.get("init_lora_weights"))[:9].lower() == "loftq":
+        signs.append("init_lora_weights")
+    base = config.get("base_model_name_or_path")
+    signs += [word for word in _OF_A_NARROW_BASE if isinstance(base, str) and word in base.lower()]
+    found = f"{', '.join(signs)} in {CONFIG_FILE}" if signs else "no sign of a quantised base"
+    return _finding("quantisation", found, "a base that is not quantised", not signs, GUIDE)
+
+
+def _options(config: Mapping[str, Any]) -> list[Finding]:
+    """The guide mentions nothing beyond plain LoRA: not DoRA, rsLoRA, trained biases or other options of PEFT."""
+    used = [
+        name
+        for name, value in config.items()
+        if name not in _NO_OPTION and value not in (None, False, [], {}, "", *_PLAIN.get(name, ()))
+    ]
+    if not used:
+        return [_finding("options", "none beyond plain LoRA", "nothing is said of others", True, SILENT)]
+    found = [
+        _finding(listing([name]), brief(config[name]), "nothing is said", "unknown", SILENT)
+        for name in used[:_MOST_OPTIONS]
+    ]
+    if len(used) > _MOST_OPTIONS:
+        found.append(_finding("options", f"{len(used) - _MOST_OPTIONS} more", "nothing is said", "unknown", SILENT))
+    return found
+
+
+def _pairs(config: Mapping[str, Any], factors: list[Factor]) -> Finding:
+    """Each changed matrix must have two factors of the same rank, one that the configuration names."""
+    ranks: dict[str, dict[str, int]] = {}
+    problems = []
+    for f in factors:
+        kinds = ranks.setdefault(f.module, {})
+        if f.kind in kinds:
+            problems.append(f"{f.name} is a second factor {f.kind} of its matrix")
+        elif len(f.shape) != (1 if f.kind == "magnitude" else 2):
+            problems.append(f"{f.name} has shape {f.shape}")
+        kinds[f.kind] = f.shape[0 if f.kind == "A" else -1] if f.shape else 0
+    for module, kinds in ranks.items():
+        if not {"A", "B"} <= kinds.keys():
+            problems.append(f"{module} lacks factor {'A' if 'A' not in kinds else 'B'}")
+        elif kinds["A"] != kinds["B"]:
+            problems.append(f"{module} has factors of rank {kinds['A']} and {kinds['B']}")
+    pattern = config.get("rank_pattern")
+    said = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
+    strange = {r for r in _ranks(factors) if config and r not in said}
+    problems += [f"rank {r}, which {CONFIG_FILE} does not name" for r in sorted(strange)]
+    if not factors:
+        problems.append("none")
+    found = listing(problems, 3) if problems else f"{len(ranks)} pairs"
+    return _finding("factors", found, "two factors of one rank for each matrix", not problems, FORMAT)
+
+
+def _shapes(factors: list[Factor], models: tuple[str, ...]) -> Finding:
+    """The factors must fit the matrices of one of the two bases."""
+    wanted = f"those of {' or '.join(_base(model) for model in HOSTED)}"
+    if models or not factors:
+        found = f"those of {' or '.join(map(_base, models))}" if models else "none"
+        return _finding("shapes", found, wanted, bool(models), TUTORIAL)
+    takes: dict[str, list[str]] = {}  # the first factor that does not fit -> what each model expects there
+    for model, config in HOSTED.items():
+        factor = next(factor for factor in factors if not is_fitting(factor, config))
+        shape = expected_shape(factor, config)
+        odd = f"{listing([factor.name.removeprefix('base_model.model.model.')])} {brief(factor.shape)}"
+        takes.setdefault(odd, []).append(
+            f"{_base(model)} {'lacks it' if shape is None else f'takes {_letters(shape)}'}"
+        )
+    found = "; ".join(f"{odd}: {', '.join(others)}" for odd, others in takes.items())
+    return _finding("shapes", found, wanted, False, TUTORIAL)
+
+
+def _base(model: str) -> str:
+    """Name of a hosted model's base: @cf/google/gemma-2b-it-lora runs gemma-2b-it."""
+    return model.rpartition("/")[2].removesuffix("-lora")
+
+
+def _letters(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("R" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
+
+
+def _modules(factors: list[Factor]) -> list[Finding]:
+    """The guide shows two kinds of changed matrices, and does not say whether others are accepted."""
+    found = sorted({factor.module.rpartition(".")[2] for factor in factors})
+    if not found:
+        return []
+    verdict: Verdict = "accepted" if set(found) <= _SHOWN_MODULES else "unknown"
+    return [_finding("modules", listing(found), "q_proj and v_proj are shown", verdict, UPLOAD)]
+
+
+def _other_tensors(tensors: Mapping[str, StoredTensor]) -> list[Finding]:
+    """Tensors that are not low-rank factors, and formats that PEFT does not write by default."""
+    named = {factor.name for factor in factors_of(tensors)}
+    others = [name for name in tensors if name not in named]
+    formats = sorted({tensor.dtype for tensor in tensors.values()} - {"F32", "F16", "BF16"})
+    found = []
+    if others:
+        found.append(_finding("other tensors", listing(others, 3), "nothing is said", "unknown", SILENT))
+    if formats:
+        found.append(_finding("stored formats", ", ".join(formats), "nothing is said", "unknown", SILENT))
+    return found

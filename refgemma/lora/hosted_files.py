@@ -1,23 +1,24 @@
-"""The two files of an adapter that somebody uploads, read without trusting them, and the shapes they hold.
+"""The two files of an uploaded adapter, read without trusting them, and the shapes they hold.
 
-Nothing here follows the rest of `refgemma.lora`, which reads an adapter to use it: what is refused there in the first
-sentence has to be reported here beside everything else.
+`refgemma.lora.adapter` reads an adapter to use it and stops at the first broken file. Here every fault is a value, so
+that it can be reported beside all others.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from refgemma.checkpoint.names import tensors_of
 from refgemma.config import SIZES, Config
 from refgemma.errors import listed
 from refgemma.files.safetensors import StoredTensor, read_safetensors
-
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 # hosted model -> the shape of its base; the bases are google/gemma-2b-it and google/gemma-7b-it
 HOSTED = {"@cf/google/gemma-2b-it-lora": SIZES["gemma-2b"], "@cf/google/gemma-7b-it-lora": SIZES["gemma-7b"]}
@@ -31,16 +32,12 @@ _brief.maxlong = 30
 
 
 class Factor(NamedTuple):
-    """One tensor of a low-rank change.
-
-    `kind` is "A", "B" or "magnitude"; `shape` is (R, in), (out, R) or (out,), an embedding counted as a matrix from V
-    to D.
-    """
+    """One tensor of a low-rank change."""
 
     name: str
     module: str
-    kind: str
-    shape: tuple[int, ...]
+    kind: str  # "A", "B" or "magnitude"
+    shape: tuple[int, ...]  # (R, in), (out, R) or (out,); an embedding counts as a matrix from V to D
 
 
 _FACTOR = re.compile(
@@ -50,30 +47,30 @@ _FACTOR = re.compile(
 
 
 def brief(value: Any) -> str:
-    """A value of a stranger's file, short and on one line."""
+    """A value of an untrusted file, short and on one line."""
     return _brief.repr(value)
 
 
 def listing(values: Iterable[str], most: int = 8) -> str:
-    """Some names, and how many more there are."""
+    """The first few names, and the number of the others."""
     return listed(list(values), most, lambda name: name[:80] if name.isprintable() else brief(name))
 
 
 def read_json_object(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """Read a file that should hold a JSON object."""
+    """The JSON object in a file, or None and the reason."""
     try:
         if error := _not_a_file(path, _LONGEST_CONFIG):
             return None, error
         value = json.loads(path.read_bytes().decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # of the disk, of json and its decoding, of nesting
-        return None, f"it is no valid JSON ({str(error)[:100]!r})"
+    except (OSError, ValueError, RecursionError) as error:
+        return None, f"it is not valid JSON ({str(error)[:100]!r})"
     if not isinstance(value, dict):
         return None, f"it holds a JSON {type(value).__name__}, not an object"
     return value, ""
 
 
 def read_adapter_header(path: Path) -> tuple[dict[str, StoredTensor] | None, str]:
-    """Read which tensors a safetensors file holds, and no number of them."""
+    """The tensors of a safetensors file, by its header alone, or None and the reason."""
     try:
         if error := _not_a_file(path):
             return None, error
@@ -83,16 +80,16 @@ def read_adapter_header(path: Path) -> tuple[dict[str, StoredTensor] | None, str
 
 
 def _not_a_file(path: Path, longest: int | None = None) -> str:
-    """Why a path should not even be opened; a pipe, say, would be waited for without end."""
+    """Why a path should not be opened, if it should not: reading a pipe, say, would never end."""
     if not path.is_file():
-        return "it is no file" if path.exists() else "there is no such file"
+        return "it is not a file" if path.exists() else "there is no such file"
     if longest is not None and path.stat().st_size > longest:
-        return f"it has {path.stat().st_size:,} bytes, where an adapter's has {longest:,} at most"
+        return f"it has {path.stat().st_size:,} bytes: expected {longest:,} at most"
     return ""
 
 
 def factors_of(tensors: Mapping[str, StoredTensor]) -> list[Factor]:
-    """The tensors that are part of a low-rank change."""
+    """The tensors that belong to low-rank changes."""
     found = [(_FACTOR.fullmatch(name), tensor) for name, tensor in tensors.items()]
     return [
         Factor(tensor.name, match["module"], match["kind"].removesuffix("_vector"), tensor.shape)
@@ -102,15 +99,15 @@ def factors_of(tensors: Mapping[str, StoredTensor]) -> list[Factor]:
 
 
 def expected_shape(factor: Factor, config: Config) -> tuple[int | None, ...] | None:
-    """Shape that a factor must have, None for its rank."""
-    if (sizes := _widths(factor.module, config)) is None:
+    """Shape that a factor must have, with None for the rank; None if the model has no such matrix."""
+    if (sizes := _widths(config).get(factor.module)) is None:
         return None
     shape_of: dict[str, tuple[int | None, ...]] = {"A": (None, sizes[0]), "B": (sizes[1], None), "magnitude": sizes[1:]}
     return shape_of[factor.kind]
 
 
 def is_fitting(factor: Factor, config: Config) -> bool:
-    """Whether a factor can change a matrix of a model."""
+    """Whether the shape of a factor fits a model."""
     wanted = expected_shape(factor, config)
     return (
         wanted is not None
@@ -120,25 +117,13 @@ def is_fitting(factor: Factor, config: Config) -> bool:
 
 
 def fits(factors: list[Factor], model: str) -> bool:
-    """Whether an adapter can change a hosted model."""
+    """Whether all factors fit a hosted model."""
     return bool(factors) and all(is_fitting(factor, HOSTED[model]) for factor in factors)
 
 
-def _widths(module: str, config: Config) -> tuple[int, int] | None:
-    """Input and output width of a matrix, under the name that transformers gives it; None where there is none."""
-    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    outer = {"lm_head": (D, V), "model.embed_tokens": (V, D)}
-    inner = {
-        "self_attn.q_proj": (D, queries),
-        "self_attn.k_proj": (D, keys),
-        "self_attn.v_proj": (D, keys),
-        "self_attn.o_proj": (queries, D),
-        "mlp.gate_proj": (D, F),
-        "mlp.up_proj": (D, F),
-        "mlp.down_proj": (F, D),
-    }
-    layer = re.fullmatch(r"model\.layers\.(0|[1-9][0-9]{0,3})\.(.+)", module)
-    if layer is None:
-        return outer.get(module)
-    return inner.get(layer[2]) if int(layer[1]) < config.num_layers else None
+@functools.cache
+def _widths(config: Config) -> dict[str, tuple[int, ...]]:
+    """Input and output width of each matrix, by its name in transformers."""
+    tensors = tensors_of(replace(config, tie_word_embeddings=False))
+    shapes = {tensor.theirs.removesuffix(".weight"): tensor.shape for tensor in tensors if len(tensor.shape) == 2}
+    return {module: shape if module == "model.embed_tokens" else shape[::-1] for module, shape in shapes.items()}

@@ -12,7 +12,7 @@ import pytest
 import refgemma
 from refgemma import lora
 from refgemma.cli import main
-from refgemma.lora import merge_file
+from refgemma.lora import merged_checkpoint
 from tests.lora.folders import factors, write
 from tests.models import random_model
 
@@ -48,7 +48,7 @@ def test_merge(merge, adapter, gemma, tmp_path):
     merged, attached = refgemma.load(out), gemma.with_lora(lora.read(adapter))
     tokens = gemma.encode_prompt(PROMPT)
     far, near = (abs(g.logits(tokens) - attached.logits(tokens)).max() for g in (gemma, merged))
-    assert near < far / 2  # tests/lora/test_merge_file.py says how near
+    assert near < far / 2  # tests/lora/test_merged_checkpoint.py says how near
 
 
 def told_size(out):
@@ -69,7 +69,7 @@ def test_scales_formats_and_json(merge, adapter, tmp_path, folder):
     assert shown["merged"]["dtype"] == "float32"
     assert len(shown["merged"]["changed"]) == 6
     assert "audit" not in shown
-    once = merge_file.merge_checkpoint(folder, f"{adapter}:1.5", tmp_path / "once", "float32")
+    once = merged_checkpoint.merge_checkpoint(folder, f"{adapter}:1.5", tmp_path / "once", "float32")
     assert once.nbytes == shown["merged"]["nbytes"]
 
 
@@ -210,7 +210,7 @@ def heeded():
 @pytest.mark.parametrize("second", [None, "SIGTERM"])
 @pytest.mark.parametrize("name", SIGNALS)
 def test_stopped_halfway_it_leaves_nothing(merge, adapter, tmp_path, monkeypatch, heeded, name, second):
-    write_weights, rmtree, before = merge_file.write_weights, shutil.rmtree, sorted(tmp_path.rglob("*"))
+    write_weights, rmtree, before = merged_checkpoint.write_weights, shutil.rmtree, sorted(tmp_path.rglob("*"))
     number, removed = getattr(signal, name), []
 
     def write_and_be_killed(folder: Path, files, progress):
@@ -222,7 +222,7 @@ def test_stopped_halfway_it_leaves_nothing(merge, adapter, tmp_path, monkeypatch
         removed.append(folder)
         rmtree(folder, **options)
 
-    monkeypatch.setattr(merge_file, "write_weights", write_and_be_killed)
+    monkeypatch.setattr(merged_checkpoint, "write_weights", write_and_be_killed)
     monkeypatch.setattr(shutil, "rmtree", remove_and_be_killed_again)
     try:
         ended = merge(adapter, tmp_path / "out")[0]
@@ -238,12 +238,12 @@ def test_stopped_halfway_it_leaves_nothing(merge, adapter, tmp_path, monkeypatch
 def test_what_is_ignored_stays_so(merge, adapter, tmp_path, monkeypatch, heeded):
     """Under nohup a merge goes on when the terminal is closed."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    write_weights = merge_file.write_weights
+    write_weights = merged_checkpoint.write_weights
 
     def write_and_be_hung_up(folder: Path, files, progress):
         write_weights(folder, files, lambda done, total: os.kill(os.getpid(), signal.SIGHUP))
 
-    monkeypatch.setattr(merge_file, "write_weights", write_and_be_hung_up)
+    monkeypatch.setattr(merged_checkpoint, "write_weights", write_and_be_hung_up)
     assert merge(adapter, tmp_path / "out")[0] == 0
     assert (tmp_path / "out/model.safetensors").is_file()
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from refgemma.lora.materialise import materialise
+from refgemma.lora.merge import materialise
 from refgemma.numerics import Bfloat16Matrix, from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted
 from tests.lora.peft_judge import adapted, map_operands, operands, stored_bytes

@@ -11,9 +11,10 @@ import refgemma
 from refgemma import lora
 from refgemma.cache import KVCache
 from refgemma.config import Config
+from refgemma.lora.adapter import split_scale
 from refgemma.lora.attach import attach, narrowed
 from refgemma.lora.fit import LowRank, Replaced, ReplacedRows
-from refgemma.lora.rounding import rounded
+from refgemma.lora.tiles import rounded
 from refgemma.model import forward
 from refgemma.numerics import FLOAT64, from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted
@@ -454,7 +455,7 @@ def test_bad_settings_are_one_sentence(tiny, adapter, options, sentence):
     ],
 )
 def test_a_scale_stands_behind_a_colon(text, parts):
-    assert lora.split_scale(text) == parts
+    assert split_scale(text) == parts
 
 
 def test_a_profile_in_bfloat16_rounds_what_was_trained_whole(tmp_path):

@@ -9,11 +9,10 @@ import pytest
 
 import refgemma
 from refgemma import lora
-from refgemma.lora.audit import audit_attached
+from refgemma.lora.audit import audit_attached, audit_weight, effective_rank, singular_values
 from refgemma.lora.audit_picture import picture
-from refgemma.lora.audit_weights import audit_weight, effective_rank, singular_values
-from refgemma.lora.materialise import materialise, stored_rows, taken_apart
-from refgemma.lora.rounding import rounded, widened
+from refgemma.lora.merge import materialise, split, stored_rows
+from refgemma.lora.tiles import rounded, widened
 from refgemma.numerics import FLOAT32, Bfloat16Matrix, from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted, Delta
 from tests.lora.folders import PREFIX, factors, model, write
@@ -133,7 +132,7 @@ def delta_of_size(rng, outputs, inputs, size, rank=4):
 def test_singular_values_are_those_of_the_whole_matrix(count, table):
     rng = np.random.default_rng(14)
     few = deltas(rng, table=table)[::-1][:count]  # the one with a gain first
-    _, terms = taken_apart(Adapted(np.zeros((13, 10)), few), table=table)
+    _, terms = split(Adapted(np.zeros((13, 10)), few), table=table)
     whole = np.zeros((13, 10))
     for d in few:
         own = d.scale * (d.b.astype(np.float64) @ d.a)
@@ -186,7 +185,7 @@ def test_singular_values_of_a_few_rows():
     rng = np.random.default_rng(18)
     d = delta(rng)
     d.b[[0, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]] = 0  # two are left, fewer than the rank
-    _, terms = taken_apart(Adapted(np.zeros((13, 10)), (d,)))
+    _, terms = split(Adapted(np.zeros((13, 10)), (d,)))
     found = singular_values(terms)
     want = np.linalg.svd(d.scale * d.b.astype(np.float64) @ d.a.astype(np.float64), compute_uv=False)[:3]
     assert found.shape == (3,)
@@ -319,7 +318,7 @@ def test_norms_and_tables_that_were_trained_whole(gemma, tmp_path):
 
 
 def test_refusals(gemma, adapter):
-    with pytest.raises(ValueError, match=r"an adapter is on layers\.0\.attn\.q already: give the model without it"):
+    with pytest.raises(ValueError, match=r"layers\.0\.attn\.q has an adapter already: audit the model without it"):
         lora.audit(gemma.with_lora(adapter), adapter)
     with pytest.raises(ValueError, match=r"dtype is 'int8': expected bfloat16, float16, float32"):
         lora.audit(gemma, adapter, dtype="int8")

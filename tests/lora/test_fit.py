@@ -8,7 +8,7 @@ import pytest
 
 from refgemma import lora
 from refgemma.lora.fit import Replaced, ReplacedRows
-from refgemma.lora.materialise import materialise
+from refgemma.lora.merge import materialise
 from tests.lora.folders import factors, model, write
 from tests.lora.peft_folders import PREFIX
 from tests.models import random_config

@@ -415,7 +415,7 @@ def test_any_bytes_give_a_report(tmp_path):
 
 
 def test_a_folder_that_is_none_and_a_rule_that_is_none(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no folder: expected one that holds"):
+    with pytest.raises(FileNotFoundError, match="is not a folder: expected one that holds"):
         check_hosted(tmp_path / "none")
     with pytest.raises(ValueError, match="expected 'page' or 'later'"):
         check_hosted(write(tmp_path), "2023")

@@ -1,14 +1,17 @@
 """Adapted weights written out as plain ones: against the formula by hand and the forward pass, and rounded once."""
 
 import math
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from refgemma.lora import pieces as pieces_module
-from refgemma.lora.materialise import materialise, stored_rows
-from refgemma.lora.rounding import FORMATS, format_of, rounded, widened
+import refgemma
+from refgemma.compute import threads
+from refgemma.lora import tiles as tiles_module
+from refgemma.lora.merge import materialise, stored_rows
+from refgemma.lora.tiles import FORMATS, format_of, rounded, widened
 from refgemma.numerics import FLOAT64, Bfloat16Matrix, from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted, Delta, linear, table_rows
 from tests.ops.weights import values, weight
@@ -157,7 +160,7 @@ def test_how_rows_are_cut_changes_no_bit(monkeypatch, table):
     operand = Adapted(weight(rng, O, I, "float64"), deltas(rng, table=table))
     whole = materialise(operand, table=table)
     for tile in (1, 2 * I, 5 * I):
-        monkeypatch.setattr(pieces_module, "TILE", tile)
+        monkeypatch.setattr(tiles_module, "TILE", tile)
         assert np.array_equal(materialise(operand, table=table), whole)
         parts = [stored_rows(operand, rows, "float64", table=table) for rows in (slice(0, 1), slice(1, 9), slice(9, O))]
         assert np.array_equal(np.concatenate(parts), whole)
@@ -218,7 +221,7 @@ def test_an_adapter_for_some_rows_of_a_batch_cannot_be_merged():
     ("form", "end"), [("float16", "65504"), ("bfloat16", "3.38953e+38"), ("float32", "3.40282e+38")]
 )
 def test_numbers_too_large_for_the_format_are_refused(monkeypatch, form, end):
-    monkeypatch.setattr(pieces_module, "TILE", 2 * I)
+    monkeypatch.setattr(tiles_module, "TILE", 2 * I)
     base = np.zeros((O, I))
     base[7, 4] = float(end.replace("e+38", "")) * (10.0**38 if "e" in end else 1.0)
     d = Delta(a=np.zeros((1, I)), b=np.zeros((O, 1)), scale=1.0)
@@ -267,3 +270,24 @@ def test_subtracting_the_delta_does_not_restore_the_weight():
     # The catalogue of known bugs has 2.5 %, of a program that it does not name.
     assert abs(lost_there - 0.025) < 0.0025
     assert np.array_equal(base.bits, before)  # ours is to keep the base: the same bytes
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_merging_uses_the_threads_that_were_chosen(count, monkeypatch):
+    """One pool for everything: `set_threads` limits merging as well."""
+    operand = Adapted(weight(np.random.default_rng(5), O, I, "float32"), deltas(np.random.default_rng(6)))
+    used, all_begun = set(), threading.Barrier(count)
+
+    def note(wide, form):
+        if threading.get_ident() not in used:
+            used.add(threading.get_ident())
+            all_begun.wait(60)  # so that one thread cannot do all tiles before another begins
+        return rounded(wide, form)
+
+    monkeypatch.setattr(tiles_module, "TILE", I)  # one row per tile
+    monkeypatch.setitem(materialise.__globals__, "rounded", note)
+    monkeypatch.setattr(threads, "_chosen", None)  # restored afterwards
+    refgemma.set_threads(count)
+    materialise(operand)
+    assert len(used) == count
+    assert threading.get_ident() in used

@@ -16,9 +16,9 @@ import refgemma
 from refgemma import lora
 from refgemma.config import read_config
 from refgemma.files.safetensors import read_safetensors
-from refgemma.lora import merge_file, pieces
-from refgemma.lora.merge_file import merge_checkpoint
-from refgemma.lora.rounding import rounded
+from refgemma.lora import merged_checkpoint, tiles
+from refgemma.lora.merged_checkpoint import merge_checkpoint
+from refgemma.lora.tiles import rounded
 from refgemma.numerics import from_bfloat16
 from tests.checkpoint.files import one_sentence, write_model, write_shards
 from tests.lora.folders import PREFIX, factors, model, write
@@ -107,8 +107,8 @@ def test_it_is_what_merging_in_memory_gives(tmp_path, kept, small_tokenizer, mon
     base = write_model(tmp_path / "base", m, kept)
     shutil.copy(small_tokenizer.path, base / "tokenizer.model")
     adapter = write(tmp_path / "adapter", m, dtype="float32")
-    monkeypatch.setattr(merge_file, "_BLOCK", 1000)  # a few rows at a time
-    monkeypatch.setattr(pieces, "TILE", 300)
+    monkeypatch.setattr(merged_checkpoint, "_BLOCK", 1000)  # a few rows at a time
+    monkeypatch.setattr(tiles, "TILE", 300)
     merge_checkpoint(base, f"{adapter}:0.5", tmp_path / "out")
     gemma = refgemma.load(base, weights=FORMS[kept]).merge_lora(lora.read(adapter), 0.5)
     again = refgemma.load(tmp_path / "out", weights=FORMS[kept])
@@ -272,8 +272,8 @@ def test_mixed_formats_are_kept_and_named_by_the_widest(tmp_path):
 
 def test_many_new_rows_take_no_room_for_a_matrix_of_ones_and_zeros(tmp_path, m, monkeypatch):
     """At a vocabulary of 256,000, a thousand columns of float64 would be 2 GB."""
-    monkeypatch.setattr(merge_file, "_BLOCK", 2**14)
-    monkeypatch.setattr(pieces, "TILE", 2**12)
+    monkeypatch.setattr(merged_checkpoint, "_BLOCK", 2**14)
+    monkeypatch.setattr(tiles, "TILE", 2**12)
     big = random_model(2, num_layers=1, vocab_size=20_000, hidden_size=40, num_tokens=9)
     base = write_model(tmp_path / "base", big, "BF16")
     ids = list(range(5, 20_000, 40))[::-1]
@@ -339,8 +339,8 @@ def test_leftovers_of_old_conversions_are_left_behind(tmp_path, m, adapter):
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(merge_file, "_BLOCK", 2**14)
-    monkeypatch.setattr(pieces, "TILE", 2**12)
+    monkeypatch.setattr(merged_checkpoint, "_BLOCK", 2**14)
+    monkeypatch.setattr(tiles, "TILE", 2**12)
     big = random_model(2, hidden_size=200, intermediate_size=4000, num_layers=4, num_tokens=9)
     base = write_model(tmp_path / "base", big, "F32")
     adapter = write(tmp_path / "adapter", big, factors(big, 1), "float32", r=1)
@@ -413,7 +413,7 @@ def test_numbers_that_float16_cannot_hold_name_the_weight(adapter, setting):
 def test_a_disk_without_room_is_seen_before_anything_is_written(tmp_path, setting, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
-    monkeypatch.setattr(merge_file, "write_weights", lambda *_: pytest.fail("written"))
+    monkeypatch.setattr(merged_checkpoint, "write_weights", lambda *_: pytest.fail("written"))
     text = setting(OSError)
     assert text.startswith("there is no room for ")
     assert f"the disk of {tmp_path} has 10,000 left" in text

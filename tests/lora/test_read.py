@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from refgemma import lora
-from refgemma.lora import pieces
+from refgemma.lora import tiles
 from refgemma.numerics import from_bfloat16, to_bfloat16
 from tests.lora.folders import SETTINGS, factors, model, write
 from tests.lora.peft_folders import PREFIX, write_adapter
@@ -73,7 +73,7 @@ def not_finite(t):
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.embed_tokens.base_layer.weight", "model.norm.weight"])
 def test_whole_matrices_are_looked_at_too(name, number, dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "TILE", 50)
+    monkeypatch.setattr(tiles, "TILE", 50)
     m = model()
     shape = m.params["embed"].shape if "norm" not in name else m.params["final_norm"].shape
     whole = np.ones(shape)
@@ -112,9 +112,9 @@ def whole_numbers(t):
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (bad_name, "lora_C.weight' is no tensor of a LoRA adapter"),
+        (bad_name, "lora_C.weight' is not a tensor of a LoRA adapter"),
         (two_adapters, "it holds several adapters, one, two: expected one"),
-        (twice, "stands for lora_A of model.layers.0.self_attn.q_proj, which the file holds already"),
+        (twice, "is a second lora_A of model.layers.0.self_attn.q_proj"),
         (not_finite, "holds numbers that are not finite"),
         (dict.clear, "it holds no tensors"),
     ],

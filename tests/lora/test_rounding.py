@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from refgemma.lora.rounding import FORMATS, format_of, largest, rounded, widened
+from refgemma.lora.tiles import FORMATS, format_of, largest, rounded, widened
 from refgemma.numerics import Bfloat16Matrix, from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted
 

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from refgemma.lora.attach import attach
+from refgemma.lora.attach import attach, for_rows
 from refgemma.lora.fit import Replaced
-from refgemma.lora.rows import for_rows
 from refgemma.model import forward
 from refgemma.numerics import FLOAT64
 from refgemma.ops.linear import Adapted

@@ -61,7 +61,7 @@ def test_names_of_another_model_are_refused(peft_cases, tmp_path):
         for prefix in ("model.", "language_model.", "base_model.", "base_model.model.model."):
             renamed = {prefix + name.removeprefix(PREFIX): value for name, value in case.tensors.items()}
             folder = write_adapter(tmp_path / f"{number}", case.settings, renamed, case.dtype)
-            with pytest.raises(ValueError, match=r"does not fit the model|is no tensor of a LoRA adapter"):
+            with pytest.raises(ValueError, match=r"does not fit the model|is not a tensor of a LoRA adapter"):
                 gemma_of(case.model).with_lora(lora.read(folder))
 
 

@@ -186,8 +186,8 @@ ONE = {"dtype": "F32", "shape": [1, 4], "data_offsets": [0, 16]}
 @pytest.mark.parametrize(
     ("file_name", "content", "words"),
     [
-        (CONFIG, b"{", "no valid JSON"),
-        (CONFIG, b"[" * 100_000, "no valid JSON"),
+        (CONFIG, b"{", "not valid JSON"),
+        (CONFIG, b"[" * 100_000, "not valid JSON"),
         (CONFIG, b"{" + b" " * 1_100_000 + b"}", "1,000,000"),
         (CONFIG, config(r=16), "rank: 16, expected at most 8"),
         (CONFIG, config(r=10**400), "rank"),

@@ -1,4 +1,4 @@
-"""Merge adapters into a checkpoint on disk: a new model folder, that transformers loads, from a base that stays.
+"""Merge adapters into a checkpoint on disk: a new model folder that transformers loads; the base stays as it is.
 
 The base is mapped, and each weight is merged and written some rows at a time, so that memory does not depend on the
 size of the model. The folder is made under another name beside its place and renamed at the very end.
@@ -23,20 +23,19 @@ from refgemma.config import Config, read_config
 from refgemma.errors import InputError
 from refgemma.files.atomic import check_folder_place, check_room, whole_folder
 from refgemma.files.safetensors import FLOATS, StoredTensor
+from refgemma.lora.adapter import Adapter, find_adapter, read, split_scale
 from refgemma.lora.attach import attach
-from refgemma.lora.find import find_adapter, split_scale
 from refgemma.lora.fit import fit
-from refgemma.lora.materialise import stored_rows
+from refgemma.lora.merge import naming, stored_rows
 from refgemma.lora.paths import at
-from refgemma.lora.pieces import pieces
-from refgemma.lora.read import Adapter, read
+from refgemma.lora.tiles import tiles
 from refgemma.model import Params
 from refgemma.numerics import Array
 from refgemma.ops.linear import Operand
 
 Adapters: TypeAlias = str | Path | Adapter | Sequence[str | Path | Adapter]
 
-# What belongs to a model besides configuration and weights; of hub folders, the files that a user may not drop, too.
+# What belongs to a model besides configuration and weights, its licence included.
 _COPIED = (
     "generation_config.json", "tokenizer*", "special_tokens*", "added_tokens*", "chat_template*", "LICENSE*", "NOTICE*",
 )  # fmt: skip
@@ -50,7 +49,7 @@ class Merged:
     folder: Path  # the new checkpoint
     dtype: str  # its format, the widest if the base has several
     changed: tuple[str, ...]  # weights that the adapters changed, such as ``layers.0.attn.q``
-    untied: bool  # whether the head was the embedding, came out different, and is stored by itself now
+    untied: bool  # whether the head was the embedding and is now stored by itself, because the two differ
     files: int  # how many hold weights
     nbytes: int  # size of all weights
 
@@ -70,13 +69,13 @@ def merge_checkpoint(
     base : str or Path
         Folder or name of the model.
     adapters : str, Path or Adapter, or a sequence of them
-        Folders or names of adapters, each with ``:SCALE`` behind it if not whole. Their changes are summed.
+        Folders or names of adapters, each perhaps followed by ``:SCALE``. Their changes are summed.
     out : str or Path
         Folder to make.
     dtype : {"bfloat16", "float16", "float32"}, optional
         Format of all weights; by default each keeps its own, and what no adapter changes is copied byte for byte.
     shard_bytes : int
-        Most that one file is to hold.
+        Largest size of one file of weights.
     progress : callable, optional
         Called as ``progress(done, total)``, in bytes of the new weights.
 
@@ -88,13 +87,13 @@ def merge_checkpoint(
     Raises
     ------
     FileNotFoundError
-        If the base or an adapter is not there.
+        If the base or an adapter is missing.
     FileExistsError
-        If `out` is there already.
+        If `out` exists.
     ValueError
         If an adapter does not fit or cannot be merged, or a number is too large for the format.
     OSError
-        If the disk has no room, or `out` cannot be written. Nothing is left behind then.
+        If the disk has no room, or `out` cannot be written. Nothing is left behind.
 
     Notes
     -----
@@ -102,7 +101,7 @@ def merge_checkpoint(
     stored by itself and ``tie_word_embeddings`` becomes false.
     """
     if dtype not in (None, "bfloat16", "float16", "float32"):
-        raise InputError(f"dtype is {dtype!r}: expected 'bfloat16', 'float16' or 'float32', or none to keep the base's")
+        raise InputError(f"dtype is {dtype!r}: expected 'bfloat16', 'float16' or 'float32', or None to keep the base's")
     place = Path(out).expanduser().absolute()
     check_folder_place(place)
     folder = find_model(base)
@@ -148,7 +147,7 @@ def _attached(before: Params, config: Config, adapters: Adapters) -> Params:
         if not isinstance(adapter, Adapter):
             name, scale = split_scale(adapter)
             adapter = read(find_adapter(name))
-        # Factors stay as the file has them: those of a large model would take more room than anything else here.
+        # Factors keep the file's dtype: widened, those of a large model would take more memory than anything else here.
         changes = fit(adapter, config).changes
         params = attach(params, changes, before=before, scale=scale, dtype=None)
     return params
@@ -163,7 +162,7 @@ def _outgoing(tensor: Tensor, source: StoredTensor, operand: Operand, dtype: str
         rows = partial(_rows_of, operand, form, tensor.ours)
 
     def blocks() -> Iterator[Array]:
-        return map(rows, pieces(tensor.shape, slice(0, tensor.shape[0]), _BLOCK))
+        return map(rows, tiles(tensor.shape, numbers=_BLOCK))
 
     return Outgoing(name=tensor.theirs, form=form, shape=tensor.shape, blocks=blocks)
 
@@ -173,14 +172,12 @@ def _bytes_of(source: StoredTensor, rows: slice) -> Array:
 
 
 def _rows_of(operand: Operand, form: str, path: str, rows: slice) -> Array:
-    try:
+    with naming(path):
         return stored_rows(operand, rows, form, table=path == "embed")
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def _stays_tied(params: Params, before: Params, stored: dict[str, StoredTensor], dtype: str | None) -> bool:
-    """Whether one table still serves as embedding and head: no adapter changed it, or it comes out the same as both."""
+    """Whether one table still serves as embedding and head: unchanged, or changed to the same numbers as both."""
     embed, head = params["embed"], params["head"]
     if before["head"] is not before["embed"]:
         return False
@@ -191,7 +188,7 @@ def _stays_tied(params: Params, before: Params, stored: dict[str, StoredTensor],
     form = dtype or FLOATS[stored["model.embed_tokens.weight"].dtype]
     return all(
         np.array_equal(_rows_of(embed, form, "embed", rows), _rows_of(head, form, "head", rows))
-        for rows in pieces(embed.shape, slice(0, embed.shape[0]), _BLOCK)
+        for rows in tiles(embed.shape, numbers=_BLOCK)
     )
 
 
@@ -201,8 +198,8 @@ def _source(stored: dict[str, StoredTensor], tensor: Tensor) -> StoredTensor:
 
 
 def _write_config(source: Path, target: Path, form: str, tied: bool) -> None:
-    """The base's own, but for the format of weights, by whichever name it has there, and whether the head is tied."""
+    """The base's own, with the new format of weights under the name used there, and whether the head is tied."""
     fields = json.loads(source.read_text(encoding="utf-8"))
-    named = [name for name in ("dtype", "torch_dtype") if name in fields] or ["torch_dtype"]  # which all versions read
+    named = [name for name in ("dtype", "torch_dtype") if name in fields] or ["torch_dtype"]  # read by all versions
     fields |= dict.fromkeys(named, form) | {"tie_word_embeddings": tied}
     target.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

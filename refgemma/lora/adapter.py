@@ -1,9 +1,8 @@
-"""The two files of a PEFT adapter, read strictly and without a model.
+"""The two files of a PEFT adapter: found, and read strictly, without a model.
 
 PEFT names tensors after the module they change, ``base_model.model.`` before it and the part after it:
 ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``. Some programs also write the adapter's name into it
-(``lora_A.default.weight``). What is read here is the file; what it means for a model is the work of
-`refgemma.lora.fit`.
+(``lora_A.default.weight``). `refgemma.lora.fit` says what the tensors mean for a model.
 """
 
 from __future__ import annotations
@@ -15,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from refgemma.checkpoint.folder import default_places
 from refgemma.errors import InputError, all_problems
 from refgemma.files.safetensors import StoredTensor, read_safetensors
-from refgemma.lora.adapter_config import WEIGHTS_FILE, AdapterConfig, read_adapter_config
-from refgemma.lora.pieces import pieces
+from refgemma.lora.adapter_config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, read_adapter_config
+from refgemma.lora.tiles import is_finite, tiles
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16
 
-# What PEFT writes after the name of a module, without the name that an adapter may have: our word for the part.
+# What PEFT writes after the name of a module, but for the adapter's own name -> the name of the part here.
 _PARTS = {
     "lora_A.weight": "lora_A",
     "lora_B.weight": "lora_B",
@@ -38,12 +38,48 @@ _NAMED = re.compile(
     r"(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|trainable_tokens_delta)\.([^.]+)"
 )
 _NOT_NAMES = ("weight", "bias")
-_EXPONENT = np.uint16(0x7F80)  # of a bfloat16 number; all ones are infinite or no number
+
+
+def find_adapter(name: str | Path) -> Path:
+    """Look up an adapter by name.
+
+    Parameters
+    ----------
+    name : str or Path
+        A folder that holds ``adapter_config.json``, or the name of a shipped adapter, such as "pirate".
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such adapter; lists those that there are.
+    """
+    places = [place / "lora" for place in default_places()]
+    candidates = [Path(name).expanduser(), *(place / name for place in places)]
+    for folder in candidates if str(name) else []:
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    found = sorted({config.parent.name for place in places for config in place.glob(f"*/{CONFIG_FILE}")})
+    known = f" or one of {', '.join(found)}" if found else ""
+    raise FileNotFoundError(f"no adapter {str(name)!r}: expected a folder that holds {CONFIG_FILE}{known}")
+
+
+def split_scale(text: str | Path) -> tuple[str, float]:
+    """Name and scale of ``NAME:SCALE``; the scale is 1 where none is given."""
+    name, colon, number = str(text).rpartition(":")
+    try:
+        return (name, float(number)) if colon and name else (str(text), 1.0)
+    except ValueError:
+        return str(text), 1.0  # the colon is part of the name
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A LoRA adapter as it lies in its folder.
+    """A LoRA adapter as its folder holds it.
 
     Attributes
     ----------
@@ -55,7 +91,7 @@ class Adapter:
         Its tensors, by module (``model.layers.0.self_attn.q_proj``) and part (``lora_A``, ``lora_B``, ``lora_B.bias``,
         ``lora_embedding_A``, ``lora_embedding_B``, ``lora_magnitude_vector``, ``trainable_tokens``, ``base_layer``,
         ``weight``). float64 where stored so, else float32, which holds float16 and bfloat16 exactly; whole matrices
-        (``base_layer``, ``weight``) as they are stored, in the mapped file.
+        (``base_layer``, ``weight``) as stored, in the mapped file.
     nbytes : int
         Size of its tensors as they are stored.
     """
@@ -85,12 +121,12 @@ def read(folder: str | Path) -> Adapter:
     Returns
     -------
     Adapter
-        Configuration and tensors. Whether they fit a model is seen when they are attached to one.
+        Configuration and tensors. Whether they fit a model is checked when they are attached to one.
 
     Raises
     ------
     FileNotFoundError
-        If one of the files is not there.
+        If a file is missing.
     ValueError
         If a file is broken, uses an option that is not supported, or holds tensors that PEFT does not write.
     """
@@ -102,15 +138,13 @@ def read(folder: str | Path) -> Adapter:
     if not path.is_file():
         pickled = folder / "adapter_model.bin"
         hint = "; adapter_model.bin is never opened, because it can run code" if pickled.is_file() else ""
-        raise FileNotFoundError(
-            f"{path} does not exist: the factors are expected there, beside the configuration{hint}"
-        )
+        raise FileNotFoundError(f"{path} does not exist: expected the factors there, beside the configuration{hint}")
     stored = read_safetensors(path)
     return Adapter(folder, config, _by_module(stored, path), sum(tensor.nbytes for tensor in stored.values()))
 
 
 def _by_module(stored: dict[str, StoredTensor], path: Path) -> dict[str, dict[str, Any]]:
-    """All tensors by module and part; every one that cannot be placed is told, in one error."""
+    """All tensors by module and part; one error lists every tensor that has no place."""
     problems: list[str] = []
     modules: dict[str, dict[str, Any]] = {}
     names: set[str] = set()
@@ -119,14 +153,14 @@ def _by_module(stored: dict[str, StoredTensor], path: Path) -> dict[str, dict[st
         names |= given
         module, part = _split(plain)
         if not module:
-            problems.append(f"{key!r} is no tensor of a LoRA adapter: expected MODULE.lora_A.weight or the like")
+            problems.append(f"{key!r} is not a tensor of a LoRA adapter: expected a name like MODULE.lora_A.weight")
         elif part in modules.setdefault(module, {}):
-            problems.append(f"{key!r} stands for {part} of {module}, which the file holds already")
+            problems.append(f"{key!r} is a second {part} of {module}")
         elif tensor.dtype not in ("F64", "F32", "F16", "BF16"):
             problems.append(f"{key!r} is stored as {tensor.dtype}: expected F64, F32, F16 or BF16")
         else:
-            if not _is_finite(tensor):
-                problems.append(f"{key!r} holds numbers that are not finite: its training diverged, or it is damaged")
+            if not _all_finite(tensor):
+                problems.append(f"{key!r} holds numbers that are not finite: training diverged, or the file is damaged")
             if part in ("base_layer", "weight") and len(tensor.shape) == 2:
                 modules[module][part] = Bfloat16Matrix(tensor.data) if tensor.dtype == "BF16" else tensor.data
             else:
@@ -141,7 +175,7 @@ def _by_module(stored: dict[str, StoredTensor], path: Path) -> dict[str, dict[st
 
 
 def _without_adapter_name(key: str) -> tuple[str, set[str]]:
-    """Key without the names that PEFT keeps in memory and drops on disk, and those names."""
+    """Key without the names that PEFT uses in memory and drops on disk, and those names."""
     names = set()
 
     def drop(found: re.Match[str]) -> str:
@@ -159,7 +193,7 @@ def _without_adapter_name(key: str) -> tuple[str, set[str]]:
 
 
 def _split(key: str) -> tuple[str, str]:
-    """Module and part; two empty texts where the key has no known end."""
+    """Module and part; two empty strings where the ending is unknown."""
     for end, part in _PARTS.items():
         module = key.removesuffix(f".{end}")
         if module != key and not module.rpartition(".")[2].startswith("lora_"):
@@ -173,13 +207,8 @@ def _widened(tensor: StoredTensor) -> Array:
     return tensor.data.astype(np.float64 if tensor.dtype == "F64" else np.float32)
 
 
-def _is_finite(tensor: StoredTensor) -> bool:
-    """Whether no number is infinite or NaN; a table may be large, so some rows at a time."""
+def _all_finite(tensor: StoredTensor) -> bool:
     if not tensor.shape:
         return bool(np.isfinite(_widened(tensor)))
-    for rows in pieces(tensor.shape, slice(0, tensor.shape[0])):
-        tile = tensor.data[rows]
-        lost = (tile & _EXPONENT) == _EXPONENT if tensor.dtype == "BF16" else ~np.isfinite(tile)
-        if lost.any():
-            return False
-    return True
+    form = "bfloat16" if tensor.dtype == "BF16" else str(tensor.data.dtype)
+    return all(is_finite(tensor.data[rows], form).all() for rows in tiles(tensor.shape))  # a table may be large
