@@ -1,8 +1,7 @@
 """What a piece of work costs at least: bytes that must be read, and floating-point operations.
 
-A product with an (O, I) matrix takes ``2 O I`` operations a token: one multiplication and one addition a weight. All
-matrices are read once a call, however many tokens it feeds, which is why one token alone is bound by memory and many
-together by arithmetic.
+A product with an (O, I) matrix takes ``2 O I`` operations per token: a multiplication and an addition per weight.
+A call reads each matrix once, however many tokens it feeds: memory limits one token alone, arithmetic limits many.
 
 References
 ----------
@@ -16,11 +15,11 @@ import math
 from refgemma.checkpoint.names import Tensor, tensors_of
 from refgemma.config import Config
 
-BYTES = {"float32": 4, "bfloat16": 2}  # a number
+BYTES = {"float32": 4, "bfloat16": 2}  # per number
 
 
 def multiplied(config: Config) -> list[Tensor]:
-    """Matrices that a token is multiplied with: all, but of the embedding only where it is the head as well."""
+    """Matrices that a token is multiplied with: all, the embedding only where it is the head."""
     matrices = [tensor for tensor in tensors_of(config) if len(tensor.shape) == 2]
     return [tensor for tensor in matrices if tensor.ours != "embed" or config.tie_word_embeddings]
 
@@ -41,10 +40,10 @@ def bytes_read(config: Config, weights: str, *, context: int, rows: int = 1) -> 
 
 
 def operations(config: Config, *, tokens: int, context: int = 0, rows: int = 1) -> int:
-    """Multiplications and additions in the products of one call that wants the logits of its last position only."""
+    """Multiplications and additions in the products of one call that returns the logits of its last position."""
     head = config.vocab_size * config.hidden_size
     layers = weights_read(config) - head
     pairs = sum(range(context + 1, context + tokens + 1))
-    # Scores and mix, each H multiplications and additions a pair and query head.
+    # Scores and mix, H multiplications and additions each, per pair and query head.
     attention = 2 * 2 * config.num_layers * config.num_heads * config.head_dim * pairs
     return rows * (2 * layers * tokens + 2 * head + attention)

@@ -1,7 +1,7 @@
-"""Measure speed and memory with random weights, beside transformers and beside what the machine can do.
+"""Measure speed and memory with random weights, beside transformers and the limits of the machine.
 
-Makes a checkpoint of the size in a temporary folder (--keep keeps it), and starts a process for each engine, in turn,
-round by round; at most 25 minutes in all. Let nothing else run meanwhile.
+Writes a checkpoint to a temporary folder (--keep keeps it), and runs a process for each engine, in turn, round by
+round, for at most 25 minutes. Run nothing else meanwhile.
 
 examples:
   refgemma bench
@@ -17,10 +17,8 @@ from contextlib import ExitStack
 
 from refgemma.bench import report
 from refgemma.bench.machine import machine
-from refgemma.bench.picture import picture
-from refgemma.bench.run import LONGEST, check_memory, peers_installed
+from refgemma.bench.run import LONGEST, SHAPES, check_memory, checkpoint, peers_installed
 from refgemma.bench.run import run as run_rounds
-from refgemma.bench.weights import SHAPES, checkpoint
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar
 from refgemma.errors import InputError
@@ -74,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             )
         found = report.summary(args.size, config, args.weights, about, rounds)
         if file is not None and form is not None:
-            file.write(picture(found, config, format=form))
+            file.write(report.picture(found, config, format=form))
     if args.json:
         print_json(found)
         return 0

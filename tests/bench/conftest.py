@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from refgemma.bench.weights import SHAPES, make
+from refgemma.bench.run import SHAPES, make
 from refgemma.cli import bench, main
 from refgemma.config import Config
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole_run():
-    """One run of the command for the small model: rounds, what progress was told, and what --json printed."""
+    """One run of the command for the small model: rounds, progress, and what --json printed."""
     seen, printed, rounds = [], [], []
     run_rounds = bench.run_rounds
 

@@ -3,7 +3,9 @@
 import pytest
 
 from refgemma.bench import report
-from refgemma.bench.picture import picture, points
+from refgemma.bench.report import median_of, picture, points, summary, values_of
+from refgemma.bench.run import Job, Outcome
+from refgemma.config import SIZES
 from tests.bench.conftest import CONFIG
 
 
@@ -17,7 +19,82 @@ def test_the_record(found):
         assert all(value is None or value > 0 for value in ours.values())
         assert ours["decode_128"] == found["values"][0][f"refgemma.{form}.decode_128"]
         assert set(found["ratios"][form].values()) == {None}
-    assert [bar["measured"] is not None for bar in found["bars"]] == [True, True]
+    assert [len(shares) for shares in found["shares"].values()] == [4, 3]
+    assert all(share > 0 for shares in found["shares"].values() for share in shares.values())
+
+
+def test_values_are_medians_and_of_several_variants_the_best():
+    outcomes = [
+        Outcome(
+            Job("refgemma", "float32"),
+            [
+                {"measure": "about", "threads": 4},
+                {"measure": "load", "seconds": [3.0, 1.0, 2.5]},
+                {"measure": "stream", "rate": 5e9},
+            ],
+        ),
+        Outcome(
+            Job("transformers", "bfloat16"),
+            [
+                {"measure": "decode_128", "variant": "sdpa", "seconds": [4.0, 6.0]},
+                {"measure": "memory", "variant": "sdpa", "rss": 70, "rss_anon": None},
+                {"measure": "decode_128", "variant": "eager", "seconds": [7.0]},
+                {"measure": "memory", "variant": "eager", "rss": 90, "rss_anon": None},
+            ],
+        ),
+    ]
+    assert values_of(outcomes) == {
+        "refgemma.float32.load": 2.5,
+        "refgemma.float32.stream": 5e9,
+        "transformers.bfloat16.decode_128": 5.0,
+        "transformers.bfloat16.memory.rss": 70,
+    }
+
+
+def test_a_ratio_is_taken_within_a_round():
+    # A machine that slows down by ten between rounds: the ratio is 2 in each, yet 20 or 0.2 across them.
+    rounds = [{"a": 1.0, "b": 2.0}, {"a": 10.0, "b": 20.0}, {"a": 5.0}]
+    assert median_of(rounds, lambda v: v["b"] / v["a"]) == 2.0
+    assert median_of(rounds, lambda v: v["absent"]) is None
+
+
+def test_every_share_of_gemma_2b_by_hand():
+    read = 4 * 2_506_096_640 + 2 * 4 * 18 * 256 * 128  # 18 layers of 110,100,480 and the table; keys and values
+    work = 2 * 128 * 18 * 110_100_480 + 2 * 256_000 * 2048 + 4 * 18 * 8 * 256 * (128 * 129 // 2)
+    lines = {
+        "float32": [
+            {"measure": "stream", "rate": 5 * read},  # bytes a second: a step of 0.25 s reads at 80 % of it
+            {"measure": "gemm", "rate": work},  # operations a second: a prompt read in 1.25 s, at 80 % of it
+            {"measure": "fresh", "rate": 4 * 2_506_172_416 / 0.5},  # all weights in half a second
+            {"measure": "beside.decode", "seconds": [0.25]},
+            {"measure": "beside.products", "seconds": [0.225]},
+            {"measure": "beside.prefill", "seconds": [1.25]},
+            {"measure": "load", "seconds": [2.0]},
+        ],
+        "bfloat16": [
+            {"measure": "stream", "rate": 2 * 2_506_096_640 / 0.18},  # all matrices in 0.18 s
+            {"measure": "gemm", "rate": work},
+            {"measure": "beside.decode", "seconds": [0.2]},
+            {"measure": "beside.products", "seconds": [0.19]},
+            {"measure": "beside.prefill", "seconds": [2.0]},
+        ],
+    }
+    outcomes = [Outcome(Job("refgemma", form), each) for form, each in lines.items()]
+    record = summary("gemma-2b", SIZES["gemma-2b"], ("float32", "bfloat16"), {}, [outcomes])
+    # Each takes a few roundings in float64.
+    assert record["shares"] == {
+        "float32": {
+            "decode / reading memory": pytest.approx(0.8),
+            "decode / its matrix products alone": pytest.approx(0.9),
+            "prefill of 128 / gemm": pytest.approx(0.8),
+            "load / filling new memory": pytest.approx(0.25),
+        },
+        "bfloat16": {
+            "decode / reading memory": pytest.approx(0.9),
+            "decode / its matrix products alone": pytest.approx(0.95),
+            "prefill of 128 / gemm": pytest.approx(0.5),
+        },
+    }
 
 
 def test_tables(found):

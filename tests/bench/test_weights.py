@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refgemma.bench import weights
-from refgemma.bench.weights import SHAPES, checkpoint, make
+from refgemma.bench import run
+from refgemma.bench.run import SHAPES, checkpoint, make
 from refgemma.checkpoint.folder import find_model
 from refgemma.checkpoint.load import load_params
 from refgemma.config import read_config
@@ -24,7 +24,7 @@ def test_a_checkpoint_loads_and_holds_different_numbers_everywhere(folder, confi
 
 
 def test_pieces_make_no_difference_to_the_shape(tmp_path, monkeypatch, config):
-    monkeypatch.setattr(weights, "_PIECE", 100)
+    monkeypatch.setattr(run, "_PIECE", 100)
     seen = []
     folder = make(tmp_path / "small", config, lambda done, total: seen.append((done, total)))
     load_params(folder, config)
@@ -71,7 +71,7 @@ def test_nothing_is_left_of_one_that_was_not_finished(tmp_path, config):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_is_none(tmp_path, monkeypatch, config):
+def test_an_invalid_place(tmp_path, monkeypatch, config):
     monkeypatch.setitem(SHAPES, "small", config)
     with pytest.raises(FileNotFoundError, match=r"absent is not a folder"), checkpoint("small", tmp_path / "absent"):
         pass

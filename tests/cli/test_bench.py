@@ -31,7 +31,7 @@ def test_peers_that_are_not_installed(monkeypatch, capsys):
 
 
 def test_weights_that_do_not_fit(monkeypatch, capsys):
-    monkeypatch.setattr("refgemma.bench.memory.available", lambda: 10**9)
+    monkeypatch.setattr("refgemma.bench.machine.available_memory", lambda: 10**9)
     assert main(["bench", "--weights", "bfloat16"]) == 2
     err = capsys.readouterr().err
     assert "need 6.0 GB of memory, 1.0 GB are free: measure a smaller --size" in err
