@@ -35,6 +35,7 @@ from refgemma.checkpoint.folder import hub_cache, read_folder
 from refgemma.checkpoint.load import Progress, check_tensors
 from refgemma.config import read_config
 from refgemma.errors import InputError
+from refgemma.files.atomic import whole_file
 from refgemma.hub.offer import Offer, RemoteFile, client, transfer
 
 # Shows progress on the named work: yields ``progress(done, total)`` in bytes, or None.
@@ -189,9 +190,8 @@ def _publish_in_cache(place: Place) -> None:
     _check_model(place.folder)
     newest = place.folder.parents[1] / "refs" / "main"
     newest.parent.mkdir(exist_ok=True)
-    temporary = newest.with_name(f".main.{os.getpid()}.tmp")
-    temporary.write_text(place.offer.commit, encoding="utf-8")
-    temporary.replace(newest)
+    with whole_file(newest) as file:
+        file.write(place.offer.commit.encode())
 
 
 def _check_model(folder: Path) -> None:
