@@ -30,13 +30,21 @@ def test_a_file_is_replaced_at_the_end_only(tmp_path):
 def test_an_error_or_an_interruption_changes_nothing(tmp_path, error):
     path = tmp_path / "x"
     path.write_bytes(b"old")
-    with pytest.raises(type(error)) as raised, whole_file(path) as file:
-        file.write(b"half")
-        raise error
-    assert raised.value is error
-    with pytest.raises(type(error)), whole_folder(tmp_path / "folder") as folder:
-        (folder / "half").write_bytes(b"half")
-        raise error
+
+    def write_half_a_file():
+        with whole_file(path) as file:
+            file.write(b"half")
+            raise error
+
+    def fill_half_a_folder():
+        with whole_folder(tmp_path / "folder") as folder:
+            (folder / "half").write_bytes(b"half")
+            raise error
+
+    for fail in (write_half_a_file, fill_half_a_folder):
+        with pytest.raises(type(error)) as raised:
+            fail()
+        assert raised.value is error
     assert names_in(tmp_path) == ["x"]
     assert path.read_bytes() == b"old"
 
@@ -54,7 +62,7 @@ def test_devices_are_written_to_only_when_allowed(tmp_path):
         file.write(b"gone")
     for devices in (False, True):
         (tmp_path / "folder").mkdir(exist_ok=True)
-        with pytest.raises(OSError, match="is a directory$"), whole_file(tmp_path / "folder", devices=devices):
+        with pytest.raises(OSError, match=r"is a directory$"), whole_file(tmp_path / "folder", devices=devices):
             pytest.fail("opened")
     with pytest.raises(OSError, match="is a device or a pipe: expected the name of a file"), whole_file("/dev/null"):
         pytest.fail("opened")
@@ -62,7 +70,7 @@ def test_devices_are_written_to_only_when_allowed(tmp_path):
 
 
 def test_places_are_refused_before_the_work(tmp_path):
-    with pytest.raises(OSError, match="no such folder$") as error:
+    with pytest.raises(OSError, match=r"no such folder$") as error:
         check_file_place(tmp_path / "absent" / "x")
     one_sentence(error)
     with pytest.raises(FileExistsError, match="exists: expected the name of a folder to make"):
@@ -76,9 +84,14 @@ def test_places_are_refused_before_the_work(tmp_path):
 
 def test_a_folder_that_appears_meanwhile_is_left_alone(tmp_path):
     place = tmp_path / "folder"
-    with pytest.raises(FileExistsError, match="exists"), whole_folder(place) as folder:
-        (folder / "ours").touch()
-        place.mkdir()
+
+    def make_it_twice():
+        with whole_folder(place) as folder:
+            (folder / "half").touch()
+            place.mkdir()
+
+    with pytest.raises(FileExistsError, match="exists"):
+        make_it_twice()
     assert names_in(tmp_path) == ["folder"]
     assert names_in(place) == []
 
