@@ -190,8 +190,8 @@ def _publish_in_cache(place: Place) -> None:
     _check_model(place.folder)
     newest = place.folder.parents[1] / "refs" / "main"
     newest.parent.mkdir(exist_ok=True)
-    with whole_file(newest) as file:
-        file.write(place.offer.commit.encode())
+    with whole_file(newest) as ref:
+        ref.write(place.offer.commit.encode())
 
 
 def _check_model(folder: Path) -> None:
