@@ -118,7 +118,12 @@ class Request:
         int
             That of the hosted or of the local model, whichever is smaller.
         """
-        return min(page(self.model).context, gemma.config.max_positions)
+        return context_length(self.model, gemma)
+
+
+def context_length(model: str, gemma: Gemma) -> int:
+    """Return the context of a hosted model, or of the local one that answers for it, if that is shorter."""
+    return min(page(model).context, gemma.config.max_positions)
 
 
 def read(model: str, inputs: Any) -> Request:

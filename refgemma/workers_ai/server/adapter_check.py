@@ -52,7 +52,7 @@ def check(folder: Path, gemma: Gemma | None, model: str) -> None:
     if not fatal:
         _check_expressions(folder)
         adapter = _read(folder, complete=len(present) == 2)
-        fitting = adapter is not None and gemma is not None and _fits(adapter, gemma)
+        fitting = adapter is not None and gemma is not None and fits(adapter, gemma)
         fatal = [] if fitting or adapter is None else findings
         if adapter is not None and not fatal:
             _check_scale(adapter)
@@ -89,7 +89,8 @@ def _read(folder: Path, *, complete: bool) -> Adapter | None:
     return None
 
 
-def _fits(adapter: Adapter, gemma: Gemma) -> bool:
+def fits(adapter: Adapter, gemma: Gemma) -> bool:
+    """Return whether an adapter fits a model."""
     try:
         fit(adapter, gemma.config)
     except InputError:

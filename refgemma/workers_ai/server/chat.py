@@ -30,7 +30,7 @@ from refgemma.workers_ai.request import check_counts, check_depth
 from refgemma.workers_ai.schema import join, problems, short
 from refgemma.workers_ai.server.http import openai_error, parse, read_body, reply
 from refgemma.workers_ai.server.service import Prepared, Service
-from refgemma.workers_ai.server.streaming import Answer, EventStream, while_connected
+from refgemma.workers_ai.server.streaming import Answer, EventStream
 
 # Fields with the same name and meaning in both.
 _SAME = ("temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_penalty", "repetition_penalty", "lora")
@@ -165,10 +165,7 @@ def routes(service: Service) -> list[Route]:
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": chat.model}
         if prepared.request.stream:
             return EventStream(answer, _events(answer, head, chat.include_usage, service.ai.pad), _stream_error)
-        try:
-            generation = await while_connected(http.receive, answer.result())
-        finally:
-            answer.cancel()
+        generation = await answer.result(http.receive)
         return reply(await asyncio.to_thread(_completion, generation, answer, head))
 
     return [Route("/v1/chat/completions", completions, methods=["POST"])]

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from refgemma.errors import InputError
-from refgemma.lora import Adapter, fit, read
+from refgemma.lora import read
 from refgemma.workers_ai.ai import AI
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.schema import short
-from refgemma.workers_ai.server.adapter_check import FILES, check
+from refgemma.workers_ai.server.adapter_check import FILES, check, fits
 from refgemma.workers_ai.server.limits import DESCRIPTION, FINETUNES, NAME
 
 ABOUT = "finetune.json"
@@ -184,19 +184,10 @@ class Finetunes:
             shutil.rmtree(stage, ignore_errors=True)
 
 
-def fits(adapter: Adapter, model: str, ai: AI) -> bool:
-    """Return whether an adapter fits a model."""
-    try:
-        fit(adapter, ai.models[model].config)
-    except InputError:
-        return False
-    return True
-
-
 def _from_start(name: str, ai: AI) -> Finetune:
     """Describe an adapter that the server was started with."""
     adapter = ai.loras[name]
-    model = next((model for model in ai.models if fits(adapter, model, ai)), None)
+    model = next((model for model in ai.models if fits(adapter, ai.models[model])), None)
     if model is None:
         raise InputError(f"adapter {name!r} ({adapter.folder}) fits none of the models: {', '.join(ai.models)}")
     now = _now()

@@ -19,10 +19,11 @@ from refgemma.workers_ai.ai import AI
 from refgemma.workers_ai.answer import DONE, SCHEMA, Chunks, result, sse
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.pages import page
+from refgemma.workers_ai.request import context_length
 from refgemma.workers_ai.schema import short
 from refgemma.workers_ai.server.http import parse, read_body, success
 from refgemma.workers_ai.server.service import Service
-from refgemma.workers_ai.server.streaming import Answer, EventStream, while_connected
+from refgemma.workers_ai.server.streaming import Answer, EventStream
 
 TASK = "Text Generation"
 MOST_PER_PAGE = 100
@@ -39,10 +40,7 @@ def routes(service: Service) -> list[Route]:
         answer = await Answer(service, prepared).start()
         if prepared.request.stream:
             return EventStream(answer, _events(answer, ai.pad))
-        try:
-            generation = await while_connected(http.receive, answer.result())
-        finally:
-            answer.cancel()
+        generation = await answer.result(http.receive)
         return success(await asyncio.to_thread(result, generation, prepared.request))
 
     async def search(http: HttpRequest) -> Response:
@@ -83,7 +81,6 @@ def answered_by(name: str, ai: AI) -> str:
 
 
 def _entry(name: str, ai: AI) -> dict[str, Any]:
-    context = min(page(name).context, ai.models[name].config.max_positions)
     return {
         "id": str(uuid.uuid5(_IDS, name)),
         "source": 1,
@@ -92,7 +89,7 @@ def _entry(name: str, ai: AI) -> dict[str, Any]:
         "task": {"id": str(uuid.uuid5(_IDS, TASK)), "name": TASK, "description": "Text that continues text."},
         "tags": [],
         "properties": [
-            {"property_id": "context_window", "value": str(context)},
+            {"property_id": "context_window", "value": str(context_length(name, ai.models[name]))},
             {"property_id": "lora", "value": "true"},
         ],
     }

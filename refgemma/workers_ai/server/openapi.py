@@ -15,80 +15,54 @@ import refgemma
 from refgemma.workers_ai.ai import AI
 from refgemma.workers_ai.answer import SCHEMA
 from refgemma.workers_ai.pages import page
+from refgemma.workers_ai.server.adapter_check import FILES
 from refgemma.workers_ai.server.finetunes import NAME_PATTERN
 from refgemma.workers_ai.server.limits import DESCRIPTION
 
+_TEXT = {"type": "string"}
+_FLAG = {"type": "boolean"}
+
+
+def _object(required: str, **properties: Any) -> dict[str, Any]:
+    """Make the schema of an object; `required` names properties, separated by spaces."""
+    return {"type": "object", "properties": properties, "required": required.split()}
+
+
 _BASE = "/client/v4/accounts/{account_id}/ai"
 _ACCOUNT = {"name": "account_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-_ERROR = {
-    "type": "object",
-    "properties": {
-        "errors": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"code": {"type": "integer"}, "message": {"type": "string"}},
-                "required": ["message"],
-            },
-        },
-        "success": {"const": False},
-        "result": {},
-        "messages": {"type": "array"},
-    },
-    "required": ["errors", "success"],
-}
-_FINETUNE = {
-    "type": "object",
-    "properties": {
-        **{name: {"type": "string"} for name in ("id", "created_at", "model", "modified_at", "name", "description")},
-        "public": {"type": "boolean"},
-    },
-    "required": ["id", "created_at", "model", "modified_at", "name"],
-}
-_NEW_FINETUNE = {
-    "type": "object",
-    "properties": {
-        "model": {"type": "string"},
-        "name": {"type": "string", "pattern": f"^{NAME_PATTERN}$"},
-        "description": {"type": "string", "maxLength": DESCRIPTION},
-        "public": {"type": "boolean"},
-    },
-    "required": ["model", "name"],
-}
-_ASSET = {
-    "type": "object",
-    "properties": {
-        "file_name": {"enum": ["adapter_config.json", "adapter_model.safetensors"]},
-        "file": {"type": "string", "format": "binary"},
-    },
-    "required": ["file_name", "file"],
-}
-_CHAT = {
-    "type": "object",
-    "properties": {
-        "model": {"type": "string"},
-        "messages": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "properties": {
-                    "role": {"enum": ["system", "user", "assistant", "tool"]},
-                    "content": {"type": "string"},
-                },
-                "required": ["role", "content"],
-            },
-        },
-        "stream": {"type": "boolean"},
-        "max_tokens": {"type": "integer", "minimum": 1},
-        "temperature": {"type": "number", "minimum": 0, "maximum": 5},
-        "top_p": {"type": "number", "minimum": 0, "maximum": 1},
-        "seed": {"type": "integer", "minimum": 1, "maximum": 9999999999},
-        "stop": {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": 4},
-        "tools": {"type": "array", "items": {"type": "object"}},
-    },
-    "required": ["model", "messages"],
-}
+_ERROR = _object(
+    "errors success",
+    errors={"type": "array", "items": _object("message", code={"type": "integer"}, message=_TEXT)},
+    success={"const": False},
+    result={},
+    messages={"type": "array"},
+)
+_FINETUNE = _object(
+    "id created_at model modified_at name",
+    **dict.fromkeys(("id", "created_at", "model", "modified_at", "name", "description"), _TEXT),
+    public=_FLAG,
+)
+_NEW_FINETUNE = _object(
+    "model name",
+    model=_TEXT,
+    name={"type": "string", "pattern": f"^{NAME_PATTERN}$"},
+    description={"type": "string", "maxLength": DESCRIPTION},
+    public=_FLAG,
+)
+_ASSET = _object("file_name file", file_name={"enum": list(FILES)}, file={"type": "string", "format": "binary"})
+_MESSAGE = _object("role content", role={"enum": ["system", "user", "assistant", "tool"]}, content=_TEXT)
+_CHAT = _object(
+    "model messages",
+    model=_TEXT,
+    messages={"type": "array", "minItems": 1, "items": _MESSAGE},
+    stream=_FLAG,
+    max_tokens={"type": "integer", "minimum": 1},
+    temperature={"type": "number", "minimum": 0, "maximum": 5},
+    top_p={"type": "number", "minimum": 0, "maximum": 1},
+    seed={"type": "integer", "minimum": 1, "maximum": 9999999999},
+    stop={"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": 4},
+    tools={"type": "array", "items": {"type": "object"}},
+)
 
 
 def openapi(ai: AI) -> dict[str, Any]:
@@ -102,8 +76,8 @@ def openapi(ai: AI) -> dict[str, Any]:
     ]
     create = _post("Make a finetune", _NEW_FINETUNE, {"application/json": _envelope(_FINETUNE)})
     finetunes = _get("List finetunes", _envelope({"type": "array", "items": _FINETUNE}))
-    uploaded = {"type": "object", "properties": {"success": {"const": True}}, "required": ["success"]}
-    upload = _post("Upload a file of a finetune", _ASSET, {"application/json": uploaded}, "multipart/form-data")
+    uploaded = {"application/json": _object("success", success={"const": True})}
+    upload = _post("Upload a file of a finetune", _ASSET, uploaded, "multipart/form-data")
     paths = {f"{_BASE}/run/{name}": {"parameters": [_ACCOUNT], "post": _run(name)} for name in ai.models}
     paths |= {
         f"{_BASE}/v1/chat/completions": {
@@ -136,16 +110,13 @@ def _either(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _envelope(result: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {
-            "result": result,
-            "success": {"const": True},
-            "errors": {"type": "array", "maxItems": 0},
-            "messages": {"type": "array"},
-        },
-        "required": ["result", "success", "errors", "messages"],
-    }
+    return _object(
+        "result success errors messages",
+        result=result,
+        success={"const": True},
+        errors={"type": "array", "maxItems": 0},
+        messages={"type": "array"},
+    )
 
 
 def _get(summary: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from refgemma.workers_ai.ai import AI
 from refgemma.workers_ai.answer import DONE, result, sse
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.pages import page
-from refgemma.workers_ai.request import MAX_TOKENS, TEMPERATURE
+from refgemma.workers_ai.request import MAX_TOKENS, TEMPERATURE, context_length
 from refgemma.workers_ai.server.http import read_json, reply
 from refgemma.workers_ai.server.limits import RECORDED, RECORDED_BYTES
 from refgemma.workers_ai.server.native import answered_by
@@ -167,8 +167,7 @@ def _shown(prepared: Prepared, tokens: list[int], logits: list[Array], text: str
 def _most_tokens(ai: AI, model: str) -> int:
     """Return the longest answer that can be recorded: logits take four bytes per token and vocabulary entry."""
     gemma = ai.models[model]
-    context = min(page(model).context, gemma.config.max_positions)
-    return max(1, min(context, RECORDED_BYTES // (4 * gemma.tokenizer.vocab_size)))
+    return max(1, min(context_length(model, gemma), RECORDED_BYTES // (4 * gemma.tokenizer.vocab_size)))
 
 
 def _info(service: Service) -> dict[str, Any]:
@@ -183,7 +182,7 @@ def _info(service: Service) -> dict[str, Any]:
                 "name": name,
                 "answered_by": answered_by(name, ai),
                 "stand_in": name in stand_ins,
-                "context": min(page(name).context, ai.models[name].config.max_positions),
+                "context": context_length(name, ai.models[name]),
                 "parameters": _parameters(ai, name),
             }
             for name in ai.models

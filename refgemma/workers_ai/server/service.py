@@ -19,7 +19,8 @@ from refgemma.sampling import SamplingParams
 from refgemma.workers_ai.ai import AI
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.request import Request
-from refgemma.workers_ai.server.finetunes import Finetunes, fits
+from refgemma.workers_ai.server.adapter_check import fits
+from refgemma.workers_ai.server.finetunes import Finetunes
 from refgemma.workers_ai.server.limits import ROWS, WAITING
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ class Service:
             self.finetunes.check_model(finetune["id"], model)
         except AiError:
             return False
-        return adapter is not None and fits(adapter, model, self.ai)
+        return adapter is not None and fits(adapter, self.ai.models[model])
 
     def close(self, timeout: float) -> None:
         """Accept no more requests, and wait for those in progress."""

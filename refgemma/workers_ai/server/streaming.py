@@ -52,8 +52,14 @@ class Answer:
             if event.result is not None:
                 return
 
-    async def result(self) -> Generation:
-        """Wait for the end."""
+    async def result(self, receive: Receive) -> Generation:
+        """Await the whole answer; cancel it if the client disconnects."""
+        try:
+            return await while_connected(receive, self._result())
+        finally:
+            self.cancel()
+
+    async def _result(self) -> Generation:
         async for event in self:
             result = event.result
         assert result is not None  # the last event has it
