@@ -25,7 +25,6 @@ from refgemma.cli.terminal import print_json, progress_bar
 from refgemma.errors import InputError
 from refgemma.files.atomic import whole_file
 from refgemma.files.pictures import picture_format
-from refgemma.oracle.reporting.picture import draw
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
                 progress=progress,
             )
         if picture is not None and form is not None:
-            picture.write(draw(report, format=form))
+            picture.write(report.drawn(form))
     if args.json:
         print_json(report.as_dict())
     else:

@@ -26,7 +26,7 @@ from refgemma.oracle.diagnosis.candidate import fits, overflows
 from refgemma.oracle.diagnosis.explanation import honest_setup
 from refgemma.oracle.diagnosis.result import TIE, Cause, Diagnosis
 from refgemma.oracle.judging.selection import judged_as_recognised, recognised_arithmetic
-from refgemma.oracle.models import read_theirs, weights_of
+from refgemma.oracle.models import read_candidate, weights_of
 from refgemma.oracle.operations import names_of
 from refgemma.oracle.traces.trace import Trace
 
@@ -89,7 +89,7 @@ def diagnose(
     params, config = weights_of(model, lora)
     trace = theirs
     if not isinstance(trace, Trace):
-        trace = read_theirs(trace, model, config, mapping=mapping, tokens=tokens)
+        trace = read_candidate(trace, model, config, mapping=mapping, tokens=tokens)
     if not (trace.positions >= 0).any():
         raise InputError(
             "all tokens of their trace are padding: there is nothing to explain; its mask is 1 at real tokens"

@@ -1,4 +1,4 @@
-"""The model that a trace is judged by: its weights as they are stored, and another engine's file read with it."""
+"""What a comparison starts from: the model's weights as they are stored, and traces, of refgemma or of another engine."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from refgemma.gemma import Gemma, LoraNames, load
 from refgemma.model import Params
 from refgemma.oracle.foreign.reader import read_foreign
 from refgemma.oracle.formula_models import formula
-from refgemma.oracle.traces.file import is_trace
-from refgemma.oracle.traces.trace import Trace, read_trace
+from refgemma.oracle.traces.trace import Trace, is_trace, read_trace_file
 
 
 def weights_of(model: Gemma | str | Path, lora: LoraNames = ()) -> tuple[Params, Config]:
-    """Weights and configuration of a model."""
+    """Weights and configuration of a model: loaded, of a folder or name, or a formula model."""
     known = formula.find(model) if isinstance(model, str) else None
     if lora and (known is not None or isinstance(model, Gemma)):
-        raise InputError("adapters are put on a model by its folder or name only: give it with them on")
+        raise InputError(
+            "adapters can be added only to a model given by folder or name: give a loaded model with its adapters on"
+        )
     if known is not None:
         return known.params, known.config
     if isinstance(model, Gemma):
@@ -35,7 +36,38 @@ def weights_of(model: Gemma | str | Path, lora: LoraNames = ()) -> tuple[Params,
     return gemma.params, gemma.config
 
 
-def read_theirs(
+def read_trace(path: str | Path, *, config: Config | None = None, mapping: Mapping[str, str] | None = None) -> Trace:
+    """Read a trace.
+
+    Parameters
+    ----------
+    path : str or Path
+        What `Trace.save` wrote, or another engine's file, see `refgemma.oracle.foreign.reader.read_foreign`.
+    config : Config, optional
+        The model; needed for another engine's file.
+    mapping : mapping of str to str, optional
+        Names in the file to names of the reference.
+
+    Returns
+    -------
+    Trace
+        Its tensors are read on access.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is damaged, or its tensors do not fit the model.
+    """
+    if not Path(path).is_file() or is_trace(path):
+        return read_trace_file(path, config)
+    if config is None:
+        raise InputError(f"{path} is not a trace written by refgemma: give the config of the model it belongs to")
+    return read_foreign(path, config, mapping=mapping)
+
+
+def read_candidate(
     path: str | Path,
     model: Gemma | str | Path | None,
     config: Config,
@@ -44,11 +76,10 @@ def read_theirs(
     tokens: ArrayLike | None = None,
     positions: ArrayLike | None = None,
 ) -> Trace:
-    """Read what another engine computed."""
+    """Read what is to be judged; tokens of a formula model are known."""
     if is_trace(path):
-        return read_trace(path, config=config)
+        return read_trace_file(path, config)
     known = formula.find(model) if isinstance(model, str) else None
     if tokens is None and known is not None:
         tokens, positions = known.tokens, known.positions
-    ids, places = (None if array is None else np.atleast_2d(np.asarray(array)) for array in (tokens, positions))
-    return read_foreign(path, config, mapping=mapping, tokens=ids, positions=places)
+    return read_foreign(path, config, mapping=mapping, tokens=tokens, positions=positions)

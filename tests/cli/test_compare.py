@@ -73,7 +73,7 @@ def test_tokens_that_no_file_says(ours, folder, capsys, tmp_path):
     assert compared(capsys, "--model", folder, "--tokens", ids, tmp_path / "logits.npy")[0] == 0
     code, _, err = compared(capsys, "--model", folder, tmp_path / "logits.npy")
     assert (code, err.count("\n")) == (2, 1)
-    assert "say which tokens were run" in err
+    assert "give the tokens that were run" in err
 
 
 def test_a_mapping(ours, theirs, capsys, tmp_path):
@@ -98,14 +98,17 @@ def test_a_picture(ours, theirs, capsys, tmp_path):
     ("arguments", "words"),
     [
         ([], "the following arguments are required: THEIRS"),
-        (["{right}"], "which model is it? give ours, a trace that names it, or the model itself"),
+        (["{right}"], "no model is given: give a reference trace that names it, or the model itself"),
         (["{ours}", "absent.npz"], "absent.npz does not exist or is not a file"),
         (["absent.safetensors", "{right}"], "absent.safetensors does not exist or is not a file"),
-        (["{right}", "{ours}"], "right.npz is no trace of refgemma: give ours first"),
+        (["{right}", "{ours}"], "right.npz is not a trace written by refgemma: give one first"),
         (["{ours}", "{right}", "--model", "absent"], "absent"),
         (["{ours}", "{right}", "--model", "tiny-it"], "is a trace of another model than"),
         (["{ours}", "{right}", "--arithmetic", "int4"], "unknown arithmetic 'int4'"),
-        (["{ours}", "{right}", "--tokens", "2,40"], "ours says which tokens were fed: give no others"),
+        (
+            ["{ours}", "{right}", "--tokens", "2,40"],
+            "the reference trace says which tokens were fed: no others can be given",
+        ),
         (["{ours}", "{right}", "--tokens", "2,x"], "--tokens"),
         (["{ours}", "{right}", "--map", "absent.json"], "cannot read absent.json"),
         (["{ours}", "{right}", "--map", "{right}"], "is not UTF-8"),

@@ -52,7 +52,10 @@ def test_some_tensors_of_the_last_position_for_programs(run, gemma, tmp_path):
         (["hello", "--output", "absent/ours.safetensors"], "cannot write absent/ours.safetensors: no such folder"),
         (["hello", "--tokens", "1", "--output", "ours.safetensors"], "--tokens was given with a prompt"),
         (["--output", "ours.safetensors"], "no prompt was given"),
-        (["hello", "--output", "ours.safetensors", "--names", "logit"], "'logit' fits no tensor: the nearest name is"),
+        (
+            ["hello", "--output", "ours.safetensors", "--names", "logit"],
+            "'logit' matches no tensor: the nearest name is",
+        ),
         (["--tokens", "1,99999", "--output", "ours.safetensors"], "token id 99999 is outside the vocabulary"),
         (["hello " * 100, "--output", "ours.safetensors"], "the model reads at most 96"),
     ],

@@ -19,7 +19,7 @@ from refgemma.oracle.bounds import flow
 from refgemma.oracle.formula_models import formula
 from refgemma.oracle.judging.grades import Finding, not_given
 from refgemma.oracle.reporting.report import Report
-from refgemma.oracle.traces.fingerprint import fingerprint
+from refgemma.oracle.traces.recording import fingerprint
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of
 from tests.peers.make_bfloat16_goldens import golden_model
@@ -104,7 +104,8 @@ def test_missing_tensors_are_bridged(wrong):
         f"layers.{i}.{kind}" for i in range(3) for kind in ("mlp.gate", "mlp.gated", "attn.scores")
     }
     assert (
-        "not given, bridged by ours: layers.*.attn.scores (3 of them), layers.*.mlp.gate (3 of them)" in report.text()
+        "not given, replaced by the reference's: layers.*.attn.scores (3 of them), layers.*.mlp.gate (3 of them)"
+        in report.text()
     )
     without_act = without(wrong, "mlp.act")
     assert compare(None, without_act, model=TRUTH).first_divergence.name == "layers.1.mlp.gated"
@@ -260,7 +261,7 @@ def test_ours_names_the_model_and_the_tokens(tmp_path):
     np.savez(theirs, lm_head=made.tensors["logits"] * np.float32(1.001))
     report = compare(ours, theirs)
     assert not report.ok
-    assert report.theirs == str(theirs)
+    assert report.candidate == str(theirs)
 
 
 def test_weights_are_known_however_they_are_held():
@@ -285,7 +286,7 @@ def test_positions_are_ours():
         trace(GEMMA, MODEL.tokens, positions=MODEL.positions), replace(theirs, positions=shifted), model=TRUTH
     )
     assert report.ok  # what they computed is right for our positions, whatever they say
-    assert report.notes == ("gives other positions than ours, which it is judged by",)
+    assert report.notes == ("has other positions than the reference trace, which it is judged by",)
     assert not compare(None, replace(theirs, positions=shifted), model=TRUTH).ok
 
 
@@ -324,7 +325,7 @@ def test_tokens_may_be_given(tmp_path):
     np.save(tmp_path / "logits.npy", forward(GEMMA.params, MODEL.config, MODEL.tokens, positions=positions))
     assert compare(None, tmp_path / "logits.npy", model=TRUTH, tokens=MODEL.tokens).ok
     ours = trace(GEMMA, MODEL.tokens, positions=MODEL.positions)
-    with pytest.raises(ValueError, match="ours says which tokens were fed: give no others"):
+    with pytest.raises(ValueError, match="the reference trace says which tokens were fed: no others can be given"):
         compare(ours, theirs, model=TRUTH, tokens=MODEL.tokens)
 
 
@@ -333,16 +334,24 @@ def test_bad_use_is_a_sentence(tmp_path):
     other = replace(TRUTH, params=TRUTH.params | {"final_norm": TRUTH.params["final_norm"] + 1})
     np.savez(tmp_path / "theirs.npz", logits=theirs.tensors["logits"])
     for arguments, options, words in [
-        ((None, theirs), {}, "which model is it"),
-        ((ours, theirs), {}, "ours does not name it"),
-        ((tmp_path / "theirs.npz", theirs), {"model": TRUTH}, r"theirs\.npz is no trace of refgemma: give ours first"),
+        ((None, theirs), {}, "no model is given: give a reference trace"),
+        ((ours, theirs), {}, "the reference trace does not name its model"),
+        (
+            (tmp_path / "theirs.npz", theirs),
+            {"model": TRUTH},
+            r"theirs\.npz is not a trace written by refgemma: give one first",
+        ),
         ((None, tmp_path / "theirs.npz"), {"model": TRUTH}, "holds no token ids"),
         (
             (ours, replace(theirs, tokens=theirs.tokens + 1)),
             {"model": TRUTH},
-            "about other tokens than ours: row 0 has",
+            "has other tokens than the reference trace: row 0 has",
         ),
-        ((ours, replace(theirs, tokens=theirs.tokens[:, 1:])), {"model": TRUTH}, "other tokens than ours: .* shape"),
+        (
+            (ours, replace(theirs, tokens=theirs.tokens[:, 1:])),
+            {"model": TRUTH},
+            "other tokens than the reference trace: .* shape",
+        ),
         ((ours, theirs), {"model": gemma_of(random_model(1), "float64")}, "is a trace of another model than"),
         ((ours, theirs), {"model": other}, "was traced with other weights than the model has now"),
         ((ours, only(theirs)), {"model": TRUTH}, "holds no tensor: there is nothing to judge"),
@@ -381,7 +390,7 @@ def test_the_report_in_json(wrong):
 
 def made_up(*findings, drifts=()):
     return Report(
-        theirs="theirs",
+        candidate="theirs",
         model="m",
         shape=(1, 2),
         arithmetic="float32",
@@ -423,7 +432,7 @@ def test_the_text_of_a_report():
         "",
         "WRONG at layers.0.out, the first of 1 wrong, 1 inside rounding, 1 not given",
         "  error 6 is 12 of its bound 0.5",
-        "  at [0, 1, 2]: the candidate 1.25, the reference 0.75",
+        "  at [0, 1, 2]: candidate 1.25, reference 0.75",
         "  pattern: only odd lanes",
         "  bound: the reason",
         "",
@@ -432,7 +441,7 @@ def test_the_text_of_a_report():
         "  embed         inside rounding         0.25  0.125    0.5",
         "  layers.0.out  wrong                     12      6    0.5  only odd lanes",
         "",
-        "not given, bridged by ours: layers.0.attn.q",
+        "not given, replaced by the reference's: layers.0.attn.q",
         "",
         "each engine run by itself",
         "  operation  grade  error/budget  error  budget  pattern",
@@ -483,7 +492,9 @@ def test_a_model_with_an_adapter_on_it(with_pirate, tmp_path):
     assert (ours.meta["model"], json.loads(ours.meta["adapters"])) == ("tiny-it", ["pirate:0.5"])
     assert compare(path, path, lora="pirate:0.5").ok
     assert compare(ours, path, model=with_pirate).ok
-    with pytest.raises(ValueError, match=r'ours was traced with the adapters "pirate:0\.5": give them, too'):
+    with pytest.raises(
+        ValueError, match=r'the reference trace was made with the adapters "pirate:0\.5": give them as well'
+    ):
         compare(path, path)
 
 
@@ -508,5 +519,5 @@ def test_logits_of_a_revealing_model(tmp_path):
     assert compare(None, path, model="reveal-gqa").ok
     np.save(path, np.where(known.positions[..., None] < 0, right, right * np.float32(1 + 2e-5)))
     assert compare(None, path, model="reveal-gqa").first_divergence.name == "logits"
-    with pytest.raises(ValueError, match="give it with them on"):
+    with pytest.raises(ValueError, match="give a loaded model with its adapters on"):
         compare(None, path, model="reveal-gqa", lora="pirate")

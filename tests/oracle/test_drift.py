@@ -9,7 +9,7 @@ from refgemma.numerics import PROFILES
 from refgemma.oracle.bounds import flow
 from refgemma.oracle.judging.free_run import drift, judge_free
 from refgemma.oracle.operations import split_name
-from refgemma.oracle.traces.trace import trace
+from refgemma.oracle.traces.recording import trace
 from tests.bfloat16 import narrow_params
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of

@@ -342,7 +342,7 @@ def test_positions_follow_the_mask(tmp_path):
     path = write(tmp_path / "theirs.npz", {"logits": logits, "input_ids": tokens, "attention_mask": left})
     trace = read_foreign(path, CONFIG)
     assert trace.positions.tolist() == [[-1, -1, 0, 1, 2], [0, 1, 2, 3, 4]]
-    assert any("counted from the first token that is not masked" in note for note in trace.notes)
+    assert any("counted from the first unmasked token" in note for note in trace.notes)
     one_row = {"logits": logits, "input_ids": tokens, "position_ids": np.arange(5)[None] + 3}
     assert read_foreign(write(path, one_row), CONFIG).positions.tolist() == [[3, 4, 5, 6, 7]] * 2
     assert (
@@ -368,21 +368,25 @@ LOGITS = {"logits": OURS["logits"]}
 @pytest.mark.parametrize(
     ("dump", "options", "words"),
     [
-        (LOGITS, {}, "holds no token ids (tokens, input_ids, token_ids): say which tokens were run"),
+        (LOGITS, {}, "holds no token ids (tokens, input_ids, token_ids): give the tokens that were run"),
         (LOGITS | {"tokens": MODEL.tokens + 1000}, {}, "is outside the vocabulary of"),
         (LOGITS | {"tokens": MODEL.tokens[None]}, {}, "expected token ids, (T,) or (B, T)"),
         (
             LOGITS | {"tokens": MODEL.tokens},
             {"tokens": MODEL.tokens[:, ::-1]},
-            "is about other tokens: row 0 has ",
+            "has other tokens: row 0 has ",
         ),
-        (LOGITS | {"tokens": MODEL.tokens}, {"tokens": [1, 2]}, "is about other tokens: they have shape"),
+        (LOGITS | {"tokens": MODEL.tokens}, {"tokens": [1, 2]}, "has other tokens: their shape is"),
         (
             LOGITS | {"tokens": MODEL.tokens, "position_ids": np.zeros((7, 2), int)},
             {},
             "'position_ids' has shape (7, 2): expected that of tokens",
         ),
-        (LOGITS | {"tokens": MODEL.tokens, "positions": MODEL.positions - 5}, {}, "is invalid: expected 0 or more"),
+        (
+            LOGITS | {"tokens": MODEL.tokens, "positions": MODEL.positions - 5},
+            {},
+            "invalid position -6: expected 0 or more",
+        ),
         ({"a": OURS["embed"], "tokens": MODEL.tokens}, {}, "holds no tensor that is recognised: it has 'a'; a mapping"),
         ({"tokens": MODEL.tokens}, {}, "holds no tensor that is recognised: it has none"),
         (
@@ -393,40 +397,40 @@ LOGITS = {"logits": OURS["logits"]}
         (
             LOGITS | {"tokens": MODEL.tokens},
             {"mapping": {"x": "logits"}},
-            "the mapping names 'x', which the file has not",
+            "the mapping names 'x', which is not in the file",
         ),
         (
             LOGITS | {"tokens": MODEL.tokens},
             {"mapping": {"logits": "embed"}},
-            f"a line of the mapping does not fit: logits has shape {OURS['logits'].shape}, embed needs",
+            f"an entry of the mapping does not fit: logits has shape {OURS['logits'].shape}, embed needs",
         ),
         (
             LOGITS | {"tokens": MODEL.tokens, "x": OURS["embed"]},
             {"mapping": {"logits": "logits", "x": "logits"}},
-            "the mapping has both 'logits' and 'x' stand for 'logits': leave one out",
+            "the mapping has both 'logits' and 'x' for 'logits': leave one out",
         ),
         (
             {"blk.0.q": OURS["layers.0.attn.q"], "tokens": MODEL.tokens},
             {"mapping": {"blk.0.q": "layers.{i}.attn.q"}},
-            "'layers.{i}.attn.q' has {i}, 'blk.0.q' has not; write it in both, or the number of a layer",
+            "'layers.{i}.attn.q' contains {i}, 'blk.0.q' does not; write it in both, or the number of a layer",
         ),
         (
             {"blk.0.q": OURS["layers.0.attn.q"], "tokens": MODEL.tokens},
             {"mapping": {"blk.{i}.q": "layers.0.attn.q"}},
-            "'blk.{i}.q' has {i}, 'layers.0.attn.q' has not; write it in both, or the number of a layer",
+            "'blk.{i}.q' contains {i}, 'layers.0.attn.q' does not; write it in both, or the number of a layer",
         ),
         (
             LOGITS | {"tokens": MODEL.tokens, "attention_mask": np.zeros_like(MODEL.tokens)},
             {},
-            "every position is padding (-1, or masked): nothing is left to compare",
+            "every position is padding (-1, or masked): there is nothing to compare",
         ),
         (
             LOGITS | {"tokens": MODEL.tokens, "positions": np.full_like(MODEL.tokens, -1)},
             {},
-            "every position is padding (-1, or masked): nothing is left to compare",
+            "every position is padding (-1, or masked): there is nothing to compare",
         ),
         (LOGITS | {"tokens": MODEL.tokens + 0.5}, {}, "'tokens' holds numbers that are not whole: expected token ids"),
-        (LOGITS | {"tokens": MODEL.tokens > 9}, {}, "'tokens' is true and false, as masks are: expected token ids"),
+        (LOGITS | {"tokens": MODEL.tokens > 9}, {}, "'tokens' holds true and false, as masks do: expected token ids"),
         (LOGITS | {"tokens": MODEL.tokens.astype(np.float16)}, {}, "'tokens' is float16, which rounds token ids"),
     ],
 )

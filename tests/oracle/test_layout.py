@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from refgemma.oracle.foreign.axes import arrange, layouts, parts, said
+from refgemma.oracle.foreign.axes import arrange, changes, layouts, parts
 
 SIZES = {"B": 2, "T": 5, "S": 5, "N": 6, "K": 3, "H": 4, "D": 7, "F": 11, "V": 13}
 AXES = ["BTD", "BTNH", "BTKH", "BTF", "BTV"]
@@ -23,7 +23,7 @@ def test_axes_in_any_order(axes):
         moved = want.transpose(order)
         (layout,) = layouts(moved.shape, axes, SIZES)
         assert np.array_equal(arrange(moved, layout, axes, SIZES), want)
-        assert bool(said(layout, axes)) == (order != tuple(range(len(axes))))
+        assert bool(changes(layout, axes)) == (order != tuple(range(len(axes))))
 
 
 @pytest.mark.parametrize("axes", ["BTNH", "BTKH"])
@@ -34,7 +34,7 @@ def test_heads_joined_with_their_width(axes):
         moved = joined.transpose(order)
         (layout,) = layouts(moved.shape, axes, SIZES)
         assert np.array_equal(arrange(moved, layout, axes, SIZES), want)
-        assert "heads split" in said(layout, axes)
+        assert "heads split" in changes(layout, axes)
 
 
 @pytest.mark.parametrize("axes", [*AXES, "BNTS"])
@@ -43,7 +43,7 @@ def test_one_row_without_its_axis(axes):
     want = numbered(axes, sizes)
     (layout,) = layouts(want[0].shape, axes, sizes)
     assert np.array_equal(arrange(want[0], layout, axes, sizes), want)
-    assert "B added" in said(layout, axes)
+    assert "B added" in changes(layout, axes)
     assert layouts(want[0].shape, axes, SIZES) == []  # two rows cannot lack it
 
 
@@ -80,9 +80,9 @@ def test_what_does_not_fit():
 
 
 def test_said_in_words():
-    assert said(("B", "T", "D"), "BTD") == ""
-    assert said(("B", "N", "T", "H"), "BTNH") == "axes transposed: B N T H read as B T N H"
-    assert said(("T", "NH"), "BTNH") == "B added, heads split: T (N H) read as B T N H"
+    assert changes(("B", "T", "D"), "BTD") == ""
+    assert changes(("B", "N", "T", "H"), "BTNH") == "axes transposed: B N T H read as B T N H"
+    assert changes(("T", "NH"), "BTNH") == "B added, heads split: T (N H) read as B T N H"
 
 
 def test_parts_side_by_side_and_stacked():

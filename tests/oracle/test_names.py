@@ -75,21 +75,21 @@ UNKNOWN = [
 
 @pytest.mark.parametrize(("theirs", "ours"), KNOWN.items())
 def test_known_names(theirs, ours):
-    assert match(theirs, CONFIG).ours == (ours,)
+    assert match(theirs, CONFIG).tensors == (ours,)
 
 
 @pytest.mark.parametrize("name", names_of(CONFIG))
 def test_our_own_names(name):
-    assert match(name, CONFIG).ours == (name,)
-    assert match(name.replace(".", "/"), CONFIG).ours == (name,)
-    assert match(f"trace.{name}.out", CONFIG).ours == (name,)
+    assert match(name, CONFIG).tensors == (name,)
+    assert match(name.replace(".", "/"), CONFIG).tensors == (name,)
+    assert match(f"trace.{name}.out", CONFIG).tensors == (name,)
 
 
 def test_names_of_several_tensors():
-    assert match("layer_4/attn/kv_einsum", CONFIG).ours == ("layers.4.attn.k", "layers.4.attn.v")
-    assert match("model.layers.4.self_attn.qkv_proj", CONFIG).ours == tuple(f"layers.4.attn.{x}" for x in "qkv")
-    assert match("model.layers.4.mlp.gate_up_proj", CONFIG).ours == ("layers.4.mlp.gate", "layers.4.mlp.up")
-    assert match("model.layers.4.self_attn", CONFIG).ours == ("layers.4.attn.out", "layers.4.attn.probs")
+    assert match("layer_4/attn/kv_einsum", CONFIG).tensors == ("layers.4.attn.k", "layers.4.attn.v")
+    assert match("model.layers.4.self_attn.qkv_proj", CONFIG).tensors == tuple(f"layers.4.attn.{x}" for x in "qkv")
+    assert match("model.layers.4.mlp.gate_up_proj", CONFIG).tensors == ("layers.4.mlp.gate", "layers.4.mlp.up")
+    assert match("model.layers.4.self_attn", CONFIG).tensors == ("layers.4.attn.out", "layers.4.attn.probs")
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
@@ -105,17 +105,17 @@ def test_what_is_surest_comes_first():
 def test_a_mapping():
     names = ["blk.0.q", "blk.17.q", "other", "out"]
     found = mapped({"blk.{i}.q": "layers.{i}.attn.q", "out": "logits"}, names, CONFIG)
-    assert {name: one.ours for name, one in found.items()} == {
+    assert {name: one.tensors for name, one in found.items()} == {
         "blk.0.q": ("layers.0.attn.q",),
         "blk.17.q": ("layers.17.attn.q",),
         "out": ("logits",),
     }
-    with pytest.raises(ValueError, match=r"names 'blk\.3\.q', which the file has not: the nearest is 'blk\.\d+\.q'"):
+    with pytest.raises(ValueError, match=r"names 'blk\.3\.q', which is not in the file: the nearest is 'blk\.\d+\.q'"):
         mapped({"blk.3.q": "logits"}, names, CONFIG)
-    with pytest.raises(ValueError, match=r"names 'blk\.{i}\.k', which the file has not"):
+    with pytest.raises(ValueError, match=r"names 'blk\.{i}\.k', which is not in the file"):
         mapped({"blk.{i}.k": "layers.{i}.attn.k"}, names, CONFIG)
     with pytest.raises(
-        ValueError, match="'out' stand for 'logit', which is the name of no tensor: the nearest is 'logits'"
+        ValueError, match="'out' for 'logit', which is not the name of a tensor: the nearest is 'logits'"
     ):
         mapped({"out": "logit"}, names, CONFIG)
 

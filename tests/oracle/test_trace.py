@@ -96,7 +96,7 @@ def test_names_choose_tensors_in_the_order_of_the_computation(tmp_path):
     ]
     everything = trace_of(model).tensors
     assert np.array_equal(got.tensors["logits"], everything["logits"])
-    with pytest.raises(ValueError, match=r"'layers\.7\.outt' fits no tensor: the nearest name is 'layers\.\d\.out'"):
+    with pytest.raises(ValueError, match=r"'layers\.7\.outt' matches no tensor: the nearest name is 'layers\.\d\.out'"):
         trace_of(model, names="layers.7.outt")
 
 
@@ -219,9 +219,9 @@ def rewritten(path, change):
     ("change", "words"),
     [
         (lambda t, m: m.update(version="2"), "has version '2' of its format: this refgemma reads '1'"),
-        (lambda t, m: m.pop("config"), "without a sound config in its metadata"),
-        (lambda t, m: m.update(config="{}"), "without a sound config"),
-        (lambda t, m: m.update(config="["), "without a sound config"),
+        (lambda t, m: m.pop("config"), "without a valid config in its metadata"),
+        (lambda t, m: m.update(config="{}"), "without a valid config"),
+        (lambda t, m: m.update(config="["), "without a valid config"),
         (lambda t, m: t.pop("tokens"), r"lacks tokens and positions of one shape \(B, T\)"),
         (lambda t, m: t.update(embd=t.pop("embed")), "holds 'embd', float32 of shape .*: the nearest name is embed"),
         (lambda t, m: t.update(embed=t["embed"][:, :1]), "holds 'embed', .*: expected numbers of shape"),
@@ -245,7 +245,7 @@ def test_a_trace_of_another_model(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.safetensors does not exist"):
         read_trace(tmp_path / "absent.safetensors")
     np.savez(tmp_path / "theirs.npz", logits=np.zeros(3))
-    with pytest.raises(ValueError, match="is no trace of refgemma: say which model"):
+    with pytest.raises(ValueError, match="is not a trace written by refgemma: give the config of the model"):
         read_trace(tmp_path / "theirs.npz")
 
 

@@ -85,7 +85,7 @@ def test_hooks_on_a_random_model(seed, dtype, tmp_path):
         # Whatever else in the dump is known as this tensor holds the same numbers.
         for theirs, array in dump.items():
             found = match(theirs, model.config)
-            if found and found.ours == (name,) and array.dtype.is_floating_point:
+            if found and found.tensors == (name,) and array.dtype.is_floating_point:
                 assert np.array_equal(array.float().numpy().reshape(value.shape), value), (name, theirs)
         if want is not None:
             assert np.array_equal(value, want[name]), name

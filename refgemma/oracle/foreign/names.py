@@ -1,8 +1,8 @@
-"""Whose name is it: what other engines call the tensors of a trace, recognised with some tolerance.
+"""What other engines call the tensors of a trace, recognised with some tolerance.
 
-A name is cut at dots, slashes and brackets. The layer number is found in it wherever it stands; what follows is looked
-up in a table, in which a module stands for its output, and ``.input`` behind it for what it was given. Several of ours
-behind one of theirs are parts of it: either of them, told by its shape, or both, joined.
+A name is cut at dots, slashes and brackets. The layer number is found anywhere in it; what follows is looked up in a
+table, in which a module means its output, and ``.input`` after it what it was given. One foreign tensor may map to
+several of the reference: to one of them, identified by its shape, or to all, concatenated.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from refgemma.config import Config
 from refgemma.errors import InputError, nearest_name
 from refgemma.oracle.operations import FIRST, IN_LAYER, LAST, names_of
 
-# "before" is the stream that enters the layer: the layer before it, or the embedding. Columns: what stands behind the
-# layer number, ours.
+# By what follows the layer number. "before" is the stream that enters the layer: the output of the one before it, or
+# the embedding.
 IN_LAYERS: dict[str, tuple[str, ...]] = {
-    # transformers, modules; gemma_pytorch has the same but for qkv_proj. Flax names of google-deepmind/gemma below.
+    # Modules of transformers; gemma_pytorch differs in qkv_proj alone. Flax names of google-deepmind/gemma below.
     "": ("out",),
     "input": ("before",),
     "input_layernorm": ("attn.norm",),
@@ -84,7 +84,7 @@ OUTSIDE: dict[str, str] = {
     "embedder.decode": "logits",
 } | {name: name for name in (*FIRST, *LAST)}
 
-# Modules that hold the scaling factor in some releases and not in others: the stream itself is to be preferred.
+# Modules that include the scaling factor in some releases and not in others: the stream itself is preferred.
 UNSURE = ("embed_tokens", "embedder")
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)[._]?(\d+)(?=\.|$)")
@@ -92,7 +92,7 @@ _TUPLE = re.compile(r"(?:^|\.)(hidden_states|attentions)[._](\d+)$")
 # What dumps append to the name of a module, besides the number of a tuple's entry.
 _OUTPUT = ("output", "outputs", "out", "__call__", "forward")
 _INPUT = ("input", "inputs", "args", "in")
-# Not activations, though they go by the names of modules.
+# Not activations, though they are named after modules.
 _OTHER = re.compile(r"(?:^|\.)(?:params|weights?|grads?|gradients?|kernel|scale|bias|w|past_key_values|cache)(?:\.|$)")
 
 
@@ -100,13 +100,13 @@ _I = "{i}"  # in mappings
 
 
 class Match(NamedTuple):
-    """What a foreign name stands for: `ours`, several if it joins them; of matches for one tensor the lowest is taken.
+    """The tensors that a foreign name means, several if it may join them; the lowest rank for a tensor wins.
 
     Ranks: 0 the user's mapping, 1 the tensor itself, 2 what the next module was given, 3 a list of the whole stream,
     4 a module that may or may not scale.
     """
 
-    ours: tuple[str, ...]
+    tensors: tuple[str, ...]
     rank: int
 
 
@@ -126,10 +126,10 @@ def match(name: str, config: Config) -> Match | None:
         i, tail = int(layers[-1][1]), _known(plain[layers[-1].end() :].strip("."), IN_LAYERS)
         if i >= L or tail is None:
             return None
-        ours = tuple(_before(i) if kind == "before" else f"layers.{i}.{kind}" for kind in IN_LAYERS[tail])
-        return Match(ours, 2 if tail.endswith("input") else 1)
+        tensors = tuple(_before(i) if kind == "before" else f"layers.{i}.{kind}" for kind in IN_LAYERS[tail])
+        return Match(tensors, 2 if tail.endswith("input") else 1)
     words = plain.split(".")
-    for first in range(len(words)):  # whatever wraps the model does not matter
+    for first in range(len(words)):  # skip whatever wraps the model
         if (tail := _known(".".join(words[first:]), OUTSIDE)) is not None:
             kind = _before(L) if OUTSIDE[tail] == "before" else OUTSIDE[tail]
             return Match((kind,), 4 if tail in UNSURE else 2 if tail.endswith("input") else 1)
@@ -137,7 +137,7 @@ def match(name: str, config: Config) -> Match | None:
 
 
 def _known(tail: str, table: Mapping[str, object]) -> str | None:
-    """Entry of a table that a name means, once what dumps append is taken off."""
+    """Entry of a table that a name means, without what dumps append."""
     while tail not in table:
         rest, _, last = tail.rpartition(".")
         if last in _INPUT:
@@ -150,49 +150,50 @@ def _known(tail: str, table: Mapping[str, object]) -> str | None:
 
 
 def mapped(mapping: Mapping[str, str], names: list[str], config: Config) -> dict[str, Match]:
-    """Names that the user says stand for ours."""
+    """Matches of a mapping that the user gave: names in the file to names of the reference."""
     known = names_of(config)
     found: dict[str, Match] = {}
-    for theirs, ours in mapping.items():
-        if (_I in theirs) != (_I in ours):
-            has, lacks = (theirs, ours) if _I in theirs else (ours, theirs)
+    for source, target in mapping.items():
+        if (_I in source) != (_I in target):
+            has, lacks = (source, target) if _I in source else (target, source)
             raise InputError(
-                f"the mapping has {theirs!r} stand for {ours!r}: {has!r} has {_I}, {lacks!r} has not; "
+                f"the mapping has {source!r} for {target!r}: {has!r} contains {_I}, {lacks!r} does not; "
                 "write it in both, or the number of a layer"
             )
-        there = {name: ours.replace(_I, str(i)) for i, name in _expanded(theirs, config) if name in names}
+        there = {name: target.replace(_I, str(i)) for i, name in _expanded(source, config) if name in names}
         if not there:
-            near = nearest_name(theirs, names)
+            near = nearest_name(source, names)
             raise InputError(
-                f"the mapping names {theirs!r}, which the file has not" + (f": the nearest is {near!r}" if near else "")
+                f"the mapping names {source!r}, which is not in the file"
+                + (f": the nearest is {near!r}" if near else "")
             )
-        for name, target in there.items():
-            if target not in known:
-                near = nearest_name(target, known)
+        for name, tensor in there.items():
+            if tensor not in known:
+                near = nearest_name(tensor, known)
                 raise InputError(
-                    f"the mapping has {theirs!r} stand for {ours!r}, which is the name of no tensor"
+                    f"the mapping has {source!r} for {target!r}, which is not the name of a tensor"
                     + (f": the nearest is {near!r}" if near else "")
                 )
-            if other := next((one for one, had in found.items() if had.ours == (target,) and one != name), None):
-                raise InputError(f"the mapping has both {other!r} and {name!r} stand for {target!r}: leave one out")
-            found[name] = Match((target,), 0)
+            if other := next((one for one, had in found.items() if had.tensors == (tensor,) and one != name), None):
+                raise InputError(f"the mapping has both {other!r} and {name!r} for {tensor!r}: leave one out")
+            found[name] = Match((tensor,), 0)
     return found
 
 
 def only_some_layers(mapping: Mapping[str, str], names: list[str], config: Config) -> list[str]:
-    """Lines on patterns of a mapping that the file has of some layers and not of others."""
+    """Notes on patterns of a mapping that the file has for some layers and not for others."""
     lines = []
-    for theirs in (theirs for theirs in mapping if _I in theirs):
-        missing = [i for i, name in _expanded(theirs, config) if name not in names]
+    for source in (source for source in mapping if _I in source):
+        missing = [i for i, name in _expanded(source, config) if name not in names]
         if missing:
             share = f"{len(missing)} of {config.num_layers} layers: {', '.join(map(str, missing))}"
-            lines.append(f"the mapping's {theirs!r} is not in the file for {share}")
+            lines.append(f"the mapping's {source!r} is not in the file for {share}")
     return lines
 
 
-def _expanded(theirs: str, config: Config) -> list[tuple[int, str]]:
-    """Names that a line of a mapping is about, and their layers."""
-    return [(i, theirs.replace(_I, str(i))) for i in range(config.num_layers if _I in theirs else 1)]
+def _expanded(source: str, config: Config) -> list[tuple[int, str]]:
+    """Names that a line of a mapping covers, and their layers."""
+    return [(i, source.replace(_I, str(i))) for i in range(config.num_layers if _I in source else 1)]
 
 
 def _before(i: int) -> str:

@@ -1,40 +1,38 @@
-"""A comparison as a picture: the error of every operation against depth, in its budget, and how far engines drift."""
+"""A comparison as a picture: the error of every operation against depth, beside its bound, and how far runs drift."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from refgemma.files.pictures import FAINT, image, new_figure, plain
 from refgemma.oracle.judging.grades import Finding
 from refgemma.oracle.operations import split_name
-from refgemma.oracle.reporting.report import Report
 
 _WIDEST = 24.0  # inches
 _NAMED = 40  # operations that have room for their names
-# Told apart by shape as well as by colour.
+# Distinguished by shape as well as by colour.
 _MARKS = {"inside rounding": ("o", "#0a58b0"), "suspicious": ("D", "#b06f00"), "wrong": ("X", "#b3261e")}
 _BAND = "#cfe0f3"
 
 
-def draw(report: Report, *, format: str = "png") -> bytes:
-    """Draw a report."""
-    local = [finding for finding in report.findings if finding.grade != "not given"]
-    names = [finding.name for finding in local or report.drifts]
-    panels = bool(local) + bool(report.drifts)
+def draw(
+    title: str, findings: Sequence[Finding], drifts: Sequence[Finding], first: Finding | None, *, format: str = "png"
+) -> bytes:
+    """Draw the findings of a report, its first divergence by name."""
+    local = [finding for finding in findings if finding.grade != "not given"]
+    names = [finding.name for finding in local or drifts]
+    panels = bool(local) + bool(drifts)
     width = min(_WIDEST, max(8.0, 2.0 + 0.085 * len(names)))
     figure = new_figure(width, 1.4 + 3.0 * panels)
-    verdict = "nothing is wrong" if report.ok else f"wrong at {getattr(report.first_divergence, 'name', '')}"
-    figure.suptitle(
-        plain(f"{Path(report.theirs).name} against {report.model}: {verdict}"), fontsize=11, fontweight="bold"
-    )
+    verdict = "nothing is wrong" if first is None else f"wrong at {first.name}"
+    figure.suptitle(plain(f"{title}: {verdict}"), fontsize=11, fontweight="bold")
     rows = list(figure.subplots(max(panels, 1), 1, sharex=True, squeeze=False)[:, 0])
     if local:
-        _operations(rows[0], local, report.first_divergence)
-    if report.drifts:
-        _drifts(rows[-1], report.drifts, [names.index(finding.name) for finding in report.drifts])
+        _operations(rows[0], local, first)
+    if drifts:
+        _drifts(rows[-1], drifts, [names.index(finding.name) for finding in drifts])
     _depth(rows, names)
     return image(figure, format)
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from refgemma.errors import grouped
+from refgemma.files.pictures import picture_format
 from refgemma.oracle.judging.grades import GRADES, Finding, first_wrong
+from refgemma.oracle.reporting.picture import draw
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -18,23 +20,23 @@ class Report:
 
     Attributes
     ----------
-    theirs : str
-        The trace.
+    candidate : str
+        The trace that was judged.
     model : str
-        What it was judged by.
+        The model that it was judged by.
     shape : tuple of int
         Rows and positions of its tokens.
     arithmetic : str
-        What it was judged as, and why.
+        The arithmetic that it was judged as, and why.
     findings : tuple of Finding
-        Each tensor on their own inputs, in the order of the computation; empty where only logits were given.
+        Each tensor on the candidate's own inputs, in the order of the computation; empty where only logits were given.
     drifts : tuple of Finding
-        Residual stream and logits, as far as they were given, reference and engine each run by itself.
+        Residual stream and logits, where given; reference and candidate each run by itself.
     notes : tuple of str
-        What was taken for granted in reading.
+        What was assumed in reading the file.
     """
 
-    theirs: str
+    candidate: str
     model: str
     shape: tuple[int, int]
     arithmetic: str
@@ -44,7 +46,7 @@ class Report:
 
     @property
     def drift(self) -> Finding | None:
-        """How far the end result drifted: the logits, or what comes last of the stream; None if nothing was given."""
+        """How far the end result drifted: the logits, or the last of the stream that was given; None without either."""
         return self.drifts[-1] if self.drifts else None
 
     @property
@@ -59,7 +61,7 @@ class Report:
 
     @property
     def hidden(self) -> str:
-        """What such numbers cannot show although they are right: of logits alone, in half precision; else empty."""
+        """What right numbers cannot show, if they are logits alone in half precision; else empty."""
         narrow = "bfloat16" if self.arithmetic.startswith(("bfloat16", "bf16")) else ""
         narrow = "float16" if self.arithmetic.startswith("float16") else narrow
         if not narrow or self.findings or not self.ok:
@@ -71,22 +73,22 @@ class Report:
         )
 
     def text(self) -> str:
-        """All of it, for people.
+        """The whole report, for people.
 
         Returns
         -------
         str
-            Lines: the verdict, the first divergence, a table of all tensors, what was taken for granted.
+            Lines: the verdict, the first divergence, a table of all tensors, what was assumed.
         """
         B, T = self.shape
-        lines = [f"{self.theirs} against {self.model}, {B} x {T} tokens, as {self.arithmetic}", "", *self._verdict()]
-        lines += [note for note in self.notes if note.startswith("left out: ")]  # who gave it wants to know
+        lines = [f"{self.candidate} against {self.model}, {B} x {T} tokens, as {self.arithmetic}", "", *self._verdict()]
+        lines += [note for note in self.notes if note.startswith("left out: ")]
         given = [finding for finding in self.findings if finding.grade != "not given"]
         if given:
             lines += ["", "every operation on its own inputs, in the order of the computation", *_table(given, "bound")]
         missing = grouped([finding.name for finding in self.findings if finding.grade == "not given"])
         if missing:
-            lines += ["", "not given, bridged by ours: " + ", ".join(missing)]
+            lines += ["", "not given, replaced by the reference's: " + ", ".join(missing)]
         if self.drift is not None:
             lines += ["", "each engine run by itself", *_table(self.drifts, "budget")]
             lines += [f"  budget of {self.drift.name}: {self.drift.reason}"]
@@ -95,7 +97,7 @@ class Report:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for programs.
+        """The whole report, for programs.
 
         Returns
         -------
@@ -105,7 +107,7 @@ class Report:
         first = self.first_divergence
         return {
             "ok": self.ok,
-            "theirs": self.theirs,
+            "candidate": self.candidate,
             "model": self.model,
             "tokens": list(self.shape),
             "arithmetic": self.arithmetic,
@@ -129,14 +131,15 @@ class Report:
         ValueError
             If it ends in something else, or matplotlib is not installed.
         """
-        from refgemma.files.pictures import picture_format
-        from refgemma.oracle.reporting.picture import draw
+        Path(path).write_bytes(self.drawn(picture_format(path)))
 
-        drawn = draw(self, format=picture_format(path))
-        Path(path).write_bytes(drawn)
+    def drawn(self, format: str) -> bytes:
+        """Content of an image file, "png", "svg" or "pdf"."""
+        title = f"{Path(self.candidate).name} against {self.model}"
+        return draw(title, self.findings, self.drifts, self.first_divergence, format=format)
 
     def _verdict(self) -> list[str]:
-        """What matters, in a few lines."""
+        """The result in a few lines."""
         counts = {grade: sum(finding.grade == grade for finding in self.findings) for grade in reversed(GRADES)}
         tally = ", ".join(f"{n} {grade}" for grade, n in counts.items() if n)
         first = self.first_divergence
@@ -155,7 +158,7 @@ class Report:
         lines = [
             head,
             f"  {_measure(first, limit)}",
-            f"  at [{place}]: the candidate {first.value_candidate:.9g}, the reference {first.value_reference:.9g}",
+            f"  at [{place}]: candidate {first.value_candidate:.9g}, reference {first.value_reference:.9g}",
         ]
         lines += [f"  pattern: {first.pattern}"] if first.pattern else []
         return [*lines, f"  {limit}: {first.reason}"]

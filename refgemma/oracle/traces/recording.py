@@ -1,27 +1,112 @@
-"""Run the model and hand every block of numbers that the tap sees, with its place in the whole tensor, to a sink."""
+"""Record a trace: run the model, and keep every block of numbers that the tap sees at its place in the whole tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from fnmatch import fnmatchcase
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+import refgemma
 from refgemma.cache import KVCache
 from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
 from refgemma.errors import InputError, nearest_name
 from refgemma.gemma import Gemma
 from refgemma.generation import CHUNK
-from refgemma.model import forward
-from refgemma.numerics import Array, namespace_of, to_host
+from refgemma.model import Params, forward
+from refgemma.numerics import Array, Bfloat16Matrix, namespace_of, to_host
 from refgemma.ops.attention import allowed_keys
-from refgemma.oracle.operations import axes_of, names_of
+from refgemma.ops.linear import Adapted
+from refgemma.oracle.operations import axes_of, names_of, shape_of
+from refgemma.oracle.traces.trace import FORMAT, VERSION, Trace, read_trace_file, trace_file
 
+_DIGITS = 16  # of a fingerprint
 # (name, where the block begins in the flat tensor, the block)
 Sink: TypeAlias = Callable[[str, int, Array], None]
+
+
+def trace(
+    gemma: Gemma,
+    tokens: ArrayLike,
+    *,
+    positions: ArrayLike | None = None,
+    names: str | Sequence[str] = "*",
+    last: bool = False,
+    to: str | Path | None = None,
+    model: str | None = None,
+    progress: Progress | None = None,
+) -> Trace:
+    """Run the model and record its named tensors.
+
+    Parameters
+    ----------
+    gemma : Gemma
+        The model, and the arithmetic to run it in.
+    tokens : array_like of int, shape (T,) or (B, T)
+        Token ids; ``<bos>`` is not added.
+    positions : array_like of int, shape of `tokens`, optional
+        Absolute positions, -1 for padding; counted from 0 by default.
+    names : str or sequence of str
+        Patterns of the tensors to keep, such as ``"layers.0.*"`` or ``["embed", "*.attn.probs"]``.
+    last : bool
+        Keep only the last real position of each row: axis T has length 1.
+    to : str or Path, optional
+        A safetensors file, written while the model runs, so that no more memory is needed than without a trace. By
+        default, everything is kept in memory.
+    model : str
+        What `refgemma.load` takes to get this model, for the metadata, by which `refgemma.oracle.compare` loads it; by
+        default what it was called with.
+    progress : callable, optional
+        ``progress(done, total)``, in layers.
+
+    Returns
+    -------
+    Trace
+        With `to`, its tensors are read from that file on access.
+
+    Raises
+    ------
+    ValueError
+        If tokens or positions have the wrong shape or range, or a pattern fits no tensor.
+    OSError
+        If the file cannot be written.
+
+    Notes
+    -----
+    At most 512 positions are run at a time, through the cache. Scores and probabilities have shape (B, N, T, T); those
+    of keys that a query does not see are meaningless, and stored as 0.
+    """
+    ids, places = checked(tokens, positions, gemma.config)
+    shapes = {name: shape_of(name, gemma.config, *ids.shape, last=last) for name in chosen_names(names, gemma.config)}
+    dtypes = dict.fromkeys(shapes, gemma.numerics.dtype.name)
+    meta = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": gemma.name if model is None else model,
+        "adapters": json.dumps([f"{on.adapter.name}:{on.scale:g}" for on in gemma.all_adapters()]),
+        "weights": fingerprint(gemma.params),
+        "numerics": gemma.numerics.name,
+        "refgemma": refgemma.__version__,
+        "numpy": np.__version__,
+    } | ({"last": "true"} if last else {})
+    if to is not None:
+        with trace_file(to, shapes, dtypes, ids, places, meta | {"config": json.dumps(asdict(gemma.config))}) as write:
+            record(gemma, ids, places, shapes, write, last=last, progress=progress)
+        return read_trace_file(to)
+    tensors = {name: np.zeros(shape, gemma.numerics.dtype) for name, shape in shapes.items()}
+
+    def keep(name: str, start: int, block: Array) -> None:
+        tensors[name].reshape(-1)[start : start + block.size] = block.reshape(-1)
+
+    record(gemma, ids, places, shapes, keep, last=last, progress=progress)
+    return Trace(tensors, dtypes, ids, places, gemma.config, meta)
 
 
 def record(
@@ -34,10 +119,7 @@ def record(
     last: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Feed tokens to the model, at most 512 positions at a time, and give what it computes to a sink.
-
-    tokens, positions (B, T).
-    """
+    """Run the model, at most 512 positions at a time, and pass each block of the chosen tensors to a sink."""
     B, T = tokens.shape
     xp = namespace_of(gemma.params["final_norm"])
     cache = KVCache(gemma.config, batch=B, capacity=T, dtype=gemma.numerics.dtype, xp=xp)
@@ -96,10 +178,7 @@ def _put(sink: Sink, name: str, shape: tuple[int, ...], b: int, t: int, row: Arr
 
 
 def checked(tokens: ArrayLike, positions: ArrayLike | None, config: Config) -> tuple[Array, Array]:
-    """Tokens and positions as a run wants them; their range is what `forward` looks at.
-
-    Returns tokens, positions (B, T).
-    """
+    """Tokens and positions as int64 arrays (B, T); `forward` checks their range."""
     try:
         ids = np.asarray(tokens)
         places = None if positions is None else np.asarray(positions)
@@ -119,12 +198,39 @@ def checked(tokens: ArrayLike, positions: ArrayLike | None, config: Config) -> t
 
 
 def chosen_names(patterns: str | Sequence[str], config: Config) -> list[str]:
-    """Names that fit a pattern, in the order of the computation."""
+    """Names that match a pattern, in the order of the computation."""
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
     known = names_of(config)
     for pattern in wanted:
         if not any(fnmatchcase(name, pattern) for name in known):
             near = nearest_name(pattern, known)
             more = f"the nearest name is {near!r}" if near else "names are such as 'layers.3.attn.q' or 'layers.*.out'"
-            raise InputError(f"{pattern!r} fits no tensor: {more}")
+            raise InputError(f"{pattern!r} matches no tensor: {more}")
     return [name for name in known if any(fnmatchcase(name, pattern) for pattern in wanted)]
+
+
+def fingerprint(params: Params) -> str:
+    """A few digits that tell one set of weights from another; empty with adapters attached.
+
+    Read from all norms and the first row of every matrix: any training step changes those, and reading them takes no time.
+    """
+    digest = hashlib.sha256()
+    for weight in _weights(params):
+        if isinstance(weight, Bfloat16Matrix):
+            first = weight.rows(slice(0, 1), np.dtype(np.float32))
+        elif isinstance(weight, Adapted):
+            return ""
+        else:
+            first = weight[:1] if weight.ndim == 2 else weight
+        digest.update(f"{weight.shape} ".encode() + to_host(first).astype("<f4").tobytes())
+    return digest.hexdigest()[:_DIGITS]
+
+
+def _weights(params: Params) -> Iterator[Any]:
+    """All of them, in an order of their names."""
+    yield params["embed"]
+    for layer in params["layers"]:
+        for part in (layer["attn"], layer["mlp"]):
+            yield from (weight for _, weight in sorted(part.items()))
+    yield params["final_norm"]
+    yield params["head"]

@@ -1,41 +1,42 @@
-"""A trace: every named tensor of one run, recorded through the tap, in memory or in a file while the model runs."""
+"""A trace: every named tensor of one run, in memory or in a safetensors file.
+
+The file's metadata holds "format", "version", "config" (JSON), and what else is known of the run. Shapes follow from the
+model and the tokens, so every tensor has its place in the file before the first number is known.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-import refgemma
-from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
 from refgemma.errors import InputError, nearest_name
-from refgemma.files.arrays import LazyArrays, StoredArray, read_arrays
-from refgemma.files.safetensors import read_metadata
-from refgemma.gemma import Gemma
-from refgemma.numerics import Array
+from refgemma.files.arrays import LazyArrays, read_arrays
+from refgemma.files.atomic import whole_file
+from refgemma.files.safetensors import SafetensorsWriter, read_metadata
+from refgemma.numerics import Array, to_bfloat16
 from refgemma.oracle.operations import axes_of, names_of, shape_of
-from refgemma.oracle.traces.file import FORMAT, VERSION, is_trace, trace_file
-from refgemma.oracle.traces.fingerprint import fingerprint
-from refgemma.oracle.traces.recording import checked, chosen_names, record
 
+FORMAT = "refgemma-trace"
+VERSION = "1"
 _END = "last."  # before the names of `Trace.ends` in a file
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """Named tensors of one run, ours or another engine's.
+    """Named tensors of one run, of refgemma or of another engine.
 
     Attributes
     ----------
     tensors : mapping of str to ndarray
-        Under our names and in our axes, see `refgemma.oracle.operations`; batch axis first. Numbers are float16,
-        float32 or float64; bfloat16 is widened to float32. Those of a file are read when they are asked for.
+        Names and axes as in `refgemma.oracle.operations`, batch axis first. Numbers are float16, float32 or float64;
+        bfloat16 is widened to float32. Those of a file are read on access.
     dtypes : mapping of str to str
         How each was stored: "float32", "bfloat16", ...
     tokens : ndarray of int64, shape (B, T)
@@ -48,10 +49,10 @@ class Trace:
         What else is known of the run: "model", "numerics", versions; "last" is "true" where only the last real position
         of each row was kept, and axis T of the tensors has length 1.
     notes : tuple of str
-        What reading a file of another engine took for granted, or could not place.
+        What reading another engine's file assumed, and what it could not place.
     ends : frozenset of str
-        Those of the tensors that were given at the last real position of each row only, or at the last n, beside
-        others of all: engines that generate compute no other logits. Axis T has length 1, or n.
+        Tensors of the last real position of each row only, or of the last n, while others have all positions: engines
+        that generate compute no other logits. Their axis T has length 1, or n.
     """
 
     tensors: Mapping[str, Array]
@@ -69,7 +70,7 @@ class Trace:
         return self.meta.get("last") == "true"
 
     def is_cut(self, name: str) -> bool:
-        """Whether a tensor is of the last positions only.
+        """Whether a tensor has the last positions only.
 
         Parameters
         ----------
@@ -79,7 +80,7 @@ class Trace:
         Returns
         -------
         bool
-            As all are, or it alone.
+            True if all tensors have, or this one.
         """
         return self.last or name in self.ends
 
@@ -89,12 +90,12 @@ class Trace:
         return f"Trace: {len(self.tensors)} tensors of {B} x {T} tokens, {stored}" + ", last position" * self.last
 
     def save(self, path: str | Path) -> None:
-        """Write it as safetensors: the tensors, tokens and positions; everything else in the metadata.
+        """Write it as safetensors: tensors, tokens and positions; everything else goes into the metadata.
 
         Parameters
         ----------
         path : str or Path
-            Where to; a file that is there is replaced, at the very end.
+            An existing file is replaced, once everything is written.
 
         Raises
         ------
@@ -105,11 +106,11 @@ class Trace:
         if self.config is not None:
             meta["config"] = json.dumps(asdict(self.config))
         stored = {_END + name if name in self.ends else name: name for name in self.tensors}
-        shapes = {name: self.tensors[ours].shape for name, ours in stored.items()}
-        dtypes = {name: self.dtypes[ours] for name, ours in stored.items()}
+        shapes = {name: self.tensors[own].shape for name, own in stored.items()}
+        dtypes = {name: self.dtypes[own] for name, own in stored.items()}
         with trace_file(path, shapes, dtypes, self.tokens, self.positions, meta) as write:
-            for name, ours in stored.items():
-                write(name, 0, self.tensors[ours])
+            for name, own in stored.items():
+                write(name, 0, self.tensors[own])
 
 
 def of_chunk(trace: Trace, name: str, chunk: slice) -> tuple[Array, Array]:
@@ -128,126 +129,50 @@ def of_chunk(trace: Trace, name: str, chunk: slice) -> tuple[Array, Array]:
     return np.take_along_axis(np.asarray(whole, np.float64), spread, axis), (index >= 0) & (index < kept)
 
 
-def trace(
-    gemma: Gemma,
-    tokens: ArrayLike,
-    *,
-    positions: ArrayLike | None = None,
-    names: str | Sequence[str] = "*",
-    last: bool = False,
-    to: str | Path | None = None,
-    model: str | None = None,
-    progress: Progress | None = None,
-) -> Trace:
-    """Run the model and record its named tensors.
+@contextmanager
+def trace_file(
+    path: str | Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, str],
+    tokens: Array,
+    positions: Array,
+    meta: Mapping[str, str],
+) -> Iterator[Callable[[str, int, Array], None]]:
+    """Give ``write(name, start, block)``, which puts numbers into a tensor from its number `start` on."""
+    inputs = {"tokens": tokens, "positions": positions}  # (B, T)
+    tensors = {name: ("int64", array.shape) for name, array in inputs.items()}
+    tensors |= {name: (dtypes[name], shape) for name, shape in shapes.items()}
+    with whole_file(path) as file:
+        writer = SafetensorsWriter(file, tensors, meta)
 
-    Parameters
-    ----------
-    gemma : Gemma
-        The model, and the arithmetic to run it in.
-    tokens : array_like of int, shape (T,) or (B, T)
-        Token ids; ``<bos>`` is not added.
-    positions : array_like of int, shape of `tokens`, optional
-        Absolute positions, -1 for padding; counted from 0 by default.
-    names : str or sequence of str
-        Patterns of the tensors to keep, such as ``"layers.0.*"`` or ``["embed", "*.attn.probs"]``.
-    last : bool
-        Keep only the last real position of each row: axis T has length 1.
-    to : str or Path, optional
-        A safetensors file that is written while the model runs, so that memory holds no more than a run without a
-        trace needs. Without it, all is in memory.
-    model : str
-        What `refgemma.load` is called with to get this model, for the metadata, by which `refgemma.oracle.compare`
-        knows which it is; by default what it was called with.
-    progress : callable, optional
-        ``progress(done, total)``, in layers.
+        def write(name: str, start: int, block: Array) -> None:
+            dtype = tensors[name][0]
+            narrow = to_bfloat16(np.asarray(block)) if dtype == "bfloat16" else block.astype(dtype, copy=False)
+            writer.write(name, start, narrow)
 
-    Returns
-    -------
-    Trace
-        Of that file, if one was asked for.
-
-    Raises
-    ------
-    ValueError
-        If tokens or positions have the wrong shape or range, or a pattern fits no tensor.
-    OSError
-        If the file cannot be written.
-
-    Notes
-    -----
-    At most 512 positions are run at a time, through the cache. Scores and probabilities have shape (B, N, T, T); those
-    of pairs that may not attend mean nothing, and are stored as 0.
-    """
-    ids, places = checked(tokens, positions, gemma.config)
-    shapes = {name: shape_of(name, gemma.config, *ids.shape, last=last) for name in chosen_names(names, gemma.config)}
-    dtypes = dict.fromkeys(shapes, gemma.numerics.dtype.name)
-    meta = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": gemma.name if model is None else model,
-        "adapters": json.dumps([f"{on.adapter.name}:{on.scale:g}" for on in gemma.all_adapters()]),
-        "weights": fingerprint(gemma.params),
-        "numerics": gemma.numerics.name,
-        "refgemma": refgemma.__version__,
-        "numpy": np.__version__,
-    } | ({"last": "true"} if last else {})
-    if to is not None:
-        with trace_file(to, shapes, dtypes, ids, places, meta | {"config": json.dumps(asdict(gemma.config))}) as write:
-            record(gemma, ids, places, shapes, write, last=last, progress=progress)
-        return read_trace(to)
-    tensors = {name: np.zeros(shape, gemma.numerics.dtype) for name, shape in shapes.items()}
-
-    def keep(name: str, start: int, block: Array) -> None:
-        tensors[name].reshape(-1)[start : start + block.size] = block.reshape(-1)
-
-    record(gemma, ids, places, shapes, keep, last=last, progress=progress)
-    return Trace(tensors, dtypes, ids, places, gemma.config, meta)
+        for name, array in inputs.items():
+            write(name, 0, array)
+        yield write
 
 
-def read_trace(path: str | Path, *, config: Config | None = None, mapping: Mapping[str, str] | None = None) -> Trace:
-    """Read a trace.
-
-    Parameters
-    ----------
-    path : str or Path
-        What `Trace.save` wrote, or another engine's file, see `refgemma.oracle.foreign.reader.read_foreign`.
-    config : Config, optional
-        The model; needed for another engine's file.
-    mapping : mapping of str to str, optional
-        Names of the file to ours.
-
-    Returns
-    -------
-    Trace
-        Its tensors are read when they are asked for.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is damaged, or its tensors do not fit the model.
-    """
-    arrays = read_arrays(path)
-    if is_trace(path):
-        return _ours(Path(path), arrays, read_metadata(path), config)
-    if config is None:
-        raise InputError(f"{path} is no trace of refgemma: say which model its tensors belong to")
-    from refgemma.oracle.foreign.reader import read_foreign  # it makes Traces, so it needs this module first
-
-    return read_foreign(path, config, mapping=mapping)
+def is_trace(path: str | Path) -> bool:
+    """Whether a file says that refgemma wrote it as a trace."""
+    try:
+        return read_metadata(path).get("format") == FORMAT
+    except (OSError, InputError):
+        return False
 
 
-def _ours(path: Path, arrays: dict[str, StoredArray], meta: dict[str, str], config: Config | None) -> Trace:
-    """Check that a file says of itself what it holds."""
+def read_trace_file(path: str | Path, config: Config | None = None) -> Trace:
+    """Read what `Trace.save` or `trace(..., to=)` wrote, checked against what it says of itself."""
+    path, arrays, meta = Path(path), read_arrays(path), read_metadata(path)
     if meta.get("version") != VERSION:
         raise InputError(f"{path} has version {meta.get('version')!r} of its format: this refgemma reads {VERSION!r}")
     try:
         stored = Config(**json.loads(meta.pop("config")))
         notes = tuple(map(str, json.loads(meta.pop("notes", "[]"))))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is a trace without a sound config in its metadata ({error}): make it again") from None
+        raise InputError(f"{path} is a trace without a valid config in its metadata ({error}): make it again") from None
     if config is not None and config != stored:
         raise InputError(f"{path} is a trace of another model than the one given: {_difference(stored, config)}")
     tokens, positions = (arrays.pop(name, None) for name in ("tokens", "positions"))
@@ -257,13 +182,15 @@ def _ours(path: Path, arrays: dict[str, StoredArray], meta: dict[str, str], conf
     last = meta.get("last") == "true"
     known = set(names_of(stored))
     for name, array in arrays.items():
-        ours = name.removeprefix(_END)
-        end = ours != name
-        kept = array.shape[1] if end and len(array.shape) == 3 else 1  # what may be of the last positions is BTD or BTV
-        want = shape_of(ours, stored, *tokens.shape, last=last or end, kept=kept) if ours in known else None
+        full = name.removeprefix(_END)
+        end = full != name
+        kept = (
+            array.shape[1] if end and len(array.shape) == 3 else 1
+        )  # what may have the last positions only is BTD or BTV
+        want = shape_of(full, stored, *tokens.shape, last=last or end, kept=kept) if full in known else None
         if array.shape != want or array.dtype not in ("float16", "bfloat16", "float32", "float64"):
             near = nearest_name(name, known)
-            wanted = f"the nearest name is {near}" if near else "no tensor of this model is called so"
+            wanted = f"the nearest name is {near}" if near else "this model has no tensor of that name"
             wanted = f"expected numbers of shape {want}" if want else wanted
             raise InputError(f"{path} holds {name!r}, {array.dtype} of shape {array.shape}: {wanted}")
     ends = frozenset(name for name in names_of(stored) if _END + name in arrays)
@@ -286,3 +213,11 @@ def _difference(one: Config, other: Config) -> str:
     fields, others = asdict(one), asdict(other)
     name = next(name for name in fields if fields[name] != others[name])
     return f"{name} is {fields[name]!r} there, {others[name]!r} here"
+
+
+def first_difference(given: Array, expected: Array) -> str:
+    """Where two batches of tokens differ."""
+    if given.shape != expected.shape:
+        return f"their shape is {given.shape}, expected {expected.shape}"
+    b, t = (int(i) for i in np.argwhere(given != expected)[0])
+    return f"row {b} has {int(given[b, t])} at {t}, expected {int(expected[b, t])}"
