@@ -30,7 +30,7 @@ from refgemma.sampling import show as draw
 from refgemma.sampling.comparison import compare
 from refgemma.sampling.logits_file import read_logits
 from refgemma.sampling.record import no_piece
-from refgemma.sampling.show.view import settings, texts
+from refgemma.sampling.show.table import settings, texts
 from refgemma.text.token_texts import read_pieces
 
 _LISTED = 100  # kept tokens of each engine in JSON

@@ -240,7 +240,7 @@ def seed_of(params: SamplingParams) -> int:
 
 
 def check_logits(logits: Array) -> Array:
-    """Logits in float64, or a sentence on what is wrong."""
+    """Logits in float64, once they are known to be usable."""
     logits = np.asarray(logits)
     if logits.ndim != 1 or not logits.size or logits.dtype.kind not in "fiu":
         raise InputError(
@@ -267,7 +267,7 @@ def check_tokens(
 
 
 def check_ids(name: str, tokens: Sequence[int], V: int) -> list[int]:
-    """Token ids as plain numbers, or a sentence on what is wrong."""
+    """Token ids as plain numbers, once they are known to be in the vocabulary."""
     try:
         ids = [operator.index(token) for token in tokens]
     except TypeError:

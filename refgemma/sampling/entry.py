@@ -134,7 +134,7 @@ class Entry:
     flip_token : int or None
         Which token comes then.
     near_tie : {"float32", "bfloat16"} or None
-        The finest format of which one rounding, at the size of these logits, is no less than `flip`.
+        The finest format in which one rounding, at the size of these logits, is at least `flip`.
     size : float
         Largest absolute raw logit of `drawn`, of `flip_token`, and of the candidates with a probability above 2**-53
         after all steps: masked tokens do not count.

@@ -1,4 +1,4 @@
-"""Logits of any model, from a file: checked once here, so that what follows may take them as they are."""
+"""Logits of any model, from a file, checked once here."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _from_arrays(path: Path, name: str | None) -> Array:
 
 
 def _checked(array: Array, path: Path) -> Array:
-    """Rows of floats, or a sentence on what is wrong."""
+    """Rows of floats, once they are known to be usable."""
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2) or not array.size:
         if array.ndim > 2 and array.dtype.kind in "fiu":
             hint = "save one row of the batch"

@@ -209,7 +209,8 @@ def _change_of_mass(
         return math.inf
     distance = abs(math.log(mass / rest) - math.log(share / (1 - share)))
     moved = weights * slopes
-    return float(distance / (moved[inside].sum() / mass + moved[outside].sum() / rest))
+    with np.errstate(over="ignore"):  # infinite, where hardly any mass can move
+        return float(distance / (moved[inside].sum() / mass + moved[outside].sum() / rest))
 
 
 def _change_of_distances(values: Array, slopes: Array, near: int, far: int) -> float:

@@ -1,4 +1,4 @@
-"""What a user may set about how tokens are chosen."""
+"""The settings that decide how tokens are chosen."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MAX_SEED = 2**64 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """Settings of one generation; the defaults of the steps leave logits as they are, but for the temperature.
+    """Settings of one generation; by default no step but the temperature changes the logits.
 
     Attributes
     ----------
     temperature : float
-        Divides the logits. Below 1e-5 the most likely token is taken, the lowest id on ties, and the steps that follow
-        the temperature do not matter.
+        Divides the logits. Below 1e-5 the most likely token is taken, on ties the lowest id, and the steps after the
+        temperature are left out.
     top_k : int or None
         Keep exactly this many tokens, the most likely; on ties the lower id.
     top_p : float or None
@@ -29,22 +29,22 @@ class SamplingParams:
     repetition_penalty : float
         Divides positive logits, and multiplies negative ones, of every token in the prompt or the output.
     frequency_penalty : float
-        Subtracted once for every time that a token stands in the output.
+        Subtracted from a token's logit for each time it occurs in the output.
     presence_penalty : float
-        Subtracted once from every token that stands in the output.
+        Subtracted once from the logit of every token that occurs in the output.
     penalty_window : int or None
         The penalties look back over this many tokens: repetition over the last of prompt and output together, the two
-        others over the last of the output. None looks back over all.
+        others over the last of the output. None looks back over all of them.
     min_p : float or None
         Keep tokens at least this many times as likely as the most likely one.
     typical_p : float or None
         Keep the tokens whose surprise is nearest to the entropy, while the mass before them is below this share.
     logit_bias : mapping of int to float
-        Added to the logits of these tokens, before all else; kept as pairs, ids ascending.
+        Added to the logits of these tokens, before all other steps; kept as pairs, ids ascending.
     banned : iterable of int
         Tokens that may not be chosen; kept as a tuple, ids ascending.
     seed : int or None
-        Decides the draws, 0 to 2**64 - 1; None has one drawn, and the result reports it.
+        Decides the draws, 0 to 2**64 - 1; with None a seed is drawn, and the result reports it.
     max_tokens : int
         Longest output, in tokens.
     stop : str or tuple of str
@@ -67,7 +67,7 @@ class SamplingParams:
     stop: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        settle = functools.partial(object.__setattr__, self)  # frozen, but NumPy's scalars are to become plain numbers
+        settle = functools.partial(object.__setattr__, self)  # frozen, but NumPy's scalars become plain numbers
         settle("temperature", _number("temperature", self.temperature, low=0))
         settle("repetition_penalty", _number("repetition_penalty", self.repetition_penalty, low=0))
         if self.repetition_penalty == 0:
@@ -117,14 +117,14 @@ def _whole(name: str, value: object, low: int, high: int | None = None, hint: st
 
 
 def _ids(name: str, values: object) -> tuple[int, ...]:
-    """Token ids, ascending, each once; the vocabulary's end is not known here."""
+    """Token ids, ascending, each once; the size of the vocabulary is not known here."""
     if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
         raise InputError(f"{name} is {values!r:.60}: expected a list of token ids")
     return tuple(sorted({_whole(f"a token id of {name}", value, low=0) for value in values}))
 
 
 def _biases(given: object) -> tuple[tuple[int, float], ...]:
-    """Pairs of id and bias: they compare, hash and copy, as the settings do that hold them."""
+    """Pairs of id and bias, which compare, hash and copy as the settings do."""
     pairs = tuple(given.items()) if isinstance(given, Mapping) else given
     if not isinstance(pairs, (tuple, list)) or not all(
         isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs

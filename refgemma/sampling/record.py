@@ -89,7 +89,7 @@ class Record:
     piece: Callable[[int], str] = no_piece
 
     def __post_init__(self) -> None:
-        settle = functools.partial(object.__setattr__, self)  # frozen, but arrays are to become plain numbers
+        settle = functools.partial(object.__setattr__, self)  # frozen, but arrays become plain numbers
         try:
             settle("prompt_tokens", tuple(map(operator.index, self.prompt_tokens)))
             settle("tokens", tuple(map(operator.index, self.tokens)))
@@ -362,7 +362,7 @@ def record_logits(
 
 
 def _plain_uniforms(values: object) -> tuple[float, ...]:
-    """Uniform numbers as plain floats, or a sentence on what is wrong."""
+    """Uniform numbers as plain floats."""
     given = tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (None,)
     numeric = [float(u) for u in given if not isinstance(u, bool) and isinstance(u, numbers.Real)]
     if len(numeric) < len(given):

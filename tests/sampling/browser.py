@@ -20,7 +20,7 @@ OFFLINE = (
 
 @contextmanager
 def browser(folder, *, width=1440, height=900):
-    """A selenium driver; skips where there is no browser or no selenium."""
+    """A selenium driver; skips without a browser or selenium."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (extra `browser`)")
     binary = next(filter(None, map(shutil.which, BROWSERS)), None)
     chromedriver = shutil.which("chromedriver")

@@ -29,7 +29,7 @@ AWKWARD = (
     "\u2581\u2581",
     "<end_of_turn>",
 )
-# What they spell in this order, by hand; the id stands in brackets.
+# What they spell in this order, by hand; the id is in brackets.
 SPELLED = (
     "</script><script>document.title='broken'</script><!--<script>&amp; \"quoted'\n\n\n\n\U0001f98a$title {{record}}"
     "\U0001f469\u200d\U0001f469\u200d\U0001f467 <b>bold</b>\\u003c\t\u05e9\u05dc\u05d5\u05dd\u2028[18]  <end_of_turn>"

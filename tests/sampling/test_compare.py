@@ -41,7 +41,7 @@ PARTINGS = {
         np.arange(1.0, 5.0),
         {"repetition_penalty": 1.5, "top_k": 4},
     ),
-    # The same tokens, other probabilities; the orders differ, too.
+    # The same tokens, other probabilities; and the orders differ.
     "temperature": (["transformers", "gemma.cpp"], logits_of(0.1, 0.2, 0.3, 0.4), {"temperature": 0.5, "top_k": 3}),
     "temperature, raised": (["refgemma", "vllm"], np.array([1.0, 1.01]), {"temperature": 0.005}),
 }
@@ -159,7 +159,7 @@ def test_a_large_vocabulary_shows_the_likely_and_the_disputed():
     assert "openai documents top_p" in str(result)
 
 
-def test_engines_that_refuse_are_told():
+def test_engines_that_refuse_are_reported():
     result = compared(["transformers", "vllm", "deepmind", "refgemma"], np.arange(3.0), temperature=0.0)
     assert list(result.distributions) == ["vllm", "refgemma"]
     assert list(result.refusals) == ["transformers", "google-deepmind/gemma"]

@@ -56,9 +56,9 @@ def in_order(names):
 
 def test_the_order_of_the_steps_is_the_only_one_that_gives_this_answer():
     """Repetition; frequency, presence; temperature, top-k; top-p: each pair may be swapped, and nothing else may."""
-    ours = distribution(LOGITS, PROMPT, OUTPUT, **SETTINGS)
+    got = distribution(LOGITS, PROMPT, OUTPUT, **SETTINGS)
     # A dozen operations in float64 on logits of size 3: 1e-14 is more than rounding, and less than any wrong order.
-    same = {names for names in itertools.permutations(RANK) if np.abs(in_order(names) - ours).max() < 1e-14}
+    same = {names for names in itertools.permutations(RANK) if np.abs(in_order(names) - got).max() < 1e-14}
     allowed = {names for names in itertools.permutations(RANK) if [RANK[n] for n in names] == sorted(RANK.values())}
     assert same == allowed
     assert len(allowed) == 4
@@ -124,7 +124,7 @@ def test_repetition_penalty_sees_prompt_and_output_the_others_the_output_alone()
 
     assert change(repetition_penalty=2.0) == [0.5, 0.5, 0.5, 1, 1]
     assert change(frequency_penalty=0.25) == [1, 0.75, 0.5, 1, 1]  # with the prompt it would be .75 .25 .5
-    assert change(presence_penalty=0.25) == [1, 0.75, 0.75, 1, 1]  # with the prompt token 0 would lose, too
+    assert change(presence_penalty=0.25) == [1, 0.75, 0.75, 1, 1]  # with the prompt token 0 would lose as well
 
 
 # ---- greedy

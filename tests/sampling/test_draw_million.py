@@ -1,7 +1,7 @@
 """A million draws: that tokens come as often as they should, and that the streams of (seed, t) are independent.
 
 A million calls of `uniform` and `decide` would take half a minute. Instead the million numbers of a stream are taken in
-one go, and `decide` is asked where it changes its mind: for one distribution the token is a step function of u, and its
+one go, and `decide` is called where its choice changes: for one distribution the token is a step function of u, and its
 steps are found by bisection, to the last bit. Both shortcuts are held against the functions themselves.
 """
 

@@ -260,12 +260,12 @@ def test_refgemma_is_decide():
             repetition_penalty=1.3,
             frequency_penalty=0.2,
         )
-        ours, decision = (
+        got, decision = (
             distribution("refgemma", logits, params, PROMPT, OUTPUT),
             decide(logits, params, PROMPT, OUTPUT),
         )
-        assert np.array_equal(ours.probs, decision.probs)
-        assert np.array_equal(ours.kept, decision.kept)
+        assert np.array_equal(got.probs, decision.probs)
+        assert np.array_equal(got.kept, decision.kept)
 
 
 # ---- against a slow walk

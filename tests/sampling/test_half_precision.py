@@ -158,7 +158,7 @@ def test_deepmind_rounds_the_temperature_itself():
 
 
 def test_a_long_tail_does_not_stop_the_running_sum_of_deepmind():
-    """2048 equal tokens: each is 1/2048 exactly, and a plain running sum in bfloat16 stands still at 1/8."""
+    """2048 equal tokens: each is 1/2048 exactly, and a plain running sum in bfloat16 stops growing at 1/8."""
     sums = google.running_sums(np.full(2048, 2.0**-11, np.float32), "bfloat16")
     assert sums[-1] == 1.0
     plain = 0.0

@@ -68,7 +68,7 @@ def test_nothing_smaller_flips_and_this_does(cuts):
 )
 def test_of_tied_logits_none_is_missed(cuts):
     """On a coarse grid, as bfloat16 has for large logits, most borders run through tokens that tie. Then a move of
-    1e-9, far below every other border here, parts them; and where it does not, no flip of size 0 may be told."""
+    1e-9, far below every other border here, parts them; and where it does not, no flip of size 0 may be reported."""
     rng = np.random.default_rng([7, *map(ord, "".join(cuts))])
     tied = 0
     for _ in range(150):
@@ -78,7 +78,9 @@ def test_of_tied_logits_none_is_missed(cuts):
         flipped = flips(logits, params, u, 1e-9)
         if flipped:
             assert flip.size < 1e-9
-        if flip.size < 1e-9 and "typical_p" not in cuts:  # two on either side of the entropy are not told apart there
+        if (
+            flip.size < 1e-9 and "typical_p" not in cuts
+        ):  # two on either side of the entropy are not distinguished there
             assert flipped
             assert flip.step != "draw"
         tied += flipped
@@ -121,7 +123,7 @@ def test_masked_logits_are_not_the_measure(mask, settings):
 
 
 def test_the_draw_alone_is_exact_however_far():
-    """Log-odds move by twice the change, so this is no approximation: 1e-9 stands for rounding."""
+    """Log-odds move by twice the change, so this is exact: 1e-9 stands for rounding."""
     rng = np.random.default_rng(3)
     for _ in range(30):
         logits, u = rng.normal(size=V) * 2, float(rng.random())

@@ -55,12 +55,12 @@ def test_neighbouring_steps_swapped_give_another_answer_unless_they_commute():
     names, seen = list(STEPS), set()
     for _ in range(600):
         logits = rng.normal(size=12) * 2
-        ours = decide(logits, SamplingParams(**SETTINGS), PROMPT, OUTPUT).probs
+        got = decide(logits, SamplingParams(**SETTINGS), PROMPT, OUTPUT).probs
         # A dozen operations on logits of size 8 in float64: far less than 1e-13, on either side of which nothing lies.
-        assert np.abs(ours - in_order(logits, names)).max() < 1e-13
+        assert np.abs(got - in_order(logits, names)).max() < 1e-13
         for i, pair in enumerate(itertools.pairwise(names)):
             swapped = [*names[:i], *pair[::-1], *names[i + 2 :]]
-            if np.abs(ours - in_order(logits, swapped)).max() > 1e-6:
+            if np.abs(got - in_order(logits, swapped)).max() > 1e-6:
                 seen.add(pair)
     assert seen == set(itertools.pairwise(names)) - COMMUTE
 
@@ -106,7 +106,7 @@ def test_the_window_counts_from_the_end_of_the_output_for_the_others():
     prompt, output = [0, 1, 1], [2, 2, 3, 2, 4]
     assert changed(prompt, output, frequency_penalty=0.25, penalty_window=4) == {2: 0.5, 3: 0.75, 4: 0.75}
     assert changed(prompt, output, presence_penalty=0.25, penalty_window=2) == {2: 0.75, 4: 0.75}
-    # llama.cpp's window reaches into the prompt here; ours does not.
+    # llama.cpp's window reaches into the prompt here; refgemma's does not.
     assert changed(prompt, output, presence_penalty=0.25, penalty_window=7) == {2: 0.75, 3: 0.75, 4: 0.75}
     assert changed(prompt, [], frequency_penalty=0.25, penalty_window=2) == {}
 

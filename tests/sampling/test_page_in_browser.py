@@ -129,7 +129,7 @@ def test_any_text_survives(visit):
     assert js("document.querySelectorAll('script').length") == 2
     assert js("document.querySelectorAll('b, i[onclick]').length") == js("document.querySelectorAll('aside b').length")
     wide = js("[...document.querySelectorAll('.token')].map(t => t.getBoundingClientRect().width)")
-    assert min(wide) > 0  # a token without a text of its own can be clicked, too
+    assert min(wide) > 0  # even a token without text can be clicked
 
 
 def written(*pieces):

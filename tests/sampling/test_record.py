@@ -72,7 +72,7 @@ def test_steps_that_change_logits_list_what_they_change():
     )
     [_, entry] = record_logits([WORKED, WORKED], settings, prompt_tokens=[0], uniforms=[0, 0], tokens=[2, 1])
     bias, banned, repetition, presence, temperature = entry.steps
-    assert (bias.ids, bias.before, bias.after) == ((1,), (WORKED[1],), (WORKED[1] + 1,))  # -inf + 3 is no change
+    assert (bias.ids, bias.before, bias.after) == ((1,), (WORKED[1],), (WORKED[1] + 1,))  # -inf + 3 changes nothing
     assert (banned.ids, banned.before, banned.after) == ((3,), (WORKED[3],), (None,))
     assert (banned.removed, banned.margin) == (1, None)
     assert close(banned.mass, 0.06 / (0.94 - 0.3 + 0.3 * math.e + 0.06))
@@ -283,7 +283,7 @@ def test_a_step_that_drives_a_logit_beyond_float64_is_no_cut(logits, settings, s
     assert ", 1 of them to minus infinity" in record.explain(0)
 
 
-def test_a_greedy_token_of_another_engine_is_told_in_a_sentence():
+def test_a_greedy_token_of_another_engine_is_reported_in_a_sentence():
     record = record_logits(WORKED, SamplingParams(temperature=0), tokens=[1])
     assert "But token 0 had the highest logit: another engine or other settings must have chosen token 1." in (
         record.explain(0)

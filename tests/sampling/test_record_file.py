@@ -87,7 +87,7 @@ def test_rows_of_a_larger_array(tmp_path):
 
 def write_by_hand(path, logits, tokens, uniforms, **header):
     """What another engine would write: the least that is read."""
-    save_file({"logits": logits}, path.with_name("theirs.safetensors"))
+    save_file({"logits": logits}, path.with_name("foreign.safetensors"))
     first = {
         "format": "refgemma sampling record",
         "version": 1,
@@ -95,7 +95,7 @@ def write_by_hand(path, logits, tokens, uniforms, **header):
         "prompt_tokens": [],
         "tokens": len(tokens),
         "vocab_size": logits.shape[1],
-        "logits": {"file": "theirs.safetensors"},
+        "logits": {"file": "foreign.safetensors"},
     }
     lines = [{"t": t, "token": token, "u": u} for t, (token, u) in enumerate(zip(tokens, uniforms, strict=True))]
     path.write_text("".join(json.dumps(line) + "\n" for line in (first | header, *lines)))
@@ -105,14 +105,14 @@ def test_a_record_made_by_hand_is_read_and_replays(tmp_path):
     logits = np.random.default_rng(3).normal(size=(5, 8)).astype(np.float32)
     uniforms = [0, 0.25, 0.5, 0.75, 0.999]
     tokens = list(record_logits(logits, SamplingParams(temperature=1.0, top_k=3), uniforms=uniforms).tokens)
-    write_by_hand(tmp_path / "theirs.jsonl", logits, tokens, uniforms)
-    record = read_record(tmp_path / "theirs.jsonl")
+    write_by_hand(tmp_path / "foreign.jsonl", logits, tokens, uniforms)
+    record = read_record(tmp_path / "foreign.jsonl")
     assert record.replay().first_difference is None
     assert record.replay().tokens == tuple(tokens)
     assert record.text(3) == "token 3"
     tokens[2] = int(logits[2].argmin())
-    write_by_hand(tmp_path / "theirs.jsonl", logits, tokens, uniforms)
-    replay = read_record(tmp_path / "theirs.jsonl").replay()
+    write_by_hand(tmp_path / "foreign.jsonl", logits, tokens, uniforms)
+    replay = read_record(tmp_path / "foreign.jsonl").replay()
     assert replay.first_difference == 2
     assert f"token {tokens[2]} was removed by top_k" in replay.reason
 
@@ -120,11 +120,11 @@ def test_a_record_made_by_hand_is_read_and_replays(tmp_path):
 def test_logits_in_bfloat16_are_read(tmp_path):
     """As torch writes them; NumPy has no name for it, so the bits go in by hand."""
     logits = np.float32([[1.5, -2.0, 3.0]])
-    write_by_hand(tmp_path / "theirs.jsonl", logits, [2], [0.5])
+    write_by_hand(tmp_path / "foreign.jsonl", logits, [2], [0.5])
     data = to_bfloat16(logits).tobytes()
     header = json.dumps({"logits": {"dtype": "BF16", "shape": [1, 3], "data_offsets": [0, len(data)]}}).encode()
-    (tmp_path / "theirs.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
-    assert read_record(tmp_path / "theirs.jsonl").logits.tolist() == logits.tolist()
+    (tmp_path / "foreign.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
+    assert read_record(tmp_path / "foreign.jsonl").logits.tolist() == logits.tolist()
 
 
 # ---- what is refused

@@ -51,7 +51,7 @@ CHANGES = [
 
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_a_change_gives_the_first_token_that_differs(changes):
-    """The tokens before it were recorded and are fed to the penalties; each is what these settings choose, too."""
+    """The tokens before it were recorded and are fed to the penalties; each is what these settings choose."""
     params = SamplingParams(**SETTINGS | changes)
     want = []
     for t, recorded in enumerate(RECORD.tokens):

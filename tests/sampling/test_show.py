@@ -8,12 +8,12 @@ import pytest
 from rich.console import Console
 
 from refgemma.sampling import show
-from refgemma.sampling.show import view
+from refgemma.sampling.show import table as shown_table
 from tests.sampling.shown import AWKWARD, SPELLED, awkward_record, plain_record
 
 
 def test_probabilities_through_the_steps():
-    table = view.view(plain_record(), 0)
+    table = shown_table.view(plain_record(), 0)
     assert [column.title for column in table.columns] == ["model", "temperature 0.5", "top k 2"]
     # Dividing a logit by 0.5 squares the weight: 64, 16, 4, 1 of 85; then the first two of 80 are left.
     want = {
@@ -32,7 +32,7 @@ def test_probabilities_through_the_steps():
 
 
 def test_a_greedy_choice_is_a_column_of_its_own():
-    table = view.view(plain_record(temperature=0.0, top_k=None), 1)
+    table = shown_table.view(plain_record(temperature=0.0, top_k=None), 1)
     assert [column.title for column in table.columns] == ["model", "greedy most likely"]
     assert [row.probs[1] for row in table.rows] == [1.0, None, None, None]
     assert [row.token for row in table.rows] == [3, 2, 1, 0]
@@ -42,26 +42,26 @@ def test_the_token_and_what_would_be_drawn_are_marked():
     record = awkward_record()
     marked = 0
     for t, entry in enumerate(record):
-        marks = {row.token: row.mark for row in view.view(record, t).rows if row.mark}
-        assert marks == {entry.drawn: view.DRAWN} | {entry.token: view.TOKEN}
+        marks = {row.token: row.mark for row in shown_table.view(record, t).rows if row.mark}
+        assert marks == {entry.drawn: shown_table.DRAWN} | {entry.token: shown_table.TOKEN}
         marked += len(marks) == 2
     assert marked  # the other engine chose another token at least once
 
 
 def test_the_head_keeps_the_token_and_both_sides_of_each_cut():
-    table = view.view(plain_record(top_k=3), 0)
+    table = shown_table.view(plain_record(top_k=3), 0)
     assert [row.token for row in table.head(1).rows] == [0, 2, 3]  # 2 is the last kept, 3 the first removed
     assert [row.token for row in table.head(4).rows] == [0, 1, 2, 3]
     last = plain_record(temperature=1.0, top_k=None)  # u = 0.6 falls to token 3, the most likely, which comes first
-    assert [row.token for row in view.view(last, 1).head(1).rows] == [3]
+    assert [row.token for row in shown_table.view(last, 1).head(1).rows] == [3]
 
 
 @pytest.mark.parametrize(
     ("prob", "number"), [(1.0, 0), (0.9, 0), (0.89, 1), (0.5, 1), (0.2, 2), (0.05, 3), (0.01, 4), (0.009, 5)]
 )
 def test_classes_of_surprise(prob, number):
-    assert sum(prob < border for border in view.BORDERS) == number
-    assert view.surprise(None) == 5
+    assert sum(prob < border for border in shown_table.BORDERS) == number
+    assert shown_table.surprise(None) == 5
 
 
 def printed(table, width=200):
@@ -176,7 +176,7 @@ def test_a_picture_says_what_it_shows():
     shown = re.findall(r">([^<>]+)</text>", svg)
     assert {"temperature 0.5, top k 2, seed 7", "53.3 %", "80 %", "removed", "'blue'"} <= set(shown)
     assert any(re.fullmatch(r"token [01]: '.*'", text) for text in shown)  # both are equally surprising
-    assert "&lt;b&gt;bold&lt;/b&gt;" in bars  # dollars and markup are no formulas
+    assert "&lt;b&gt;bold&lt;/b&gt;" in bars  # dollars and markup are not formulas
 
 
 def test_no_picture_without_matplotlib(monkeypatch):

@@ -195,7 +195,7 @@ def test_top_p_is_a_walk_down_the_sorted_list(kind, V):
         assert kept(out) == sorted(order[:got])
         assert np.array_equal(out[kept(out)], logits[kept(out)])
         sharp += fewest == most
-    assert sharp >= 4  # the bound is no excuse: mostly there is one right answer
+    assert sharp >= 4  # mostly, in spite of the bound, there is one right answer
 
 
 def test_top_p_of_a_large_vocabulary():
@@ -240,7 +240,7 @@ def test_top_p_orders_by_logit_where_probabilities_vanish_or_coincide():
 
 
 def test_top_p_of_what_top_k_left_is_renormalised():
-    """p = .1 .2 .3 .4, k = 2, p = .5: .4 is .571 of what is left; before top-k it would take .3, too."""
+    """p = .1 .2 .3 .4, k = 2, p = .5: .4 is .571 of the rest; before top-k it would take .3 as well."""
     logits = logits_of(0.1, 0.2, 0.3, 0.4)
     assert kept(steps.top_p(steps.top_k(logits, 2), 0.5)) == [3]
     assert kept(steps.top_k(steps.top_p(logits, 0.5), 2)) == [2, 3]
@@ -259,7 +259,7 @@ def test_top_p_leaves_its_input_alone():
 def test_logit_bias_adds():
     logits = np.array([1.0, -2.0, -np.inf, 4.0])
     for biases in ({0: 0.5, 1: -1.5, 2: 100.0}, ((0, 0.5), (1, -1.5), (2, 100.0))):
-        assert steps.logit_bias(logits, biases).tolist() == [1.5, -3.5, -np.inf, 4.0]  # what is removed stays removed
+        assert steps.logit_bias(logits, biases).tolist() == [1.5, -3.5, -np.inf, 4.0]  # removed tokens stay removed
     assert logits.tolist() == [1.0, -2.0, -np.inf, 4.0]
 
 

@@ -138,18 +138,18 @@ def distribution(
     return run(found, wide, params, Context(prompt=prompt, output=output, V=V, logits_dtype=dtype))
 
 
-def _logits_dtype(logits: Array, asked: LogitsDtype | None) -> LogitsDtype:
+def _logits_dtype(logits: Array, wanted: LogitsDtype | None) -> LogitsDtype:
     """The format, once every logit is known to be a number of it."""
-    if asked is None:
+    if wanted is None:
         return "float16" if logits.dtype == np.float16 else "float32"
-    if asked not in get_args(LogitsDtype):
-        raise InputError(f"logits_dtype is {asked!r}: expected one of {', '.join(get_args(LogitsDtype))}, or None")
-    if asked != "float32":  # all logits are rounded to float32
+    if wanted not in get_args(LogitsDtype):
+        raise InputError(f"logits_dtype is {wanted!r}: expected one of {', '.join(get_args(LogitsDtype))}, or None")
+    if wanted != "float32":  # all logits are rounded to float32
         with np.errstate(over="ignore"):  # beyond float32 is beyond the others
-            other = np.flatnonzero(rounded(logits.astype(np.float32), asked) != logits)
+            other = np.flatnonzero(rounded(logits.astype(np.float32), wanted) != logits)
         if len(other):
             raise InputError(
-                f"the logit of token {other[0]} is {logits[other[0]]}, which is not a {asked}: expected logits as the "
+                f"the logit of token {other[0]} is {logits[other[0]]}, which is not a {wanted}: expected logits as the "
                 "model gave them, or logits_dtype=None"
             )
-    return asked
+    return wanted

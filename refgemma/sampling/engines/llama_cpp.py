@@ -1,6 +1,6 @@
 """llama.cpp: truncation first, temperature last; penalties over a window that runs from the prompt into the output.
 
-This is the default chain without what `SamplingParams` cannot say (grammar, DRY, top-n-sigma, XTC).
+This is the default chain without what `SamplingParams` cannot express (grammar, DRY, top-n-sigma, XTC).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A record as one HTML page that needs nothing but a browser: the text, and behind each token its decision."""
+"""A record as one HTML page that needs only a browser: the text, and behind each token its decision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from refgemma.sampling.decision import GREEDY_BELOW
 from refgemma.sampling.record import Record
-from refgemma.sampling.show.view import BORDERS, Column, label, probability, settings, surprise, texts, view
+from refgemma.sampling.show.table import BORDERS, Column, label, probability, settings, surprise, texts, view
 from refgemma.text.token_texts import spell
 
 _DIGITS = 6  # significant, of every number on the page
@@ -21,7 +21,23 @@ _DIGITS = 6  # significant, of every number on the page
 def page(record: Record, *, title: str = "", progress: Callable[[int, int], None] | None = None) -> str:
     """Write a record as a page.
 
-    Whatever came from a model is data: JSON in which ``<``, ``>`` and ``&`` are escapes, so that no text can end the
+    Parameters
+    ----------
+    record : Record
+        What to show.
+    title : str
+        The heading.
+    progress : callable, optional
+        Called with the number of tokens done and of all.
+
+    Returns
+    -------
+    str
+        HTML in ASCII.
+
+    Notes
+    -----
+    Whatever came from a model is data: JSON in which ``<``, ``>`` and ``&`` are escaped, so that no text can end the
     script element, and put on the page as text, never as markup.
     """
     template, style, script = (
@@ -38,7 +54,6 @@ def page(record: Record, *, title: str = "", progress: Callable[[int, int], None
 
 
 def _data(record: Record, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
-    """All that the page shows."""
     tokens = []
     for t, text in enumerate(texts(record)):
         tokens.append(token_data(record, t, text))
@@ -63,7 +78,7 @@ def legend() -> list[str]:
 
 
 def token_data(record: Record, t: int, text: str) -> dict[str, Any]:
-    """All that a page shows of one decision."""
+    """What a page shows of one decision."""
     entry, table = record[t], view(record, t)
     return {
         "id": entry.token,
@@ -97,7 +112,6 @@ def token_data(record: Record, t: int, text: str) -> dict[str, Any]:
 
 
 def _note(column: Column) -> str:
-    """What a step removed."""
     plural = "s" if column.removed != 1 else ""
     return f"\u2212{column.removed:,} token{plural}, {100 * column.mass:.3g} %" if column.removed else ""
 

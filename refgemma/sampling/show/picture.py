@@ -8,7 +8,7 @@ import numpy as np
 
 from refgemma.files.pictures import FAINT, check_format, image, new_figure, plain
 from refgemma.sampling.record import Record
-from refgemma.sampling.show.view import Column, View, label, settings, view
+from refgemma.sampling.show.table import Column, View, label, settings, view
 
 _CANDIDATES = 12
 # Dark enough on white, and apart in lightness, so that print and colour-blind eyes tell them apart.
@@ -16,7 +16,27 @@ _BAR, _CHOSEN = "#9dbfe4", "#0a58b0"
 
 
 def picture(record: Record, t: int | None = None, *, format: str = "png") -> bytes:
-    """Draw a record."""
+    """Draw a record: how surprising each token was, and the candidates of one.
+
+    Parameters
+    ----------
+    record : Record
+        What to show.
+    t : int, optional
+        Which output token; by default the most surprising.
+    format : {"png", "svg", "pdf"}
+        Format of the image.
+
+    Returns
+    -------
+    bytes
+        Content of the image file.
+
+    Raises
+    ------
+    ValueError
+        If the format is unknown, or matplotlib is not installed.
+    """
     check_format(format)
     logprobs = [record[i].raw_logprob for i in range(len(record))]
     surprises = np.array([np.inf if logprob is None else -logprob for logprob in logprobs])
@@ -36,10 +56,10 @@ def picture(record: Record, t: int | None = None, *, format: str = "png") -> byt
 
 
 def _surprises(area: Any, surprises: Any, t: int) -> None:
-    """One bar a token, the drawn one dark."""
+    """One bar per token; the one below is dark."""
     axes = area.subplots()
     colours = [_CHOSEN if i == t else _BAR for i in range(len(surprises))]
-    highest = surprises.max(initial=1.0, where=np.isfinite(surprises))  # a token that cannot be has a bar as high
+    highest = surprises.max(initial=1.0, where=np.isfinite(surprises))  # an impossible token gets a bar as high
     axes.bar(range(len(surprises)), np.minimum(surprises, highest), width=0.9, color=colours)
     axes.set_xlim(-0.7, len(surprises) - 0.3)
     axes.set_ylabel("surprise, nats", fontsize=8)
@@ -49,7 +69,7 @@ def _surprises(area: Any, surprises: Any, t: int) -> None:
 
 
 def _candidates(area: Any, shown: View, title: str) -> None:
-    """Horizontal bars, one panel a step."""
+    """Horizontal bars, one panel per step."""
     area.suptitle(plain(title), fontsize=11, fontweight="bold", x=0.01, ha="left")
     panels = np.atleast_1d(area.subplots(1, len(shown.columns), sharey=True))
     for j, (axes, column) in enumerate(zip(panels, shown.columns, strict=True)):

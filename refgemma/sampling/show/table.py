@@ -1,20 +1,31 @@
-"""What there is to see of one decision: candidates down, steps across, a probability in each cell.
+"""The table of one decision: candidates down, steps across, a probability in each cell; and records in the terminal.
 
-Terminal, picture and page all draw this table, so that they cannot tell different stories.
+Terminal, picture and page all draw this table, so that they agree.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from refgemma.sampling.decision import GREEDY_BELOW
 from refgemma.sampling.params import SamplingParams
 from refgemma.sampling.record import Record
 from refgemma.text.token_texts import spell
 
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
 TOKEN, DRAWN = "\u25b8", "\u25b9"
 BORDERS = (0.9, 0.5, 0.2, 0.05, 0.01)  # of the classes of surprise
+
+_EIGHTHS = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589"
+_BLOCK = "\u2588"
+_CANDIDATES = 10
+_BAR = 8  # characters
+_STYLES = ("", "", "yellow", "yellow", "bold yellow", "bold red")  # by class of surprise
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,7 @@ class Row:
     logit: float | None  # as the model gave it; None for minus infinity
     probs: tuple[float | None, ...]  # after each column; None once it is removed
     logits: tuple[float | None, ...]  # as `probs`
-    # a full triangle for the token of the record, an empty one for what its settings draw where that is another
-    mark: str = ""
+    mark: str = ""  # TOKEN for the token of the record, DRAWN for what its settings draw if that is another
 
     @property
     def chosen(self) -> bool:
@@ -59,7 +69,7 @@ class View:
     rows: tuple[Row, ...]  # down, the most likely first
 
     def head(self, count: int) -> View:
-        """Only the rows that matter most."""
+        """Only the most likely rows, the marked ones, and those on both sides of a cut."""
         wanted = {i for i, row in enumerate(self.rows) if i < count or row.mark}
         for j in range(1, len(self.columns)):
             kept = [i for i, row in enumerate(self.rows) if row.probs[j] is not None]
@@ -69,7 +79,7 @@ class View:
 
 
 def view(record: Record, t: int) -> View:
-    """Candidates of one decision through its steps."""
+    """Table of one decision."""
     entry = record[t]
     greedy = record.params.temperature < GREEDY_BELOW
     columns = [Column("model")]
@@ -92,7 +102,7 @@ def view(record: Record, t: int) -> View:
 
 
 def label(record: Record, token: int) -> str:
-    """Text of a token, in quotes and with newlines and the like as escapes."""
+    """Text of a token, quoted and escaped."""
     piece = record.piece(token)
     return repr(piece.replace("\u2581", " ")) if piece else f"token {token}"
 
@@ -121,10 +131,113 @@ def settings(record: Record) -> str:
 
 
 def probability(logprob: float | None) -> float:
-    """Probability of which a record holds the logarithm."""
+    """Probability from a logarithm as records hold it."""
     return 0.0 if logprob is None else math.exp(logprob)
 
 
 def surprise(logprob: float | None) -> int:
-    """Class of a probability, from the certain to the surprising; colours have one each."""
+    """Class of a probability, 0 for certain to 5 for surprising; each has a colour."""
     return sum(probability(logprob) < border for border in BORDERS)
+
+
+# ---- in the terminal
+
+
+def overview(record: Record) -> Table:
+    """Show a record, one line per token.
+
+    Parameters
+    ----------
+    record : Record
+        What to show.
+
+    Returns
+    -------
+    rich.table.Table
+        For `rich.print`.
+    """
+    from rich.text import Text
+
+    table = _table("t", "id", "token", "the model gave it", "", "drawn with", "left", "near tie", left=(2, 4, 7))
+    for t in range(len(record)):
+        entry = record[t]
+        nats = math.inf if entry.raw_logprob is None else -entry.raw_logprob
+        style = _STYLES[surprise(entry.raw_logprob)]
+        table.add_row(
+            str(t),
+            str(entry.token),
+            Text(label(record, entry.token), style=style),
+            percent(probability(entry.raw_logprob)),
+            Text(bar(nats / 10, 2 * _BAR), style=style or "dim"),
+            "removed" if entry.logprob is None else percent(probability(entry.logprob)),
+            str(entry.kept),
+            entry.near_tie or "",
+        )
+    table.caption = f"bars: surprise, up to 10 nats; {len(record)} tokens"
+    table.caption_justify = "left"
+    return table
+
+
+def candidates(record: Record, t: int, *, count: int = _CANDIDATES) -> Table:
+    """Show the candidates of one decision through its steps, with bars.
+
+    Parameters
+    ----------
+    record : Record
+        What to show.
+    t : int
+        Which output token.
+    count : int
+        How many of the most likely candidates; those on both sides of each cut are added.
+
+    Returns
+    -------
+    rich.table.Table
+        For `rich.print`.
+    """
+    whole = view(record, t)
+    shown = whole.head(count)
+    across = [_heading(column) for column in shown.columns]
+    table = _table("", "id", "token", "logit", *across, left=(2, *range(4, 4 + len(across))))
+    for row in shown.rows:
+        logit = "-inf" if row.logit is None else f"{row.logit:.4f}"
+        cells = [_cell(row, j) for j in range(len(across))]
+        table.add_row(row.mark, str(row.token), row.label, logit, *cells, style="bold" if row.chosen else "")
+    return table
+
+
+def bar(share: float, width: int = _BAR) -> str:
+    """A bar in eighths of a character."""
+    eighths = round(8 * width * min(max(share, 0.0), 1.0))
+    whole, rest = divmod(eighths, 8)
+    return (_BLOCK * whole + (_EIGHTHS[rest] if rest else "")).ljust(width)
+
+
+def percent(p: float) -> str:
+    """A probability in three digits."""
+    return f"{100 * p:.3g} %"
+
+
+def _cell(row: Row, j: int) -> Text | str:
+    from rich.text import Text
+
+    p = row.probs[j]
+    if p is not None:
+        return Text.assemble((bar(p), "green" if row.chosen else "cyan"), f" {percent(p)}")
+    if j == 0:
+        return "-inf"
+    return Text("removed", style="red") if row.probs[j - 1] is not None else ""
+
+
+def _heading(column: Column) -> str:
+    removed = f"\n\u2212{column.removed:,}, {percent(column.mass)}" if column.removed else ""
+    return column.title + removed
+
+
+def _table(*headings: str, left: tuple[int, ...]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number in left else "right", overflow="fold")
+    return table
