@@ -19,11 +19,10 @@ from refgemma.model import Params
 from refgemma.numerics import Array
 from refgemma.oracle.bugs.catalogue import BUGS, Bug, find, with_bugs
 from refgemma.oracle.bugs.port import Setup
-from refgemma.oracle.diagnosis.by_logits import FreeTrial
-from refgemma.oracle.diagnosis.by_sites import CLOSER
-from refgemma.oracle.diagnosis.by_trace import ForcedTrial
-from refgemma.oracle.diagnosis.candidate import fits, overflows
-from refgemma.oracle.diagnosis.explanation import honest_setup
+from refgemma.oracle.diagnosis.by_logits import LogitsTrial
+from refgemma.oracle.diagnosis.by_trace import TraceTrial
+from refgemma.oracle.diagnosis.explanation import fits, honest_setup, overflows
+from refgemma.oracle.diagnosis.placement import CLOSER
 from refgemma.oracle.diagnosis.result import TIE, Cause, Diagnosis
 from refgemma.oracle.judging.selection import judged_as_recognised, recognised_arithmetic
 from refgemma.oracle.models import read_candidate, weights_of
@@ -31,11 +30,11 @@ from refgemma.oracle.operations import names_of
 from refgemma.oracle.traces.trace import Trace
 
 _BOS = 2  # of every Gemma
-_OVERFLOW = 1.8e19  # what has no square in float32 and bfloat16
+_OVERFLOW = 1.8e19  # larger numbers have no square in float32 and bfloat16
 
 
 def diagnose(
-    theirs: Trace | str | Path,
+    candidate: Trace | str | Path,
     model: Gemma | str | Path,
     *,
     lora: LoraNames = (),
@@ -49,20 +48,20 @@ def diagnose(
 
     Parameters
     ----------
-    theirs : Trace, str or Path
-        Their trace, or its file: as many tensors as there are, or final logits alone.
+    candidate : Trace, str or Path
+        The other engine's trace, or its file: as many tensors as there are, or final logits alone.
     model : Gemma, str or Path
-        The model: loaded, what `refgemma.load` takes, or the name of a revealing one, such as ``reveal-gqa``.
+        The model: loaded, what `refgemma.load` takes, or the name of a formula model, such as ``reveal-gqa``.
     lora : str or Path, or a sequence of them
         Adapters that the model ran with, as `refgemma.load` takes them.
     arithmetic : str, optional
-        What they computed in: "float32", "bfloat16", ...; by default told from their numbers.
+        What the candidate was computed in: "float32", "bfloat16", ...; by default recognised from its numbers.
     pairs : bool
         Whether two bugs at once are tried where no single one explains everything.
     mapping : mapping of str to str, optional
-        Names of the file to ours.
+        Names in the file to names of the reference.
     tokens : array_like of int, shape (T,) or (B, T), optional
-        What they meant to feed, where the file does not say; for a revealing model, its own batch by default.
+        What was meant to be fed, where the file does not say; for a formula model, its own batch by default.
     progress : callable, optional
         ``progress(done, total)``, in explanations.
 
@@ -76,37 +75,37 @@ def diagnose(
     FileNotFoundError
         If the file or the model is not there.
     ValueError
-        If the file cannot be read, the arithmetic is unknown, or all that they gave has overflowed.
+        If the file cannot be read, the arithmetic is unknown, or the first tensor has overflowed.
 
     Notes
     -----
-    Of a trace each operation is judged on their own inputs (`refgemma.oracle.judging.forced`), with each known bug in the
-    reference in turn: an explanation is right if nothing is wrong any more. Where no operation is wrong, but the logits
-    are not those of the model, the logits are explained. A bug that is in some layers only is found,
-    too, as it explains the operations of these and none of the others (`refgemma.oracle.bugs.sites`). Of final logits alone
-    the reference is run by itself, and a bug is everywhere. What fits is ordered by how well it does.
+    Each operation of a trace is judged on the candidate's own inputs (`refgemma.oracle.judging.forced`), with each known
+    bug in the reference in turn: an explanation is right if nothing is wrong any more. Where no operation is wrong, but
+    the logits are not those of the model, the logits are explained. A bug in some layers only is found as well, since it
+    explains the operations of these and none of the others (`refgemma.oracle.bugs.sites`). For final logits alone the
+    reference is run by itself, and a bug is everywhere. Explanations that fit are ordered by how well they do.
     """
     params, config = weights_of(model, lora)
-    trace = theirs
+    trace = candidate
     if not isinstance(trace, Trace):
         trace = read_candidate(trace, model, config, mapping=mapping, tokens=tokens)
     if not (trace.positions >= 0).any():
         raise InputError(
-            "all tokens of their trace are padding: there is nothing to explain; its mask is 1 at real tokens"
+            "all tokens of the candidate are padding: there is nothing to explain; a mask is 1 at real tokens"
         )
     trace, overflow = _finite(trace, config)
     notes = trace.notes
     if arithmetic is None:
-        arithmetic, why, trace = _told(params, config, trace)
+        arithmetic, why, trace = _recognised(params, config, trace)
         notes += (f"judged as {arithmetic}: {why}",) * why.startswith("only stored")
     honest = honest_setup(params, config, trace, arithmetic)
     by_logits = set(trace.tensors) == {"logits"}
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a bug may well overflow
-        trial: ForcedTrial | FreeTrial
-        trial = FreeTrial(trace, honest, arithmetic) if by_logits else ForcedTrial(trace, honest, arithmetic)
+        trial: TraceTrial | LogitsTrial
+        trial = LogitsTrial(trace, honest, arithmetic) if by_logits else TraceTrial(trace, honest, arithmetic)
         base = trial.honest()
         if base.explains and not by_logits and "logits" in trace.tensors and not overflow:
-            whole = FreeTrial(_only_logits(trace), honest, arithmetic)
+            whole = LogitsTrial(_only_logits(trace), honest, arithmetic)
             alone = whole.honest()
             if not alone.explains:  # many small errors in one direction, none of them outside its own bound
                 trial, by_logits, base = whole, True, alone
@@ -116,7 +115,7 @@ def diagnose(
             honest=base,
             basis="logits" if by_logits else "trace",
             arithmetic=arithmetic,
-            closer=_closer(trial) if base.explains and isinstance(trial, ForcedTrial) else (),
+            closer=_closer(trial) if base.explains and isinstance(trial, TraceTrial) else (),
             fed=_fed(trace),
             pairs=pairs,
             overflow=overflow,
@@ -124,33 +123,32 @@ def diagnose(
         )
 
 
-def _told(params: Params, config: Config, trace: Trace) -> tuple[str, str, Trace]:
-    """What they computed in, how that is known, and their trace with the formats to judge it by."""
+def _recognised(params: Params, config: Config, trace: Trace) -> tuple[str, str, Trace]:
+    """The arithmetic of a candidate, how it was recognised, and the trace with the formats to judge it by."""
     if not fits(trace.tokens, trace):  # other tokens were fed
         return *recognised_arithmetic(trace), trace
     return judged_as_recognised(params, config, trace)[:3]
 
 
 def _only_logits(trace: Trace) -> Trace:
-    """Their logits without the rest of their trace."""
+    """The logits without the rest of a trace."""
     meta = {**trace.meta, "last": "true"} if trace.is_cut("logits") else trace.meta
     return replace(trace, tensors={"logits": trace.tensors["logits"]}, ends=frozenset(), meta=meta)
 
 
 def _causes(
-    trial: ForcedTrial | FreeTrial, honest: Setup, base: Cause, with_pairs: bool, progress: Progress | None
+    trial: TraceTrial | LogitsTrial, honest: Setup, base: Cause, with_pairs: bool, progress: Progress | None
 ) -> list[Cause]:
     """Every explanation that was tried, best first."""
     singles: list[tuple[Bug, ...]]
     singles = [(bug,) for bug in BUGS if trial.may_show(bug) and bug.setups(honest)]
-    placed = trial.in_some_places if isinstance(trial, ForcedTrial) else _nowhere
-    causes = _in_place_of(trial.causes(singles, progress), placed())
+    causes = _in_place_of(trial.causes(singles, progress), trial.in_some_places())
     # Some bugs loosen bounds: one that fits, and is hardly closer than the reference, may hide another.
     if with_pairs and not any(cause.explains and cause.misfit * CLOSER <= base.misfit for cause in causes):
         alone = {cause.keys[0]: cause.misfit for cause in causes if cause.explains}
         both: list[tuple[Bug, ...]]
         both = [pair for pair in combinations([single[0] for single in singles], 2) if with_bugs(honest, pair)]
-        found = _in_place_of(trial.causes(trial.worth_trying(both), progress), placed(pairs=True))
+        found = _in_place_of(trial.causes(trial.worth_trying(both), progress), trial.in_some_places(pairs=True))
         causes += [
             pair for pair in found if not any(alone.get(key, math.inf) <= TIE * pair.misfit for key in pair.keys)
         ]
@@ -158,18 +156,13 @@ def _causes(
 
 
 def _in_place_of(causes: list[Cause], placed: list[Cause]) -> list[Cause]:
-    """Causes, those left out that one in some places only replaces: it explains all that is wrong, and is nearer."""
+    """Causes and placed ones, without those that a placed one replaces: it explains everything, and says more."""
     better = {frozenset(cause.keys) for cause in placed if cause.explains}
     return [cause for cause in causes if frozenset(cause.keys) not in better] + placed
 
 
-def _nowhere(*, pairs: bool = False) -> list[Cause]:
-    """Final logits show no places."""
-    return []
-
-
-def _closer(trial: ForcedTrial) -> tuple[Cause, ...]:
-    """Where nothing is wrong: bugs that come closer to their numbers; of several for one operation the closest."""
+def _closer(trial: TraceTrial) -> tuple[Cause, ...]:
+    """Where nothing is wrong: bugs that come closer to the candidate; of several for one operation the closest."""
     closer = [cause for bug in BUGS if (cause := trial.closer(bug)) is not None]
     best: dict[tuple[str, ...], Cause] = {}
     for cause in sorted(closer, key=lambda cause: cause.misfit):
@@ -178,24 +171,26 @@ def _closer(trial: ForcedTrial) -> tuple[Cause, ...]:
 
 
 def _finite(trace: Trace, config: Config) -> tuple[Trace, str]:
-    """Their tensors, read once, up to the first that overflows, or whose square would, and its name if there is one."""
+    """The tensors, read once, up to the first that overflows, or whose square would; and that one's name or ""."""
     if not trace.tensors:
-        raise InputError("their trace holds no tensor that is recognised: there is nothing to explain")
+        raise InputError("the candidate holds no tensor that is recognised: there is nothing to explain")
     kept: dict[str, Array] = {}
     for name in (name for name in names_of(config) if name in trace.tensors):
         if overflows(trace, name, _OVERFLOW):
             if not kept:
-                raise InputError(f"their {name} holds NaN or overflows, and they gave nothing before it to judge by")
+                raise InputError(
+                    f"the candidate's {name} holds NaN or overflows, and nothing before it is given to judge by"
+                )
             return replace(trace, tensors=kept), name
         kept[name] = trace.tensors[name]
     return replace(trace, tensors=kept), ""
 
 
 def _fed(trace: Trace) -> Bug | None:
-    """What the tokens alone tell: the first of a text is <bos>, once."""
-    for row, places in zip(trace.tokens, trace.positions, strict=True):
-        real = row[places >= 0]
-        if not real.size or places[places >= 0][0] != 0:
+    """What the tokens alone show: a text begins with <bos>, once."""
+    for row, positions in zip(trace.tokens, trace.positions, strict=True):
+        real = row[positions >= 0]
+        if not real.size or positions[positions >= 0][0] != 0:
             continue  # nothing, or a later part of a text
         if real[0] != _BOS:
             return find("H1 missing")

@@ -20,9 +20,8 @@ from refgemma.numerics import FLOAT32, FLOAT64, Array, Numerics
 from refgemma.oracle.bugs import catalogue
 from refgemma.oracle.bugs.catalogue import BUGS, with_bugs
 from refgemma.oracle.bugs.port import Setup, run
-from refgemma.oracle.diagnosis.by_logits import FreeTrial
-from refgemma.oracle.diagnosis.candidate import fits
-from refgemma.oracle.diagnosis.explanation import honest_setup
+from refgemma.oracle.diagnosis.by_logits import LogitsTrial
+from refgemma.oracle.diagnosis.explanation import fits, honest_setup
 from refgemma.oracle.formula_models import formula
 from refgemma.oracle.formula_models.formula import EVERY, MODELS, QUIET, Revealing, tensors_of
 from refgemma.oracle.traces.trace import Trace
@@ -63,7 +62,7 @@ def trace_of(model: Revealing, numerics: Numerics = FLOAT64) -> tuple[Trace, Set
 def page_of(model: Revealing) -> dict[str, Any]:
     """Everything that is published about a model."""
     trace, setup = trace_of(model)
-    budgets = FreeTrial(trace, setup, "float32").budgets(setup)  # BT
+    budgets = LogitsTrial(trace, setup, "float32").budgets(setup)  # BT
     return {
         "name": model.name,
         "title": model.title,
@@ -84,7 +83,7 @@ def coverage() -> Iterator[tuple[str, str, dict[str, float]]]:
     models = []
     for model in MODELS:
         trace, honest = trace_of(model)
-        models.append((model, trace, honest, FreeTrial(trace, honest, "float32").budgets(honest)))
+        models.append((model, trace, honest, LogitsTrial(trace, honest, "float32").budgets(honest)))
     for bug in BUGS:
         effects: dict[str, float] = {}
         for model, trace, honest, budgets in models:

@@ -202,7 +202,9 @@ def test_after_an_overflow_nothing_is_compared():
         masked.tensors[name][at] = -np.inf
     assert diagnose(masked, "reveal-gqa").verdict.startswith("no known bug needed")
     assert diagnose(masked, "reveal-gqa").overflow == ""
-    with pytest.raises(ValueError, match="their logits holds NaN or overflows, and they gave nothing before it"):
+    with pytest.raises(
+        ValueError, match="the candidate's logits holds NaN or overflows, and nothing before it is given"
+    ):
         diagnose(replace(trace, tensors={"logits": np.full_like(trace.tensors["logits"], np.inf)}), "reveal-gqa")
 
 
@@ -280,7 +282,7 @@ def test_bad_input_is_a_sentence():
     trace = dump(MODELS[0])
     with pytest.raises(ValueError, match="holds no tensor that is recognised"):
         diagnose(replace(trace, tensors={}), "reveal-gqa")
-    with pytest.raises(ValueError, match="all tokens of their trace are padding"):
+    with pytest.raises(ValueError, match="all tokens of the candidate are padding"):
         diagnose(replace(trace, positions=np.full_like(trace.positions, -1)), "reveal-gqa")
     with pytest.raises(ValueError, match="unknown arithmetic 'float31': expected one of float32"):
         diagnose(trace, "reveal-gqa", arithmetic="float31")

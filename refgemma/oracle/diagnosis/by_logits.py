@@ -1,59 +1,61 @@
-"""Explanations put to the test by final logits alone: the reference, run by itself.
+"""Explanations judged by final logits alone: the reference, run by itself.
 
-As in `refgemma.oracle.judging.free_run`, the budget is measured: runs in float64 with noise of rounding size at every tensor. Here
-the noise goes through the departures, too: a bug may pass it on otherwise than Gemma does.
+As in `refgemma.oracle.judging.free_run`, the budget is measured: runs in float64 with noise of rounding size at every
+tensor. Here the noise passes through the bugs as well, which may pass it on otherwise than Gemma does.
 
-To be inside its budget is not enough for an explanation, since some bugs have large ones. It must come clearly closer
-to their logits than the reference does, and two bugs closer than either of them.
+Being inside its budget is not enough for an explanation, since some bugs have large ones. It must come clearly closer
+to the candidate's logits than the reference does, and two bugs closer than either of them.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from refgemma.checkpoint.load import Progress
 from refgemma.numerics import Array
-from refgemma.oracle.bounds.arithmetic import arithmetic_of, confidence
+from refgemma.oracle.bounds.arithmetic import arithmetic_of, confidence, params_in, storage_slack
+from refgemma.oracle.bounds.flow import Flow
+from refgemma.oracle.bounds.slack import Known
 from refgemma.oracle.bugs.catalogue import Bug, with_bugs
-from refgemma.oracle.bugs.port import Setup
-from refgemma.oracle.diagnosis.candidate import fits
-from refgemma.oracle.diagnosis.explanation import with_roundings
-from refgemma.oracle.diagnosis.logits import columns_of, compared, difference, logits_of
+from refgemma.oracle.bugs.port import Chunks, Setup, run
+from refgemma.oracle.diagnosis.explanation import fits, with_roundings
 from refgemma.oracle.diagnosis.result import TIE, Cause
 from refgemma.oracle.judging.thresholds import DRIFTED, SEEDS
-from refgemma.oracle.traces.trace import Trace
+from refgemma.oracle.traces.trace import Trace, of_chunk
 
-# Times less misfit than without, and it is no coincidence. Measured where it is hardest, with roundings that fall
-# either way in every layer, the right explanation is 12 times closer or more, a related one up to 1.4 times.
+# Times less misfit than without the bug: no coincidence. Measured where it is hardest, with roundings that fall either
+# way in every layer, the right explanation is 12 times closer or more, a related one up to 1.4 times.
 CLOSER = 4.0
 _MEASURED = 6  # explanations whose budget is measured before one has been found that is inside it
-_REACH = 10.0  # times its own effect, that a bug moves logits by beside another one
+_REACH = 10.0  # times its own effect, by which a bug may move the logits beside another bug
+_LOGITS = 2**24  # compared at most; of a longer text the last positions
 
 
 @dataclass(frozen=True, eq=False)
 class _Imitated:
-    """An explanation's logits with every rounding imitated.
+    """How an explanation does, every rounding imitated.
 
-    Differences are means over the mean magnitude. The misfit is of the positions that are to be explained, the mean of
-    its logarithms: where roundings fall either way some of these are far off even with the right explanation, and some
-    are exact; with a wrong one none is.
+    Differences are means over the mean magnitude. The misfit is of the positions to be explained, the mean of its
+    logarithms: where roundings fall either way, some positions are far off even with the right explanation and some are
+    exact; with a wrong one none is.
     """
 
-    misfit: float  # from theirs
+    misfit: float  # from the candidate's logits
     moved: float  # from the reference's
-    rough: float  # largest difference from theirs over the largest budget of the reference
+    rough: float  # largest difference from the candidate's over the largest budget of the reference
     setup: Setup
 
 
-class FreeTrial:
-    """Their logits, and what explanations make of them."""
+class LogitsTrial:
+    """A candidate's logits, and how close each explanation comes to them."""
 
-    def __init__(self, theirs: Trace, honest: Setup, arithmetic: str) -> None:
-        self._theirs, self._honest, self._name = theirs, honest, arithmetic
-        self._unit = arithmetic_of(arithmetic).unit
+    def __init__(self, candidate: Trace, honest: Setup, arithmetic: str) -> None:
+        self._candidate, self._honest = candidate, honest
+        self._arithmetic = arithmetic_of(arithmetic)
         self._budget: float | None = None  # of the honest run, the largest
         self._wrong: Array | None = None  # positions at which it is outside, (B, n)
         self._plain = math.inf  # its misfit
@@ -63,15 +65,15 @@ class FreeTrial:
 
     def honest(self) -> Cause:
         """How well the reference does as it is."""
-        if not fits(self._honest.tokens, self._theirs):
+        if not fits(self._honest.tokens, self._candidate):
             return Cause((), math.inf, math.inf, ("logits",))
-        error, ours = self._error(self._honest)
-        budgets = self._budgets(self._honest, ours)
+        error, computed = self._error(self._honest)
+        budgets = self._budgets(self._honest, computed)
         self._budget = float(budgets.max())
         over: Array = np.asarray(np.any(error > budgets, axis=-1))
         self._wrong = over if over.any() else None
         self._plain = self._imitated(self._honest).misfit
-        return self._cause((), self._plain, self._over(error, budgets))
+        return _cause((), self._plain, _over(error, budgets))
 
     def causes(self, explanations: list[tuple[Bug, ...]], progress: Progress | None = None) -> list[Cause]:
         """How well explanations do."""
@@ -91,7 +93,7 @@ class FreeTrial:
             near = measured < _MEASURED if first is None else one.misfit <= TIE * first
             if near and one.misfit * CLOSER <= self._without(explanation):
                 measured += 1
-                found.append(self._cause(explanation, one.misfit, self.effect(one.setup)))
+                found.append(_cause(explanation, one.misfit, self.effect(one.setup)))
             else:
                 found.append(Cause(explanation, one.rough, one.misfit, ("logits",)))
         return found
@@ -103,7 +105,7 @@ class FreeTrial:
 
     def may_show(self, bug: Bug) -> bool:
         """Whether a bug could explain the logits."""
-        return any(fits(setup.tokens, self._theirs) for setup in bug.setups(self._honest))
+        return any(fits(setup.tokens, self._candidate) for setup in bug.setups(self._honest))
 
     def worth_trying(self, pairs: list[tuple[Bug, ...]]) -> list[tuple[Bug, ...]]:
         """Pairs that could explain the logits, by what each of the two does alone."""
@@ -113,64 +115,116 @@ class FreeTrial:
             undone = min(self._moves[one.key], self._moves[other.key]) > _REACH * self._plain
             if not undone and not any(misfit * CLOSER > self._plain for misfit in best):
                 setups = with_bugs(self._honest, (one, other))
-                kept += [(one, other)] * any(fits(setup.tokens, self._theirs) for setup in setups)
+                kept += [(one, other)] * any(fits(setup.tokens, self._candidate) for setup in setups)
         return kept
 
+    def in_some_places(self, *, pairs: bool = False) -> list[Cause]:
+        """Nothing: final logits do not show places."""
+        return []
+
     def effect(self, setup: Setup) -> float:
-        """Largest difference from their logits over its budget."""
-        if not fits(setup.tokens, self._theirs):
+        """Largest difference from the candidate's logits over its budget."""
+        if not fits(setup.tokens, self._candidate):
             return math.inf
-        error, ours = self._error(setup)
-        return self._over(error, self._budgets(setup, ours))
+        error, computed = self._error(setup)
+        return _over(error, self._budgets(setup, computed))
 
     def budgets(self, setup: Setup) -> Array:
-        """How far rounding may move an explanation's logits."""
-        limit: Array = self._budgets(setup, self._run(setup))[..., 0]
+        """How far rounding may move an explanation's logits; (B, n)."""
+        limit: Array = self._budgets(setup, self._logits(setup))[..., 0]
         return limit
 
-    def _cause(self, explanation: tuple[Bug, ...], misfit: float, ratio: float) -> Cause:
-        return Cause(explanation, ratio, misfit, () if ratio <= 1 else ("logits",))
-
-    @staticmethod
-    def _over(error: Array, budgets: Array) -> float:
-        """Largest error over its budget; padding has neither."""
-        return float(np.max(error / np.maximum(budgets, 1e-300)))
-
     def _imitated(self, setup: Setup) -> _Imitated:
-        """How an explanation does with every rounding imitated."""
         nothing = _Imitated(math.inf, math.inf, math.inf, setup)
-        if not fits(setup.tokens, self._theirs):
+        if not fits(setup.tokens, self._candidate):
             return nothing
-        error, ours = self._error(setup, imitated=True)
-        size = np.abs(ours).mean()
+        error, computed = self._error(setup, imitated=True)
+        size = np.abs(computed).mean()
         if setup is self._honest:
-            self._reference = ours
+            self._reference = computed
         moved = math.inf
-        if self._reference is not None and self._reference.shape == ours.shape:
-            moved = float(np.abs(ours - self._reference).mean() / np.abs(self._reference).mean())
+        if self._reference is not None and self._reference.shape == computed.shape:
+            moved = float(np.abs(computed - self._reference).mean() / np.abs(self._reference).mean())
         if not size or not np.isfinite(size):
             return nothing
         each = error.mean(axis=-1) / size
-        judged = compared(setup, self._theirs)
+        judged = self._compared(setup)
         if self._wrong is not None and self._wrong.shape == judged.shape:
             judged = self._wrong
-        misfit = float(np.exp(np.log(np.maximum(each[judged], self._unit)).mean()))
+        misfit = float(np.exp(np.log(np.maximum(each[judged], self._arithmetic.unit)).mean()))
         return _Imitated(misfit, moved, float(error.max() / self._budget) if self._budget else math.inf, setup)
 
-    def _error(self, setup: Setup, *, imitated: bool = False) -> tuple[Array, Array]:
-        """Their difference from an explanation, zero where none is compared, and that one's logits, both (B, n, V)."""
-        ours = self._run(setup, imitated=imitated)
-        return difference(self._theirs, setup, ours, arithmetic_of(self._name).storage), ours
-
-    def _budgets(self, setup: Setup, ours: Array) -> Array:
-        """Limit of what rounding does to an explanation's logits, (B, n, 1)."""
-        spread = np.zeros(ours.shape[:2])
+    def _budgets(self, setup: Setup, computed: Array) -> Array:
+        """Limit of what rounding does to an explanation's logits; (B, n, 1)."""
+        spread = np.zeros(computed.shape[:2])
         for seed in SEEDS:
-            spread += np.square(self._run(setup, seed) - ours).mean(axis=-1) / len(SEEDS)
-        limit: Array = DRIFTED * confidence(ours.size) * np.sqrt(spread)[..., None]
+            spread += np.square(self._logits(setup, seed) - computed).mean(axis=-1) / len(SEEDS)
+        limit: Array = DRIFTED * confidence(computed.size) * np.sqrt(spread)[..., None]
         return limit
 
-    def _run(self, setup: Setup, seed: int | None = None, *, imitated: bool = False) -> Array:
+    def _error(self, setup: Setup, *, imitated: bool = False) -> tuple[Array, Array]:
+        """The candidate's difference from an explanation, 0 where none is compared, and its logits; (B, n, V)."""
+        computed = self._logits(setup, imitated=imitated)
+        columns = self._columns(setup)
+        trace = replace(self._candidate, tokens=setup.tokens, positions=setup.positions)
+        value, _ = of_chunk(trace, "logits", slice(int(columns[0]), int(columns[-1]) + 1))
+        value = value[:, columns - columns[0]]
+        stored = storage_slack(value, trace.dtypes.get("logits", ""), self._arithmetic.storage)
+        error = np.maximum(np.abs(value - computed) - stored, 0)
+        error = np.where(self._compared(setup)[..., None], error, 0)
+        return np.where(np.isfinite(error), error, np.inf), computed
+
+    def _logits(self, setup: Setup, seed: int | None = None, *, imitated: bool = False) -> Array:
         """Logits of an explanation, (B, n, V): exact, with noise of rounding size, or with every rounding imitated."""
-        a = with_roundings(arithmetic_of(self._name), self._honest.numerics, setup.numerics)
-        return logits_of(setup, a, columns_of(setup, self._theirs), seed=seed, imitated=imitated)
+        a = with_roundings(self._arithmetic, self._honest.numerics, setup.numerics)
+        columns = self._columns(setup)
+        setup = setup.but(params=params_in(setup.params, a), numerics=setup.numerics if imitated else a.reference)
+        chunks, flow = Chunks(), None if seed is None else Flow(setup.params, setup.config, a)
+
+        def tap(name: str, value: Array) -> Array:
+            chunk = chunks.at(name, value)
+            if flow is not None:
+                if name == "embed":
+                    flow.next_chunk(setup.tokens[:, chunk], setup.positions[:, chunk])
+                size = np.sqrt(flow.bound_of(name, value).variance)
+                rng = np.random.default_rng([seed, chunk.start, zlib.crc32(name.encode())])
+                value = value + rng.standard_normal(value.shape) * size
+            if name == "final_norm":
+                value = value[:, columns[(columns >= chunk.start) & (columns < chunk.stop)] - chunk.start]
+            if flow is not None:
+                flow.goes_on_with(name, Known(value))
+            return value
+
+        return run(setup, tap)
+
+    # ---- which positions
+
+    def _columns(self, setup: Setup) -> Array:
+        """Columns that are compared in any row; (n,)."""
+        B, T = setup.tokens.shape
+        if self._candidate.last:
+            return np.unique(np.maximum(self._kept(setup), 0))
+        return np.arange(T)[-max(1, _LOGITS // (B * setup.config.vocab_size)) :]
+
+    def _compared(self, setup: Setup) -> Array:
+        """Where the candidate has logits; (B, n)."""
+        columns = self._columns(setup)
+        here: Array = setup.positions[:, columns] >= 0
+        if self._candidate.last:
+            here &= (columns[None, :, None] == self._kept(setup)[:, None]).any(axis=-1)
+        return here
+
+    def _kept(self, setup: Setup) -> Array:
+        """Columns of the last positions of each row, as many as the candidate kept; (B, kept)."""
+        ends = setup.tokens.shape[1] - 1 - (setup.positions[:, ::-1] >= 0).argmax(axis=1)
+        kept: Array = ends[:, None] + np.arange(1 - self._candidate.tensors["logits"].shape[1], 1)
+        return kept
+
+
+def _cause(explanation: tuple[Bug, ...], misfit: float, ratio: float) -> Cause:
+    return Cause(explanation, ratio, misfit, () if ratio <= 1 else ("logits",))
+
+
+def _over(error: Array, budgets: Array) -> float:
+    """Largest error over its budget; padding has neither."""
+    return float(np.max(error / np.maximum(budgets, 1e-300)))

@@ -1,4 +1,4 @@
-"""Explanations put to the test by a trace, each operation on their own inputs."""
+"""Explanations judged by a trace: each operation on the candidate's own inputs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from refgemma.checkpoint.load import Progress
 from refgemma.oracle.bounds.arithmetic import arithmetic_of, storage_unit
 from refgemma.oracle.bugs.catalogue import Bug, with_bugs
 from refgemma.oracle.bugs.port import Setup
-from refgemma.oracle.diagnosis.by_sites import CLOSER, Tried, is_closer, place, placed_alone, placed_pairs
-from refgemma.oracle.diagnosis.candidate import fits
-from refgemma.oracle.diagnosis.explanation import Misfit, judge, loosens, misfits
+from refgemma.oracle.diagnosis.explanation import Misfit, fits, judge, loosens, misfits
+from refgemma.oracle.diagnosis.placement import CLOSER, Tried, is_closer, place, placed_alone, placed_pairs
 from refgemma.oracle.diagnosis.result import Cause
 from refgemma.oracle.judging.grades import Finding
 from refgemma.oracle.operations import names_of, split_name
@@ -20,28 +19,28 @@ from refgemma.oracle.traces.trace import Trace
 Explanation = tuple[Bug, ...]
 Findings = dict[str, Finding]
 
-# The bounds are those of Gemma's operations. What a bug makes of one may round more often, or numbers of another size:
-# so many roundings of a token's largest number are granted, and for angles as many of the farthest position.
+# The bounds are those of Gemma's operations. A bug may round more often, or make numbers of another size: this many
+# roundings of a token's largest number are allowed, and for angles as many of the farthest position.
 _ROUNDINGS = {"float32": 64, "float64": 64, "bfloat16": 3, "float16": 3}
 
 
-class ForcedTrial:
-    """Their trace, and what explanations leave wrong in it."""
+class TraceTrial:
+    """A candidate's trace, and what each explanation leaves wrong in it."""
 
-    def __init__(self, theirs: Trace, honest: Setup, arithmetic: str) -> None:
-        self._theirs, self._honest, self._arithmetic = theirs, honest, arithmetic
+    def __init__(self, candidate: Trace, honest: Setup, arithmetic: str) -> None:
+        self._candidate, self._honest, self._arithmetic = candidate, honest, arithmetic
         a = arithmetic_of(arithmetic)
-        self._granted = _ROUNDINGS[a.storage] * a.narrow
-        self._stored = {name: storage_unit(theirs.dtypes.get(name, ""), a.storage) for name in theirs.tensors}
+        self._allowed = _ROUNDINGS[a.storage] * a.narrow
+        self._stored = {name: storage_unit(candidate.dtypes.get(name, ""), a.storage) for name in candidate.tensors}
         self._floor = {name: 4 * max(a.unit, unit) for name, unit in self._stored.items()}  # a few roundings
-        self._granted_angle = _ROUNDINGS["float32"] * a.unit * max(0, int(theirs.positions.max()))
-        self._given = [name for name in names_of(honest.config) if name in theirs.tensors]
+        self._allowed_angle = _ROUNDINGS["float32"] * a.unit * max(0, int(candidate.positions.max()))
+        self._given = [name for name in names_of(honest.config) if name in candidate.tensors]
         base = self._judged(honest)
         self._base: Findings = base or {}
         self._wrong = set(self._given) if base is None else _wrong(base)
-        self._plain = misfits(honest, theirs)
+        self._plain = misfits(honest, candidate)
         self._left: dict[str, set[str]] = {}  # by key: what a bug leaves wrong
-        self._tried: list[Tried] = []  # single bugs, in each of their ways
+        self._tried: list[Tried] = []  # single bugs, once for each edit
 
     def honest(self) -> Cause:
         """How well the reference does as it is."""
@@ -58,9 +57,9 @@ class ForcedTrial:
         return found
 
     def may_show(self, bug: Bug) -> bool:
-        """Whether a bug could explain any of what is wrong."""
+        """Whether a bug could explain any of the wrong tensors."""
         if bug.kind == "tokens":
-            return self._theirs.last or not self._base
+            return self._candidate.last or not self._base
         return bool(self._touched(bug) & self._wrong)
 
     def worth_trying(self, pairs: list[Explanation]) -> list[Explanation]:
@@ -80,8 +79,8 @@ class ForcedTrial:
         return kept
 
     def in_some_places(self, *, pairs: bool = False) -> list[Cause]:
-        """How well bugs do that are at some places only, of those that were tried everywhere."""
-        if not self._base or self._theirs.last:  # what came before the last position is not theirs
+        """How well bugs do that are in some places only, of those that were tried everywhere."""
+        if not self._base or self._candidate.last:  # of earlier positions the candidate gave nothing
             return []
         honest = Tried((), self._base, self._plain, frozenset(self._wrong), frozenset())
         config, given = self._honest.config, set(self._given)
@@ -89,17 +88,17 @@ class ForcedTrial:
         return placed_pairs(honest, places) if pairs else placed_alone(honest, places)
 
     def closer(self, bug: Bug) -> Cause | None:
-        """Where nothing is wrong: whether a bug comes closer to their numbers all the same."""
+        """Where nothing is wrong: the cause of a bug that still comes much closer to the candidate."""
         names = [name for name in self._given if split_name(name)[1] in bug.where]
         plain = _mean(self._plain, names)
-        best = min((_mean(misfits(s, self._theirs), names) for s in bug.setups(self._honest)), default=math.inf)
+        best = min((_mean(misfits(s, self._candidate), names) for s in bug.setups(self._honest)), default=math.inf)
         return Cause((bug,), 0.0, best, ()) if names and best * CLOSER < plain else None
 
     def _judged(self, setup: Setup) -> Findings | None:
-        findings = (
-            judge(setup, self._honest, self._theirs, self._arithmetic) if fits(setup.tokens, self._theirs) else None
-        )
-        return None if findings is None else {finding.name: finding for finding in findings}
+        """Findings by name; None if the setup feeds another number of tokens."""
+        if not fits(setup.tokens, self._candidate):
+            return None
+        return {one.name: one for one in judge(setup, self._honest, self._candidate, self._arithmetic)}
 
     def _cause(self, explanation: Explanation, setup: Setup) -> Cause:
         tried = self._try(explanation, setup)
@@ -116,20 +115,20 @@ class ForcedTrial:
         return Cause(explanation, max(ratios, default=0.0), _mean(tried.off, self._wrong or self._given), left)
 
     def _try(self, explanation: Explanation, setup: Setup) -> Tried | None:
-        """An explanation along their trace; None if it feeds another number of tokens."""
         findings = self._base if not explanation and self._base else self._judged(setup)
         if findings is None:
             return None
-        off = misfits(setup, self._theirs)
+        off = misfits(setup, self._candidate)
         moved = {kind for bug in explanation for kind in bug.where}
-        forgiven = {name for name in _wrong(findings) if split_name(name)[1] in moved and self._is_close(name, off)}
-        wrong = _wrong(findings) - forgiven
+        outside = _wrong(findings)
+        forgiven = {name for name in outside if split_name(name)[1] in moved and self._matches(name, off)}
+        wrong = outside - forgiven
         if explanation and self._base:
             wrong |= {name for name in self._wrong if not self._comes_closer(name, off)}
         if self._base and loosens(self._arithmetic, self._honest, setup):
-            # What is inside looser bounds, and no closer than without the bug, is not explained by it.
+            # Inside looser bounds, but no closer than without the bug: not explained by it.
             wrong |= {name for name in self._wrong if not is_closer(off[name], self._plain[name], self._floor[name])}
-            for bug in explanation if len(explanation) > 1 else ():  # nor closer than with one alone
+            for bug in explanation if len(explanation) > 1 else ():  # nor closer than with one of the two alone
                 alone = [tried.off for tried in self._tried if tried.bugs == (bug,)]
                 wrong |= {
                     name
@@ -139,22 +138,23 @@ class ForcedTrial:
         return Tried(explanation, findings, off, frozenset(wrong), frozenset(forgiven - wrong))
 
     def _comes_closer(self, name: str, off: dict[str, Misfit]) -> bool:
-        """Whether a tensor is nearer to theirs than without the explanation: its slack for tensors that were not given
-        may be so large that everything fits.
+        """Whether a tensor is closer to the candidate's than without the explanation.
+
+        With slack for many tensors that were not given, being inside the bound may say nothing.
         """
         return off[name].mean <= self._floor[name] or is_closer(off[name], self._plain[name], 0.0, times=2.0)
 
-    def _is_close(self, name: str, off: dict[str, Misfit]) -> bool:
-        """Whether a tensor that the bounds call wrong is theirs all the same, see `_ROUNDINGS`."""
+    def _matches(self, name: str, off: dict[str, Misfit]) -> bool:
+        """Whether a tensor outside its bound matches the candidate's nevertheless, see `_ROUNDINGS`."""
         if name not in off:
             return False
-        granted = max(self._granted, _ROUNDINGS["bfloat16"] * self._stored[name])
-        granted += self._granted_angle if name.endswith("_rope") else 0
+        allowed = max(self._allowed, _ROUNDINGS["bfloat16"] * self._stored[name])
+        allowed += self._allowed_angle if name.endswith("_rope") else 0
         plain = self._plain[name].mean if name in self._plain else math.inf
-        return off[name].peak <= granted and off[name].mean * CLOSER <= plain
+        return off[name].peak <= allowed and off[name].mean * CLOSER <= plain
 
     def _touched(self, bug: Bug) -> set[str]:
-        """Tensors that a bug moves, given the right inputs; where one of these was not given, any at all."""
+        """Tensors that a bug moves, given the right inputs; all of them where one of these was not given."""
         moved = {name for name in names_of(self._honest.config) if split_name(name)[1] in bug.where}
         return moved if moved and moved <= set(self._given) else set(self._given)
 

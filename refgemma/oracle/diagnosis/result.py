@@ -11,17 +11,11 @@ from refgemma.oracle.bounds.arithmetic import arithmetic_of
 from refgemma.oracle.bugs.catalogue import Bug
 from refgemma.oracle.bugs.sites import words
 
-# Explanations whose misfit is within this factor of the best are as good as it: misfits of right ones are rounding
-# noise, and differ by the luck of it; those of wrong ones are a hundred times larger, or more.
+# Explanations whose misfit is within this factor of the best are as good: misfits of right ones are rounding noise, and
+# differ by chance; those of wrong ones are a hundred times larger, or more.
 TIE = 3.0
 
-_FINE = (
-    "A2",
-    "B4",
-    "B5",
-    "B6",
-    "G1",
-)  # bugs that logits in bfloat16 do not show on any of the models they were tried on
+_FINE = ("A2", "B4", "B5", "B6", "G1")  # bugs that bfloat16 logits show on none of the models tried
 
 
 @dataclass(frozen=True)
@@ -34,7 +28,7 @@ class Cause:
     left: tuple[str, ...]  # tensors that are still wrong
     # for each bug the tensors that it moves, if it is in some places only: empty for one that is everywhere
     only: tuple[tuple[str, ...], ...] = ()
-    undecided: tuple[tuple[str, ...], ...] = ()  # for each bug those of other places where it would not show
+    undecided: tuple[tuple[str, ...], ...] = ()  # for each bug the tensors of places where it would not show
 
     @property
     def explains(self) -> bool:
@@ -60,11 +54,11 @@ class Cause:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for programs."""
-        told = ("key", "title", "sentence", "thread", "kind")
+        shown = ("key", "title", "sentence", "thread", "kind")
         return {
             "name": self.name,
             "variants": [  # the name of this key is part of `diagnose --json`
-                {name: getattr(bug, name) for name in told} | {"place": place or "everywhere"}
+                {name: getattr(bug, name) for name in shown} | {"place": place or "everywhere"}
                 for bug, place in zip(self.bugs, self.places, strict=True)
             ],
             "only": [list(names) for names in self.only],
@@ -90,19 +84,19 @@ class Diagnosis:
     basis : {"trace", "logits"}
         What was compared: operations on their own inputs, or final logits alone.
     arithmetic : str
-        What their numbers were taken to be computed in.
+        What the candidate's numbers were taken to be computed in.
     closer : tuple of Cause
-        Where nothing is wrong: bugs that come ten times closer to their numbers than the reference, or more. Mostly
+        Where nothing is wrong: bugs that come ten times closer to the candidate than the reference does, or more. Mostly
         choices of rounding that engines make differently, in good faith; or a bug too small to be sure of.
     fed : Bug or None
-        What the tokens alone tell: <bos> missing or double.
+        What the tokens alone show: <bos> missing or double.
     pairs : bool
         Whether two bugs at once would have been tried.
     overflow : str
-        First of their tensors that holds NaN, or numbers too large to be squared: what comes from it on is not judged.
-        Empty if there is none.
+        First tensor that holds NaN, or numbers too large to be squared: nothing is judged from there on. Empty if there
+        is none.
     notes : tuple of str
-        What was taken for granted in reading their file.
+        What was assumed in reading the file.
     """
 
     causes: tuple[Cause, ...]
@@ -162,13 +156,7 @@ class Diagnosis:
         return ("a rounding profile: " if kinds == {"profile"} else "") + self.first.name
 
     def text(self) -> str:
-        """All of it, for people.
-
-        Returns
-        -------
-        str
-            Lines.
-        """
+        """All of it, for people."""
         basis = "each operation on its own inputs" if self.basis == "trace" else "final logits alone"
         lines = [self.verdict, f"  judged as {self.arithmetic}, by {basis}"]
         if self.overflow:
@@ -203,13 +191,7 @@ class Diagnosis:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for programs.
-
-        Returns
-        -------
-        dict
-            Numbers, texts, lists and dicts.
-        """
+        """All of it, for programs."""
         return {
             "verdict": self.verdict,
             "ok": self.ok,

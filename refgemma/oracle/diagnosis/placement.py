@@ -1,8 +1,9 @@
-"""Explanations by known bugs that sit in some layers only, put together from trials of each bug everywhere.
+"""Explanations by known bugs that are in some layers only, put together from trials of each bug everywhere.
 
 Nothing is run again: in a trace each operation is judged on its own inputs, so what a trial found at a site holds
-whatever the other sites do (`refgemma.oracle.bugs.sites`). A bug is said to be at a site if something there is wrong without
-it, nothing is with it, and its numbers are much closer to theirs, so that it is no luck and no looser bound.
+whatever the other sites do (`refgemma.oracle.bugs.sites`). A bug is placed at a site if something there is wrong
+without it, nothing is with it, and its numbers are much closer to the candidate's, which neither chance nor a looser
+bound gives.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from refgemma.oracle.diagnosis.explanation import Misfit
 from refgemma.oracle.diagnosis.result import Cause
 from refgemma.oracle.judging.grades import Finding
 
-CLOSER = 10.0  # times less misfit than without, and it is no coincidence
+CLOSER = 10.0  # times less misfit than without the bug: no coincidence
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What one explanation, everywhere in the model, leaves of their trace."""
+    """What one explanation, everywhere in the model, leaves of a candidate's trace."""
 
     bugs: tuple[Bug, ...]  # the explanation; none for the honest reference
     findings: dict[str, Finding]  # for every tensor
-    off: dict[str, Misfit]  # how far its numbers are from theirs
+    off: dict[str, Misfit]  # how far its numbers are from the candidate's
     wrong: frozenset[str]  # tensors that are wrong, and not forgiven
-    forgiven: frozenset[str]  # tensors that the bounds call wrong, and that are theirs all the same
+    forgiven: frozenset[str]  # tensors outside their bounds that match the candidate nevertheless
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Placed:
     """One bug, and where it is."""
 
     tried: Tried  # what it does everywhere
-    here: tuple[Site, ...]  # where it is, and where these numbers cannot tell
-    undecided: tuple[Site, ...]  # where it is, and where these numbers cannot tell
-    everywhere: bool  # whether no site speaks against it
+    here: tuple[Site, ...]  # where it is
+    undecided: tuple[Site, ...]  # where these numbers cannot tell
+    everywhere: bool  # whether no site contradicts that
 
     @property
     def seen(self) -> frozenset[str]:
@@ -48,7 +49,7 @@ class Placed:
         return frozenset[str]().union(*(site.seen for site in self.here))
 
     def without(self, taken: frozenset[str]) -> Placed:
-        """Same bug, less the sites that are seen in some tensors."""
+        """The same bug, less the sites that are seen in some tensors."""
         here = tuple(site for site in self.here if not site.seen & taken)
         return Placed(self.tried, here, self.undecided, self.everywhere and len(here) == len(self.here))
 
@@ -76,7 +77,7 @@ def is_closer(one: Misfit, other: Misfit, floor: float, times: float = CLOSER) -
 
 
 def placed_alone(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
-    """Bugs that are at some of their sites only."""
+    """Causes of one bug that is at some of its sites only."""
     best: dict[tuple[str, ...], Cause] = {}
     for cause in (_cause(honest, (one,)) for one in places if one.here and not one.everywhere):
         found = best.setdefault(cause.keys, cause)
@@ -85,7 +86,7 @@ def placed_alone(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
 
 
 def placed_pairs(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
-    """Two bugs at different sites, at least one of them not everywhere, that explain all there is."""
+    """Causes of two bugs at different sites, at least one of them not everywhere, that explain everything."""
     causes: dict[tuple[tuple[str, ...], tuple[tuple[str, ...], ...]], Cause] = {}
     for pair in combinations([one for one in places if one.here], 2):
         if not honest.wrong <= pair[0].seen | pair[1].seen or pair[0].tried.bugs == pair[1].tried.bugs:
@@ -101,14 +102,13 @@ def placed_pairs(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
 def _cause(honest: Tried, places: tuple[Placed, ...]) -> Cause:
     """Cause of bugs, each at its sites, and the honest reference everywhere else."""
     by = {name: one.tried for one in places for name in one.seen}
-    left = tuple(name for name in honest.findings if name in by.get(name, honest).wrong)
     judged = {name: by.get(name, honest) for name in honest.findings}
     ratios = [tried.findings[name].ratio for name, tried in judged.items() if name not in tried.forgiven]
     return Cause(
         bugs=tuple(one.tried.bugs[0] for one in places),
         ratio=max((ratio for ratio in ratios if not math.isnan(ratio)), default=0.0),
         misfit=max((by.get(name, honest).off[name].mean for name in honest.wrong), default=math.inf),
-        left=left,
+        left=tuple(name for name, tried in judged.items() if name in tried.wrong),
         only=tuple(() if one.everywhere else _names(one.here) for one in places),
         undecided=tuple(() if one.everywhere else _names(one.undecided) for one in places),
     )
