@@ -26,7 +26,7 @@ def folder(tmp_path_factory, gemma_tokenizer):
     entries, end = {}, 0
     for tensor in tensors_of(CONFIG):
         begin, end = end, end + 2 * int(np.prod(tensor.shape))
-        entries[tensor.theirs] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        entries[tensor.name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [begin, end]}
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 8)
     rng = np.random.default_rng(0)

@@ -21,7 +21,7 @@ BYTES = {"float32": 4, "bfloat16": 2}  # per number
 def multiplied(config: Config) -> list[Tensor]:
     """Matrices that a token is multiplied with: all, the embedding only where it is the head."""
     matrices = [tensor for tensor in tensors_of(config) if len(tensor.shape) == 2]
-    return [tensor for tensor in matrices if tensor.ours != "embed" or config.tie_word_embeddings]
+    return [tensor for tensor in matrices if tensor.path != "embed" or config.tie_word_embeddings]
 
 
 def weights_read(config: Config) -> int:

@@ -119,7 +119,7 @@ def make(folder: Path, config: Config, progress: Progress | None = None) -> Path
     rng = np.random.default_rng(0)
     files = split_into_files(
         (
-            Outgoing(name=tensor.theirs, form="bfloat16", shape=tensor.shape, blocks=_random(tensor, rng))
+            Outgoing(name=tensor.name, form="bfloat16", shape=tensor.shape, blocks=_random(tensor, rng))
             for tensor in tensors_of(config)
         ),
         _SHARD,

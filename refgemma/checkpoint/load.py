@@ -55,22 +55,22 @@ def load_params(
     arrays: dict[str, Any] = {}
     to_widen: dict[str, Array | Bfloat16Matrix] = {}
     for tensor in tensors_of(config):
-        source = stored[tensor.theirs]
+        source = stored[tensor.name]
         if len(tensor.shape) == 1:
-            arrays[tensor.ours] = _norm_weight(source, dtype_of_norms)
+            arrays[tensor.path] = _norm_weight(source, dtype_of_norms)
         elif weights in (FLOATS[source.dtype], "stored"):
-            arrays[tensor.ours] = source.matrix()
+            arrays[tensor.path] = source.matrix()
         elif weights == "bfloat16":
             raise InputError(
                 f"{source.file} stores {source.name} as {source.dtype}, which weights='bfloat16' would round:"
                 " ask for weights='float32'"
             )
         else:
-            to_widen[tensor.ours] = source.matrix()
+            to_widen[tensor.path] = source.matrix()
     _warn_of_folded_norms([array for path, array in arrays.items() if path.endswith("norm")], folder)
     widen = _widened if xp is np else partial(_widened_there, xp)
     there = placed(arrays, xp) | widen(to_widen, weights, progress)
-    arrays = {tensor.ours: there[tensor.ours] for tensor in tensors_of(config)}
+    arrays = {tensor.path: there[tensor.path] for tensor in tensors_of(config)}
     if config.tie_word_embeddings:
         arrays["head"] = arrays["embed"]
     return _nested(arrays, config.num_layers)
@@ -79,16 +79,14 @@ def load_params(
 def check_tensors(stored: dict[str, StoredTensor], config: Config, folder: str | Path) -> None:
     """Refuse a folder whose tensors are not those of the model; the error names every difference."""
     wanted = tensors_of(config)
-    known = {tensor.theirs: tensor for tensor in tensors_of(replace(config, tie_word_embeddings=False))}
+    known = {tensor.name: tensor for tensor in tensors_of(replace(config, tie_word_embeddings=False))}
     ignored = {name.format(i=i) for name in IGNORED for i in range(config.num_layers)}
     unexpected = [name for name in stored if name not in known and name not in ignored]
 
     problems = []
     for tensor in wanted:
-        if tensor.theirs not in stored:
-            problems.append(
-                f"missing {tensor.theirs}, shape {tensor.shape}{_hint('there is', tensor.theirs, unexpected)}"
-            )
+        if tensor.name not in stored:
+            problems.append(f"missing {tensor.name}, shape {tensor.shape}{_hint('there is', tensor.name, unexpected)}")
     for name in unexpected:
         problems.append(f"unexpected {name!r}, shape {stored[name].shape}{_hint('nearest known name is', name, known)}")
     for name, tensor in known.items():

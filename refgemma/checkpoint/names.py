@@ -1,4 +1,4 @@
-"""The name table: what Hugging Face files call each tensor, where it stands in our parameters, and its axes.
+"""The name table: the name of each tensor in Hugging Face files, its path in the parameters, and its axes.
 
 Matrices keep the stored order, (out, in); heads are split later, on the activations, never on the weight. Braces hold
 the layer number, and ``(N H)`` is one axis that joins two: N heads of width H.
@@ -14,10 +14,10 @@ from refgemma.config import Config
 
 
 class Row(NamedTuple):
-    """One line of the table, a template where it holds ``{i}``."""
+    """One row of the table; ``{i}`` is the layer."""
 
-    theirs: str
-    ours: str
+    name: str  # in the file
+    path: str  # in the parameters
     axes: str
 
 
@@ -28,7 +28,7 @@ TABLE = (
     Row("model.layers.{i}.self_attn.k_proj.weight", "layers.{i}.attn.k", "(K H) D"),
     Row("model.layers.{i}.self_attn.v_proj.weight", "layers.{i}.attn.v", "(K H) D"),
     Row("model.layers.{i}.self_attn.o_proj.weight", "layers.{i}.attn.out", "D (N H)"),
-    # Not what it says: in Gemma 1 this is the norm *before* the MLP. From Gemma 2 on the name is true.
+    # The name misleads: in Gemma 1 this is the norm *before* the MLP. From Gemma 2 on the name is true.
     Row("model.layers.{i}.post_attention_layernorm.weight", "layers.{i}.mlp.norm", "D"),
     Row("model.layers.{i}.mlp.gate_proj.weight", "layers.{i}.mlp.gate", "F D"),
     Row("model.layers.{i}.mlp.up_proj.weight", "layers.{i}.mlp.up", "F D"),
@@ -42,26 +42,26 @@ IGNORED = ("model.layers.{i}.self_attn.rotary_emb.inv_freq",)
 
 
 class Tensor(NamedTuple):
-    """What one model must hold: a line of the table with its layer number and its shape."""
+    """A tensor of one model: a row of the table with its layer number filled in, and its shape."""
 
-    theirs: str
-    ours: str
+    name: str  # in the file
+    path: str  # in the parameters
     axes: str
     shape: tuple[int, ...]
 
 
 def tensors_of(config: Config) -> list[Tensor]:
-    """Every tensor that a model must hold; the head only where it is not the embedding."""
+    """Every tensor that a model must have; the head only if it is not tied to the embedding."""
     return [
-        Tensor(row.theirs.format(i=i), row.ours.format(i=i), row.axes, shape_of(row.axes, config))
+        Tensor(row.name.format(i=i), row.path.format(i=i), row.axes, shape_of(row.axes, config))
         for row in TABLE
-        for i in (range(config.num_layers) if "{i}" in row.theirs else range(1))
-        if not (row.ours == "head" and config.tie_word_embeddings)
+        for i in (range(config.num_layers) if "{i}" in row.name else range(1))
+        if not (row.path == "head" and config.tie_word_embeddings)
     ]
 
 
 def shape_of(axes: str, config: Config) -> tuple[int, ...]:
-    """Sizes that a string of axis letters stands for."""
+    """Shape of a string of axis letters."""
     sizes = {
         "V": config.vocab_size,
         "D": config.hidden_size,
@@ -70,5 +70,5 @@ def shape_of(axes: str, config: Config) -> tuple[int, ...]:
         "K": config.num_kv_heads,
         "H": config.head_dim,
     }
-    joined = re.findall(r"\((.+?)\)|(\w)", axes)  # what is in parentheses, or a letter
+    joined = re.findall(r"\((.+?)\)|(\w)", axes)  # a group in parentheses, or a letter
     return tuple(math.prod(sizes[letter] for letter in (group or letter).split()) for group, letter in joined)

@@ -137,11 +137,11 @@ def _entries(config: Config, stored: Mapping[str, StoredTensor], *, otherwise: s
     """In the order of the name table; what is no part of the model comes last."""
     entries = []
     for tensor in tensors_of(replace(config, tie_word_embeddings=False)):
-        if tensor.theirs in stored:
-            found = stored[tensor.theirs]
-            entries.append(Entry(tensor.ours, tensor.theirs, found.shape, found.dtype, found.nbytes))
-        elif not (tensor.ours == "head" and config.tie_word_embeddings):
-            entries.append(Entry(tensor.ours, tensor.theirs, tensor.shape, otherwise, 0))
+        if tensor.name in stored:
+            found = stored[tensor.name]
+            entries.append(Entry(tensor.path, tensor.name, found.shape, found.dtype, found.nbytes))
+        elif not (tensor.path == "head" and config.tie_word_embeddings):
+            entries.append(Entry(tensor.path, tensor.name, tensor.shape, otherwise, 0))
     known = {entry.theirs for entry in entries}
     return entries + [Entry("?", t.name, t.shape, t.dtype, t.nbytes) for t in stored.values() if t.name not in known]
 

@@ -177,11 +177,11 @@ def audit_attached(
 def _changed(params: Params, before: Params, config: Config) -> Iterator[tuple[str, Operand, Operand]]:
     """Path, new and old of each changed weight."""
     for tensor in tensors_of(replace(config, tie_word_embeddings=False)):
-        new, old = at(params, tensor.ours), at(before, tensor.ours)
+        new, old = at(params, tensor.path), at(before, tensor.path)
         if isinstance(old, Adapted):
-            raise InputError(f"{tensor.ours} has an adapter already: audit the model without it")
+            raise InputError(f"{tensor.path} has an adapter already: audit the model without it")
         if new is not old:
-            yield tensor.ours, new, old
+            yield tensor.path, new, old
 
 
 # ---- weights

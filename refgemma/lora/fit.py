@@ -97,8 +97,8 @@ class _Fitting:
         tensors = tensors_of(replace(config, tie_word_embeddings=False))
         self.adapter = adapter
         self.tied = config.tie_word_embeddings
-        self.shapes = {t.theirs.removesuffix(".weight"): t.shape for t in tensors}
-        self.paths = {t.theirs.removesuffix(".weight"): t.ours for t in tensors}
+        self.shapes = {t.name.removesuffix(".weight"): t.shape for t in tensors}
+        self.paths = {t.name.removesuffix(".weight"): t.path for t in tensors}
         self.left = {module: dict(parts) for module, parts in adapter.modules.items()}
         self.problems: list[str] = []
         self.square: list[str] = []

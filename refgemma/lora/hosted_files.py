@@ -125,5 +125,5 @@ def fits(factors: list[Factor], model: str) -> bool:
 def _widths(config: Config) -> dict[str, tuple[int, ...]]:
     """Input and output width of each matrix, by its name in transformers."""
     tensors = tensors_of(replace(config, tie_word_embeddings=False))
-    shapes = {tensor.theirs.removesuffix(".weight"): tensor.shape for tensor in tensors if len(tensor.shape) == 2}
+    shapes = {tensor.name.removesuffix(".weight"): tensor.shape for tensor in tensors if len(tensor.shape) == 2}
     return {module: shape if module == "model.embed_tokens" else shape[::-1] for module, shape in shapes.items()}

@@ -115,10 +115,10 @@ def merge_checkpoint(
 
     tensors, changed = [], []
     for tensor in tensors_of(config):
-        new, old = at(params, tensor.ours), at(before, tensor.ours)
+        new, old = at(params, tensor.path), at(before, tensor.path)
         source = _source(stored, tensor)
         tensors.append(_outgoing(tensor, source, new, dtype, changed=new is not old))
-        changed += [tensor.ours] if new is not old else []
+        changed += [tensor.path] if new is not old else []
     if tied and at(params, "embed") is not at(before, "embed"):
         changed.append("head")
     files = split_into_files(tensors, shard_bytes)
@@ -159,12 +159,12 @@ def _outgoing(tensor: Tensor, source: StoredTensor, operand: Operand, dtype: str
     if not changed and form == FLOATS[source.dtype]:
         rows = partial(_bytes_of, source)
     else:
-        rows = partial(_rows_of, operand, form, tensor.ours)
+        rows = partial(_rows_of, operand, form, tensor.path)
 
     def blocks() -> Iterator[Array]:
         return map(rows, tiles(tensor.shape, numbers=_BLOCK))
 
-    return Outgoing(name=tensor.theirs, form=form, shape=tensor.shape, blocks=blocks)
+    return Outgoing(name=tensor.name, form=form, shape=tensor.shape, blocks=blocks)
 
 
 def _bytes_of(source: StoredTensor, rows: slice) -> Array:
@@ -194,7 +194,7 @@ def _stays_tied(params: Params, before: Params, stored: dict[str, StoredTensor],
 
 def _source(stored: dict[str, StoredTensor], tensor: Tensor) -> StoredTensor:
     """The weight in the base; a head that was the embedding comes from there."""
-    return stored.get(tensor.theirs) or stored["model.embed_tokens.weight"]
+    return stored.get(tensor.name) or stored["model.embed_tokens.weight"]
 
 
 def _write_config(source: Path, target: Path, form: str, tied: bool) -> None:

@@ -92,7 +92,7 @@ def test_opening_five_gigabytes_takes_no_memory(tmp_path):
     header, end = {}, 0
     for tensor in tensors_of(config):
         begin, end = end, end + 2 * int(np.prod(tensor.shape))
-        header[tensor.theirs] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": [begin, end]}
+        header[tensor.name] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": [begin, end]}
     content = safetensors_bytes({}, header=header)
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(content)
@@ -111,7 +111,7 @@ def test_every_bfloat16_number_is_widened_exactly_across_tiles(tmp_path):
     V, D = 180_000, 17
     config = replace(MODEL.config, vocab_size=V, hidden_size=D, num_layers=1)
     bits = (np.arange(V * D) % 65536).astype(np.uint16).reshape(V, D)
-    tensors = {t.theirs: np.zeros(t.shape, np.uint16) for t in tensors_of(config)} | {EMBED: bits}
+    tensors = {t.name: np.zeros(t.shape, np.uint16) for t in tensors_of(config)} | {EMBED: bits}
     (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors))
     # Bfloat16 is the upper half of a float32: write the bytes down, the lower half zero.
     halves = np.zeros((V, D, 2), "<u2")

@@ -18,9 +18,9 @@ def test_shapes_sum_to_the_number_of_parameters(size, tied):
 
 
 def test_the_table_reads_both_ways():
-    for column in ("theirs", "ours"):
+    for column in ("name", "path"):
         assert len({getattr(row, column) for row in TABLE}) == len(TABLE)
-    assert all(("{i}" in row.theirs) == ("{i}" in row.ours) for row in TABLE)
+    assert all(("{i}" in row.name) == ("{i}" in row.path) for row in TABLE)
 
 
 def test_head_width_is_not_hidden_size_over_heads():
@@ -34,13 +34,13 @@ def test_head_width_is_not_hidden_size_over_heads():
 
 def test_post_attention_layernorm_is_the_norm_before_the_mlp():
     # Gemma 2 has a tensor of this name in another place.
-    ours = {row.theirs: row.ours for row in TABLE}
+    ours = {row.name: row.path for row in TABLE}
     assert ours["model.layers.{i}.post_attention_layernorm.weight"] == "layers.{i}.mlp.norm"
     assert ours["model.layers.{i}.input_layernorm.weight"] == "layers.{i}.attn.norm"
 
 
 def test_nearest_name_stays_in_the_layer():
-    known = [tensor.theirs for tensor in tensors_of(SIZES["gemma-2b"])]
+    known = [tensor.name for tensor in tensors_of(SIZES["gemma-2b"])]
     assert nearest_name("model.layers.11.mlp.upproj.weight", known) == "model.layers.11.mlp.up_proj.weight"
     there = ["model.layers.4.mlp.up_proj.weight", "model.layers.3.mlp.up.weight"]
     assert nearest_name("model.layers.3.mlp.up_proj.weight", there) == "model.layers.3.mlp.up.weight"

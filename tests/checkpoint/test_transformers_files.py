@@ -31,6 +31,6 @@ def test_folders_written_by_transformers_are_read(tmp_path, dtype, shard_size, t
     theirs = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
     for tensor in tensors_of(config):
         ours = params
-        for part in tensor.ours.split("."):
+        for part in tensor.path.split("."):
             ours = ours[int(part) if part.isdigit() else part]
-        np.testing.assert_array_equal(ours, theirs[tensor.theirs], strict=True)
+        np.testing.assert_array_equal(ours, theirs[tensor.name], strict=True)

@@ -108,7 +108,7 @@ def _about_family(contents: Contents, family: str | None, sizes: dict[str, int])
 def _about_names(contents: Contents, sizes: dict[str, int]) -> Iterator[Remark]:
     """Missing and unknown tensors."""
     layers = range(sizes.get("num_hidden_layers", 0))
-    wanted = [row.theirs.format(i=i) for row in TABLE for i in (layers if "{i}" in row.theirs else range(1))]
+    wanted = [row.name.format(i=i) for row in TABLE for i in (layers if "{i}" in row.name else range(1))]
     ignored = {name.format(i=i) for name in IGNORED for i in layers}
     missing = [name for name in wanted if name not in contents.tensors and name != "lm_head.weight"]
     unknown = [name for name in contents.tensors if name not in wanted and name not in ignored]
@@ -157,11 +157,11 @@ def _about_config(contents: Contents, family: str | None, sizes: dict[str, int])
 def _about_misfits(contents: Contents, config: Config) -> Remark:
     """Tensors of unexpected shape in later layers; layer 0 agrees with the configuration."""
     tensors = tensors_of(replace(config, tie_word_embeddings=False))
-    misfits = [tensor for tensor in tensors if contents.shape(tensor.theirs) not in (tensor.shape, None)]
+    misfits = [tensor for tensor in tensors if contents.shape(tensor.name) not in (tensor.shape, None)]
     if not misfits:
         return Remark("fine", "config", "config.json and the shapes agree")
     first, more = misfits[0], f", and {len(misfits) - 1} more are wrong" if len(misfits) > 1 else ""
-    what = f"{first.theirs} has shape {contents.shape(first.theirs)}, expected {first.shape}{more}"
+    what = f"{first.name} has shape {contents.shape(first.name)}, expected {first.shape}{more}"
     return Remark("wrong", "shapes", what, f"convert it again: a matrix is stored (out, in), here {first.axes}")
 
 

@@ -86,10 +86,10 @@ def tensors_of(model: Revealing) -> Iterator[Tensor]:
     yield Tensor(0, "embed", "model.embed_tokens.weight", (V, D), TABLE)
     number = 1
     for i in range(c.num_layers):
-        for row in (row for row in CHECKPOINT if "{i}" in row.ours):
-            shape, name = shape_of(row.axes, c), row.ours.format(i=i)
+        for row in (row for row in CHECKPOINT if "{i}" in row.path):
+            shape, name = shape_of(row.axes, c), row.path.format(i=i)
             signed = len(shape) == 1 or ".mlp." not in name
-            yield Tensor(number, name, row.theirs.format(i=i), shape, GAIN if len(shape) == 1 else MATRIX, signed)
+            yield Tensor(number, name, row.name.format(i=i), shape, GAIN if len(shape) == 1 else MATRIX, signed)
             number += 1
     yield Tensor(number, "final_norm", "model.norm.weight", (D,), GAIN)
     if R:

@@ -144,7 +144,7 @@ def _weights(config: Config) -> list[Weight]:
     """Every weight of the layer, of sizes that keep the numbers moderate."""
     weights = []
     for number, tensor in enumerate(tensors_of(config)):
-        name = tensor.ours.removeprefix(_LAYER)
+        name = tensor.path.removeprefix(_LAYER)
         if len(tensor.shape) == 1:
             exponent = 8
         else:  # vectors of rms 1 stay so, or scores would be large; the stream begins with rms 3
