@@ -349,7 +349,9 @@ class Gemma:
             Text, tokens, why it ended, and the seed that gives it again.
         """
         ids = self.encode_prompt(prompt, raw=raw)
-        events = self._events([ids], SamplingParams(**settings), prefix=prefix, progress=progress, record=record)
+        events = generation.generate(
+            self, [ids], SamplingParams(**settings), prefix=prefix, progress=progress, record=record
+        )
         return next(event.result for event in events if event.result is not None)
 
     def generate_batch(
@@ -400,7 +402,9 @@ class Gemma:
                 raise InputError(f"lora has {len(lora)} entries for {len(prompts)} prompts: expected one each, or None")
             for adapter in dict.fromkeys(a for a in lora if a is not None):
                 adapted = adapted.with_lora(adapter, rows=[a is adapter for a in lora])
-        events = adapted._events(ids, SamplingParams(**settings), prefix=prefix, progress=progress, record=record)
+        events = generation.generate(
+            adapted, ids, SamplingParams(**settings), prefix=prefix, progress=progress, record=record
+        )
         results = {event.row: event.result for event in events if event.result is not None}
         return [results[row] for row in range(len(prompts))]
 
@@ -437,7 +441,9 @@ class Gemma:
             One a token; the texts put together are the answer's, and the last holds the whole result.
         """
         ids = self.encode_prompt(prompt, raw=raw)
-        return self._events([ids], SamplingParams(**settings), prefix=prefix, progress=progress, record=record)
+        return generation.generate(
+            self, [ids], SamplingParams(**settings), prefix=prefix, progress=progress, record=record
+        )
 
     def _with(self, on: Attached, params: Params, before: Params, numerics: Numerics) -> Params:
         changes = low_rank.fit(on.adapter, self.config).changes
@@ -450,18 +456,6 @@ class Gemma:
     def _xp(self) -> Any:
         """Array library of the weights."""
         return namespace_of(self.params["final_norm"])
-
-    def _events(self, prompts: list[list[int]], settings: SamplingParams, **options: Any) -> Iterator[Event]:
-        return generation.generate(
-            self.params,
-            self.config,
-            self.tokenizer,
-            prompts,
-            settings,
-            stop_ids=self.stop_ids,
-            numerics=self.numerics,
-            **options,
-        )
 
     def _chunks(
         self, tokens: Array, size: int, logits: Literal["all", "last"], progress: Progress | None

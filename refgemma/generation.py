@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -99,23 +99,35 @@ class Event:
     logits: Array | None = field(default=None, repr=False, compare=False)
 
 
+class Model(Protocol):
+    """The parts of a `refgemma.Gemma` that are needed here."""
+
+    @property
+    def params(self) -> Params: ...
+    @property
+    def config(self) -> Config: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def numerics(self) -> Numerics: ...
+    @property
+    def stop_ids(self) -> frozenset[int]: ...
+
+
 def generate(
-    params: Params,
-    config: Config,
-    tokenizer: Tokenizer,
+    model: Model,
     prompts: Sequence[Sequence[int]],
     settings: SamplingParams,
     *,
-    stop_ids: frozenset[int],
-    numerics: Numerics,
     prefix: PrefixCache | None = None,
     progress: Progress | None = None,
     record: bool = False,
 ) -> Iterator[Event]:
     """Continue a batch of prompts, token by token."""
-    rows = [Row(i, list(prompt), settings, tokenizer, config, stop_ids, record) for i, prompt in enumerate(prompts)]
+    rows = [Row(i, list(prompt), settings, model, record) for i, prompt in enumerate(prompts)]
 
     def events() -> Iterator[Event]:
+        params, config, numerics = model.params, model.config, model.numerics
         xp = namespace_of(params["final_norm"])
         prompts = [row.prompt for row in rows]
         capacity = max(map(len, prompts)) + max(row.limit for row in rows)
@@ -138,7 +150,7 @@ def generate(
             if not live:
                 return
             # A finished row is fed padding: it costs its share of the step, but nothing attends to it.
-            tokens = np.full((len(rows), 1), tokenizer.pad_id)
+            tokens = np.full((len(rows), 1), model.tokenizer.pad_id)
             positions = np.full((len(rows), 1), -1)
             for row in live:
                 tokens[row.index] = row.output[-1]
@@ -204,21 +216,15 @@ class Row:
     """One prompt and what has come of it: its output, its undecided text, its end."""
 
     def __init__(
-        self,
-        index: int,
-        prompt: list[int],
-        settings: SamplingParams,
-        tokenizer: Tokenizer,
-        config: Config,
-        stop_ids: frozenset[int],
-        record: bool,
+        self, index: int, prompt: list[int], settings: SamplingParams, model: Model, record: bool = False
     ) -> None:
+        context = model.config.max_positions
         if not prompt:
             raise InputError("the prompt has no tokens: expected at least <bos>")
-        self.limit = min(settings.max_tokens, config.max_positions - len(prompt))
+        self.limit = min(settings.max_tokens, context - len(prompt))
         if self.limit < 1:
             raise InputError(
-                f"the prompt has {len(prompt)} tokens, too many for a context of {config.max_positions} that must also "
+                f"the prompt has {len(prompt)} tokens, too many for a context of {context} that must also "
                 "hold the answer: shorten it"
             )
         self.index = index
@@ -228,9 +234,9 @@ class Row:
         self.seed = seed_of(settings)  # of its draws
         self.output: list[int] = []  # generated so far
         self.finish_reason: FinishReason | None = None  # why it ended; None while it goes on
-        self._stop_ids = stop_ids
-        self._tokenizer = tokenizer
-        self._decoder = StreamDecoder(tokenizer)
+        self._stop_ids = model.stop_ids
+        self._tokenizer = model.tokenizer
+        self._decoder = StreamDecoder(model.tokenizer)
         self._released = ""
         self._held = ""  # decoded, but perhaps the beginning of a stop text
         self._logits: list[Array] | None = [] if record else None
@@ -265,25 +271,24 @@ class Row:
         if self.finish_reason:
             text += self._held
         self._released += text
-        event = Event(text=text, token=decision.token, row=self.index, decision=decision, logits=logits)
-        return event if self.finish_reason is None else replace(event, result=self._result(self.finish_reason))
-
-    def _result(self, finish_reason: FinishReason) -> Generation:
-        record = None
-        if self._logits is not None:
-            record = Record(
-                params=replace(self.settings, seed=self.seed),
-                prompt_tokens=tuple(self.prompt),
-                tokens=tuple(self.output),
-                uniforms=tuple(uniform(self.seed, t) for t in range(len(self.output))),
-                logits=self._logits,
-                piece=self._tokenizer.piece,
+        result = None
+        if self.finish_reason is not None:
+            result = Generation(
+                text=self._released,
+                tokens=self.output,
+                finish_reason=self.finish_reason,
+                usage=Usage(prompt_tokens=len(self.prompt), completion_tokens=len(self.output)),
+                seed=self.seed,
+                record=None if self._logits is None else self._record(self._logits),
             )
-        return Generation(
-            text=self._released,
-            tokens=self.output,
-            finish_reason=finish_reason,
-            usage=Usage(prompt_tokens=len(self.prompt), completion_tokens=len(self.output)),
-            seed=self.seed,
-            record=record,
+        return Event(text=text, token=decision.token, row=self.index, decision=decision, result=result, logits=logits)
+
+    def _record(self, logits: list[Array]) -> Record:
+        return Record(
+            params=replace(self.settings, seed=self.seed),
+            prompt_tokens=tuple(self.prompt),
+            tokens=tuple(self.output),
+            uniforms=tuple(uniform(self.seed, t) for t in range(len(self.output))),
+            logits=logits,
+            piece=self._tokenizer.piece,
         )

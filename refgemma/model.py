@@ -16,13 +16,14 @@ from typing import Literal, TypeAlias, TypedDict
 import numpy as np
 
 from refgemma.cache import KVCache
+from refgemma.compute.threads import elementwise
 from refgemma.config import Config
 from refgemma.errors import InputError
 from refgemma.numerics import FLOAT32, Array, Numerics, namespace_of, to_host
 from refgemma.ops.attention import allowed_keys, attention_mix, attention_probs, attention_scores
 from refgemma.ops.embedding import embed
 from refgemma.ops.linear import Operand, linear, linears
-from refgemma.ops.mlp import gelu, multiply
+from refgemma.ops.mlp import gelu
 from refgemma.ops.norm import rms_norm
 from refgemma.ops.rope import rope, rope_table
 
@@ -159,7 +160,7 @@ def forward(
         gate, up = linears(y, (mlp["gate"], mlp["up"]), columns=True, numerics=numerics)
         gate, up = tap(at + "gate", gate), tap(at + "up", up)  # BTF
         act = tap(at + "act", gelu(gate, numerics=numerics))
-        gated = tap(at + "gated", numerics.round("mlp.gated", multiply(act, up)))
+        gated = tap(at + "gated", numerics.round("mlp.gated", elementwise(np.multiply, act, up)))  # act * up
         down = tap(at + "down", project(gated, mlp["down"]))
         x = tap(f"layers.{i}.out", numerics.round("out", x + down))
 

@@ -78,8 +78,7 @@ class Batching:
     ) -> Stream:
         """Ask for an answer."""
         params = self._params(adapter)
-        gemma = self.gemma
-        row = Row(0, list(prompt), settings, gemma.tokenizer, gemma.config, gemma.stop_ids, record)
+        row = Row(0, list(prompt), settings, self.gemma, record)
         events: SimpleQueue[Event | Exception | None] | None = None
         if on_event is None:
             events = SimpleQueue()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,15 +88,10 @@ def times_transposed(x: Array, weights: Sequence[Array | Bfloat16Matrix], *, col
         return [x @ _widen(w, x.dtype).T for w in weights]
     outs = [np.empty((len(x), length), x.dtype, order="F" if columns else "C") for length in lengths]
     fewest = 1 if len(x) == 1 else _ROWS if len(wide) == len(weights) else _ROWS // 2
-    parts = _pieces(tuple(lengths), max(fewest, _TILE // x.shape[1]), workers)
+    parts = _parts(tuple(lengths), max(fewest, _TILE // x.shape[1]), workers)
     if sum(lengths) >= _WORTH_TURNING:
         x = _by_columns(x)
-
-    def one(number: int) -> None:
-        for which, rows in parts[number]:
-            _multiply(x, weights[which], rows, out=outs[which])
-
-    in_parallel(one, len(parts))
+    in_parallel(lambda number: _multiply(x, weights, parts[number], outs), len(parts))
     return outs
 
 
@@ -123,22 +118,21 @@ def _cut(length: int, most: int, *, workers: int) -> list[slice]:
 
 
 @functools.lru_cache
-def _pieces(lengths: tuple[int, ...], most: int, workers: int) -> list[list[tuple[int, slice]]]:
+def _parts(lengths: tuple[int, ...], most: int, workers: int) -> list[list[tuple[int, slice]]]:
     """Parts of matrices stacked on each other: for each part which matrices it touches, and which of their rows.
 
     Remembered, because the other threads wait for it; a model has few shapes.
     """
-    return [list(_within(part, lengths)) for part in _cut(sum(lengths), most, workers=workers)]
-
-
-def _within(part: slice, lengths: tuple[int, ...]) -> Iterator[tuple[int, slice]]:
-    """The same for one part."""
-    start = 0
-    for which, length in enumerate(lengths):
-        rows = slice(max(part.start - start, 0), min(part.stop - start, length))
-        if rows.start < rows.stop:
-            yield which, rows
-        start += length
+    parts = []
+    for cut in _cut(sum(lengths), most, workers=workers):
+        part, start = [], 0
+        for which, length in enumerate(lengths):
+            rows = slice(max(cut.start - start, 0), min(cut.stop - start, length))
+            if rows.start < rows.stop:
+                part.append((which, rows))
+            start += length
+        parts.append(part)
+    return parts
 
 
 def _by_columns(x: Array) -> Array:
@@ -151,25 +145,29 @@ def _by_columns(x: Array) -> Array:
     return turned.T
 
 
-def _multiply(x: Array, w: Array | Bfloat16Matrix, rows: slice, *, out: Array) -> None:
-    """Compute those columns of ``x W^T`` that come from some rows of `w`."""
+def _multiply(
+    x: Array, weights: Sequence[Array | Bfloat16Matrix], part: list[tuple[int, slice]], outs: list[Array]
+) -> None:
+    """Compute those columns of each ``x W^T`` that come from the rows in this part."""
     I = x.shape[1]
-    if isinstance(w, Bfloat16Matrix) or w.dtype != x.dtype:
-        width = I if len(x) == 1 else max(1, _TILE // (rows.stop - rows.start))
-        tile = _widen(w, x.dtype, rows, slice(0, width))
-    else:
-        width, tile = I, w[rows]
-    if len(x) == 1:  # with as little Python as possible: while one thread runs it, the others wait for its lock
-        np.dot(tile, x[0], out=out[0, rows])
-        return
-    part = out[:, rows].T
-    total = part if part.flags.c_contiguous else np.empty(part.shape, part.dtype)
-    np.dot(tile, x[:, :width].T, out=total)
-    for start in range(width, I, width):
-        columns = slice(start, start + width)
-        total += np.dot(_widen(w, x.dtype, rows, columns), x[:, columns].T)
-    if total is not part:
-        part[...] = total
+    for which, rows in part:
+        w, out = weights[which], outs[which]
+        if isinstance(w, Bfloat16Matrix) or w.dtype != x.dtype:
+            width = I if len(x) == 1 else max(1, _TILE // (rows.stop - rows.start))
+            tile = _widen(w, x.dtype, rows, slice(0, width))
+        else:
+            width, tile = I, w[rows]
+        if len(x) == 1:  # with as little Python as possible: while one thread runs it, the others wait for its lock
+            np.dot(tile, x[0], out=out[0, rows])
+            continue
+        target = out[:, rows].T
+        total = target if target.flags.c_contiguous else np.empty(target.shape, target.dtype)
+        np.dot(tile, x[:, :width].T, out=total)
+        for start in range(width, I, width):
+            columns = slice(start, start + width)
+            total += np.dot(_widen(w, x.dtype, rows, columns), x[:, columns].T)
+        if total is not target:
+            target[...] = total
 
 
 def _widen(

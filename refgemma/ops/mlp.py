@@ -1,6 +1,6 @@
-"""The gated MLP, "GeGLU": ``down(gelu(gate(x)) * up(x))``, with GELU in its tanh form.
+"""The curve of the gated MLP, "GeGLU": ``down(gelu(gate(x)) * up(x))``, with GELU in its tanh form.
 
-Its three matrix products are in `refgemma.model`; here are the curve and the product of the two halves.
+The matrix products and the product of the two halves are in `refgemma.model`.
 """
 
 from __future__ import annotations
@@ -40,22 +40,6 @@ def gelu(x: Array, *, numerics: Numerics = FLOAT32) -> Array:
     """
     act = _gelu_by_steps(x, numerics) if "gelu" in numerics.stepwise else elementwise(_gelu, x)
     return numerics.round("mlp.act", act)
-
-
-def multiply(act: Array, up: Array) -> Array:
-    """Product of the two halves of the layer, number by number.
-
-    Parameters
-    ----------
-    act, up : ndarray, shape (..., F)
-        What opens the gate, and what goes through it. Values from a tap may be of other shapes or dtypes.
-
-    Returns
-    -------
-    ndarray, shape (..., F)
-        As ``act * up``.
-    """
-    return elementwise(np.multiply, act, up)
 
 
 def _gelu(x: Array, out: Array | None = None) -> Array:

@@ -106,15 +106,7 @@ class AI:
         request = self.read(model, inputs)
         gemma = self.gemma(request)
         tokens = request.tokens(gemma)
-        events = generation.generate(
-            gemma.params,
-            gemma.config,
-            gemma.tokenizer,
-            [tokens],
-            request.settings(gemma, tokens),
-            stop_ids=gemma.stop_ids,
-            numerics=gemma.numerics,
-        )
+        events = generation.generate(gemma, [tokens], request.settings(gemma, tokens))
         if request.stream:
             return self._bytes(events, request)
         try:

@@ -1,6 +1,7 @@
 """Requests of every kind, and what each comes to when it is alone."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 
@@ -55,23 +56,14 @@ def random_asked(gemma, count, seed):
 
 def alone(gemma, prompt, settings, name, *, record=False):
     """The answer to a request that has the model to itself."""
-    *_, last = generate(
-        params(gemma, name),
-        gemma.config,
-        gemma.tokenizer,
-        [prompt],
-        settings,
-        stop_ids=gemma.stop_ids,
-        numerics=gemma.numerics,
-        record=record,
-    )
+    *_, last = generate(replace(gemma, params=params(gemma, name)), [prompt], settings, record=record)
     return last.result
 
 
 def request(gemma, prompt, settings, name=None, *, record=False, stop_ids=None, tree=None):
     """The same as a request for a batch, and the list that its events go to."""
-    stop_ids = gemma.stop_ids if stop_ids is None else stop_ids
-    row = Row(0, prompt, settings, gemma.tokenizer, gemma.config, stop_ids, record)
+    model = gemma if stop_ids is None else replace(gemma, stop_ids=stop_ids)
+    row = Row(0, prompt, settings, model, record)
     events = []
     return Request(row, params(gemma, name) if tree is None else tree, events.append, record), events
 

@@ -5,6 +5,7 @@ import pytest
 
 from refgemma import generation
 from refgemma.device import placed
+from refgemma.gemma import Gemma
 from refgemma.generation import generate
 from refgemma.numerics import FLOAT64
 from refgemma.sampling import SamplingParams
@@ -25,16 +26,8 @@ def run(model, small_tokenizer, xp):
 
     def run(*prompts, stop_ids=(), numerics=FLOAT64, params=there, tokenizer=small_tokenizer, **settings):
         options = {name: settings.pop(name) for name in ("prefix", "progress", "record") if name in settings}
-        return generate(
-            placed(params, xp),
-            model.config,
-            tokenizer,
-            prompts,
-            SamplingParams(**settings),
-            stop_ids=frozenset(stop_ids),
-            numerics=numerics,
-            **options,
-        )
+        gemma = Gemma(model.config, placed(params, xp), tokenizer, numerics, frozenset(stop_ids))
+        return generate(gemma, prompts, SamplingParams(**settings), **options)
 
     return run
 

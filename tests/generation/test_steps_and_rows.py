@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from refgemma import generation
+from refgemma.gemma import Gemma
 from refgemma.generation import generate
 from refgemma.model import forward
 from refgemma.numerics import FLOAT64
@@ -116,7 +117,7 @@ def test_rows_beyond_the_vocabulary_are_no_tokens(run, model, small_tokenizer):
     params = wide | {"embed": table, "head": head}
     assert forward(params, config, np.array([[2]]), numerics=FLOAT64).argmax() >= 500
     settings = SamplingParams(temperature=1.0, seed=1, max_tokens=20)
-    events = list(generate(params, config, small_tokenizer, [[2]], settings, stop_ids=frozenset(), numerics=FLOAT64))
+    events = list(generate(Gemma(config, params, small_tokenizer, FLOAT64, frozenset()), [[2]], settings))
     assert max(event.token for event in events) < 500
     assert events[0].decision.probs.shape == (500,)
 
