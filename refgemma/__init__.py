@@ -10,6 +10,7 @@ from refgemma.config import SIZES, Config
 from refgemma.gemma import Gemma, Score, load
 from refgemma.generation import Event, Generation
 from refgemma.sampling import SamplingParams
+from refgemma.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from refgemma import oracle, workers_ai
@@ -30,9 +31,8 @@ __all__ = [
     "set_threads",
     "workers_ai",
 ]
-__version__ = "0.1.0"
 
-_ON_FIRST_USE = ("oracle", "workers_ai")  # who only generates does not wait for them
+_ON_FIRST_USE = ("oracle", "workers_ai")  # a program that only generates does not wait for them
 
 
 def __getattr__(name: str) -> Any:

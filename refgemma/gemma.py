@@ -18,7 +18,7 @@ from refgemma.checkpoint.load import Progress, load_params
 from refgemma.config import Config, read_config
 from refgemma.device import array_library, placed
 from refgemma.errors import InputError, InputTypeError
-from refgemma.generation import CHUNK, Event, Generation
+from refgemma.generation import CHUNK, Event, Generation, Row
 from refgemma.lora import Adapter
 from refgemma.lora.adapter import split_scale
 from refgemma.lora.attach import checked_scale, narrowed
@@ -349,9 +349,8 @@ class Gemma:
             Text, tokens, why it ended, and the seed that gives it again.
         """
         ids = self.encode_prompt(prompt, raw=raw)
-        events = generation.generate(
-            self, [ids], SamplingParams(**settings), prefix=prefix, progress=progress, record=record
-        )
+        row = Row(0, ids, SamplingParams(**settings), self, record)
+        events = generation.generate(self, [row], prefix=prefix, progress=progress)
         return next(event.result for event in events if event.result is not None)
 
     def generate_batch(
@@ -402,9 +401,9 @@ class Gemma:
                 raise InputError(f"lora has {len(lora)} entries for {len(prompts)} prompts: expected one each, or None")
             for adapter in dict.fromkeys(a for a in lora if a is not None):
                 adapted = adapted.with_lora(adapter, rows=[a is adapter for a in lora])
-        events = generation.generate(
-            adapted, ids, SamplingParams(**settings), prefix=prefix, progress=progress, record=record
-        )
+        params = SamplingParams(**settings)
+        rows = [Row(i, prompt, params, adapted, record) for i, prompt in enumerate(ids)]
+        events = generation.generate(adapted, rows, prefix=prefix, progress=progress)
         results = {event.row: event.result for event in events if event.result is not None}
         return [results[row] for row in range(len(prompts))]
 
@@ -441,9 +440,8 @@ class Gemma:
             One a token; the texts put together are the answer's, and the last holds the whole result.
         """
         ids = self.encode_prompt(prompt, raw=raw)
-        return generation.generate(
-            self, [ids], SamplingParams(**settings), prefix=prefix, progress=progress, record=record
-        )
+        row = Row(0, ids, SamplingParams(**settings), self, record)
+        return generation.generate(self, [row], prefix=prefix, progress=progress)
 
     def _with(self, on: Attached, params: Params, before: Params, numerics: Numerics) -> Params:
         changes = low_rank.fit(on.adapter, self.config).changes

@@ -115,50 +115,41 @@ class Model(Protocol):
 
 
 def generate(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    settings: SamplingParams,
-    *,
-    prefix: PrefixCache | None = None,
-    progress: Progress | None = None,
-    record: bool = False,
+    model: Model, rows: Sequence[Row], *, prefix: PrefixCache | None = None, progress: Progress | None = None
 ) -> Iterator[Event]:
     """Continue a batch of prompts, token by token."""
-    rows = [Row(i, list(prompt), settings, model, record) for i, prompt in enumerate(prompts)]
-
-    def events() -> Iterator[Event]:
-        params, config, numerics = model.params, model.config, model.numerics
-        xp = namespace_of(params["final_norm"])
-        prompts = [row.prompt for row in rows]
-        capacity = max(map(len, prompts)) + max(row.limit for row in rows)
-        if prefix is None:
-            cache = KVCache(config, batch=len(rows), capacity=capacity, dtype=numerics.dtype, xp=xp)
-            fed: list[int] = []
-        else:
-            cache, fed = prefix.resume(prompts[0], params, config, numerics, xp=xp)
-            if len(rows) > 1:
-                shared = in_common([prompt[:-1] for prompt in prompts])
-                if cache.length < shared:
-                    read_prompts(params, config, [prompts[0][:shared]], cache, fed, numerics=numerics)
-                cache, fed = cache.fork(min(cache.length, shared), batch=len(rows), capacity=capacity), []
-        scores = read_prompts(params, config, prompts, cache, fed, numerics=numerics, progress=progress)
-        live = rows
-        while True:
-            for row in live:
-                yield row.next(scores[row.index])
-            live = [row for row in live if row.finish_reason is None]
-            if not live:
-                return
-            # A finished row is fed padding: it costs its share of the step, but nothing attends to it.
-            tokens = np.full((len(rows), 1), model.tokenizer.pad_id)
-            positions = np.full((len(rows), 1), -1)
-            for row in live:
-                tokens[row.index] = row.output[-1]
-                positions[row.index] = row.position
-            scores = forward(params, config, tokens, positions=positions, cache=cache, logits="last", numerics=numerics)
-            fed.append(int(tokens[0, 0]))
-
-    return events() if rows else iter(())
+    if not rows:
+        return
+    params, config, numerics = model.params, model.config, model.numerics
+    xp = namespace_of(params["final_norm"])
+    prompts = [row.prompt for row in rows]
+    capacity = max(map(len, prompts)) + max(row.limit for row in rows)
+    if prefix is None:
+        cache = KVCache(config, batch=len(rows), capacity=capacity, dtype=numerics.dtype, xp=xp)
+        fed: list[int] = []
+    else:
+        cache, fed = prefix.resume(prompts[0], params, config, numerics, xp=xp)
+        if len(rows) > 1:
+            shared = in_common([prompt[:-1] for prompt in prompts])
+            if cache.length < shared:
+                read_prompts(params, config, [prompts[0][:shared]], cache, fed, numerics=numerics)
+            cache, fed = cache.fork(min(cache.length, shared), batch=len(rows), capacity=capacity), []
+    scores = read_prompts(params, config, prompts, cache, fed, numerics=numerics, progress=progress)
+    live = list(rows)
+    while True:
+        for row in live:
+            yield row.next(scores[row.index])
+        live = [row for row in live if row.finish_reason is None]
+        if not live:
+            return
+        # A finished row is fed padding: it costs its share of the step, but nothing attends to it.
+        tokens = np.full((len(rows), 1), model.tokenizer.pad_id)
+        positions = np.full((len(rows), 1), -1)
+        for row in live:
+            tokens[row.index] = row.output[-1]
+            positions[row.index] = row.position
+        scores = forward(params, config, tokens, positions=positions, cache=cache, logits="last", numerics=numerics)
+        fed.append(int(tokens[0, 0]))
 
 
 def read_prompts(
@@ -216,7 +207,7 @@ class Row:
     """One prompt and what has come of it: its output, its undecided text, its end."""
 
     def __init__(
-        self, index: int, prompt: list[int], settings: SamplingParams, model: Model, record: bool = False
+        self, index: int, prompt: Sequence[int], settings: SamplingParams, model: Model, record: bool = False
     ) -> None:
         context = model.config.max_positions
         if not prompt:
@@ -228,7 +219,7 @@ class Row:
                 "hold the answer: shorten it"
             )
         self.index = index
-        self.prompt = prompt
+        self.prompt = list(prompt)
         self.position = len(prompt) - 1  # of its last token, counted from 0 at the first of the prompt
         self.settings = settings
         self.seed = seed_of(settings)  # of its draws

@@ -78,7 +78,7 @@ class Batching:
     ) -> Stream:
         """Ask for an answer."""
         params = self._params(adapter)
-        row = Row(0, list(prompt), settings, self.gemma, record)
+        row = Row(0, prompt, settings, self.gemma, record)
         events: SimpleQueue[Event | Exception | None] | None = None
         if on_event is None:
             events = SimpleQueue()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import refgemma
+from refgemma.version import __version__
 
 # Environment variables that choose the number of threads, or kernels for another processor.
 _STEERING = ("OPENBLAS_", "OMP_", "GOMP_", "KMP_", "MKL_", "BLIS_", "VECLIB_", "ATEN_", "ONEDNN_", "DNNL_", "TORCH_")
@@ -20,7 +20,7 @@ _EVERY = 0.05  # seconds between two samples of memory
 
 def machine() -> dict[str, object]:
     """Describe this machine."""
-    versions = {"python": platform.python_version(), "refgemma": refgemma.__version__}
+    versions = {"python": platform.python_version(), "refgemma": __version__}
     for name in ("numpy", "torch", "transformers"):
         try:
             versions[name] = version(name)

@@ -120,13 +120,12 @@ def decide(
     TypeError
         If token ids are not whole numbers, or `u` is not a number.
     """
-    current = check_logits(logits)
+    current, prompt_tokens, output_tokens = checked(logits, params, prompt_tokens, output_tokens)
     given: object = u
     if not isinstance(given, numbers.Real):
         raise InputTypeError(f"u is {u!r}: expected a number in [0, 1)")
     if not 0 <= u < 1:
         raise InputError(f"u is {u!r}: expected a number in [0, 1)")
-    prompt_tokens, output_tokens = check_tokens(params, prompt_tokens, output_tokens, len(current))
     u, stages = float(u), []
     for name, step in steps_of(params, prompt_tokens, output_tokens):
         with np.errstate(over="ignore", invalid="ignore"):  # reported below
@@ -239,8 +238,10 @@ def seed_of(params: SamplingParams) -> int:
 # ---- checks
 
 
-def check_logits(logits: Array) -> Array:
-    """Logits in float64, once they are known to be usable."""
+def checked(
+    logits: Array, params: SamplingParams, prompt_tokens: Sequence[int], output_tokens: Sequence[int]
+) -> tuple[Array, list[int], list[int]]:
+    """Logits in float64, prompt and output as plain numbers, once they are known to be usable."""
     logits = np.asarray(logits)
     if logits.ndim != 1 or not logits.size or logits.dtype.kind not in "fiu":
         raise InputError(
@@ -253,17 +254,11 @@ def check_logits(logits: Array) -> Array:
     if np.isinf(highest):
         reason = "all minus infinity" if highest < 0 else f"plus infinity for token {int(wide.argmax())}"
         raise InputError(f"logits are {reason}: no token can be chosen")
-    return wide
-
-
-def check_tokens(
-    params: SamplingParams, prompt_tokens: Sequence[int], output_tokens: Sequence[int], V: int
-) -> tuple[list[int], list[int]]:
-    """Prompt and output as plain numbers, once these and the ids in the settings are known to be in the vocabulary."""
+    V = len(wide)
     prompt, output = check_ids("prompt_tokens", prompt_tokens, V), check_ids("output_tokens", output_tokens, V)
     check_ids("logit_bias", list(dict(params.logit_bias)), V)
     check_ids("banned", tuple(params.banned), V)
-    return prompt, output
+    return wide, prompt, output
 
 
 def check_ids(name: str, tokens: Sequence[int], V: int) -> list[int]:

@@ -106,7 +106,7 @@ class AI:
         request = self.read(model, inputs)
         gemma = self.gemma(request)
         tokens = request.tokens(gemma)
-        events = generation.generate(gemma, [tokens], request.settings(gemma, tokens))
+        events = generation.generate(gemma, [generation.Row(0, tokens, request.settings(gemma, tokens), gemma)])
         if request.stream:
             return self._bytes(events, request)
         try:

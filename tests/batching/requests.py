@@ -56,7 +56,8 @@ def random_asked(gemma, count, seed):
 
 def alone(gemma, prompt, settings, name, *, record=False):
     """The answer to a request that has the model to itself."""
-    *_, last = generate(replace(gemma, params=params(gemma, name)), [prompt], settings, record=record)
+    model = replace(gemma, params=params(gemma, name))
+    *_, last = generate(model, [Row(0, prompt, settings, model, record)])
     return last.result
 
 

@@ -6,7 +6,7 @@ import pytest
 from refgemma import generation
 from refgemma.device import placed
 from refgemma.gemma import Gemma
-from refgemma.generation import generate
+from refgemma.generation import Row, generate
 from refgemma.numerics import FLOAT64
 from refgemma.sampling import SamplingParams
 from tests.generation.runs import CONTEXT
@@ -25,9 +25,11 @@ def run(model, small_tokenizer, xp):
     there = placed(widened(model.params), xp)
 
     def run(*prompts, stop_ids=(), numerics=FLOAT64, params=there, tokenizer=small_tokenizer, **settings):
-        options = {name: settings.pop(name) for name in ("prefix", "progress", "record") if name in settings}
+        options = {name: settings.pop(name) for name in ("prefix", "progress") if name in settings}
+        record = settings.pop("record", False)
         gemma = Gemma(model.config, placed(params, xp), tokenizer, numerics, frozenset(stop_ids))
-        return generate(gemma, prompts, SamplingParams(**settings), **options)
+        params = SamplingParams(**settings)
+        return generate(gemma, [Row(i, prompt, params, gemma, record) for i, prompt in enumerate(prompts)], **options)
 
     return run
 

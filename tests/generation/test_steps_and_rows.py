@@ -7,7 +7,7 @@ import pytest
 
 from refgemma import generation
 from refgemma.gemma import Gemma
-from refgemma.generation import generate
+from refgemma.generation import Row, generate
 from refgemma.model import forward
 from refgemma.numerics import FLOAT64
 from refgemma.sampling import SamplingParams, decide, uniform
@@ -117,7 +117,8 @@ def test_rows_beyond_the_vocabulary_are_no_tokens(run, model, small_tokenizer):
     params = wide | {"embed": table, "head": head}
     assert forward(params, config, np.array([[2]]), numerics=FLOAT64).argmax() >= 500
     settings = SamplingParams(temperature=1.0, seed=1, max_tokens=20)
-    events = list(generate(Gemma(config, params, small_tokenizer, FLOAT64, frozenset()), [[2]], settings))
+    gemma = Gemma(config, params, small_tokenizer, FLOAT64, frozenset())
+    events = list(generate(gemma, [Row(0, [2], settings, gemma)]))
     assert max(event.token for event in events) < 500
     assert events[0].decision.probs.shape == (500,)
 

@@ -104,7 +104,7 @@ def test_a_part_is_a_piece_of_memory(monkeypatch):
     use_threads(monkeypatch, 1)
     for x in (np.zeros((1, 8, 6)), np.zeros((1, 6, 8)).swapaxes(1, 2), np.zeros((2, 6, 4)).transpose(0, 2, 1)):
         parts = []
-        elementwise(lambda x, out, parts=parts: parts.append(x), x)
+        threads.elementwise(lambda x, out, parts=parts: parts.append(x), x)
         assert len(parts) > 1
         # Raveling one piece, in the order of memory, is a view; a slice of any but the outermost axis is copied.
         assert all(np.shares_memory(part, part.ravel("K")) for part in parts)

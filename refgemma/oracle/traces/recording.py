@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-import refgemma
+from refgemma.version import __version__
 from refgemma.cache import KVCache
 from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
@@ -93,7 +93,7 @@ def trace(
         "adapters": json.dumps([f"{on.adapter.name}:{on.scale:g}" for on in gemma.all_adapters()]),
         "weights": fingerprint(gemma.params),
         "numerics": gemma.numerics.name,
-        "refgemma": refgemma.__version__,
+        "refgemma": __version__,
         "numpy": np.__version__,
     } | ({"last": "true"} if last else {})
     if to is not None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from refgemma.errors import InputError
 from refgemma.numerics import Array
-from refgemma.sampling.decision import GREEDY_BELOW, Step, check_logits, check_tokens, steps_of
+from refgemma.sampling.decision import GREEDY_BELOW, Step, checked, steps_of
 from refgemma.sampling.engines.engine import (
     Context,
     Distribution,
@@ -131,11 +131,9 @@ def distribution(
     [0.5, 0.5]
     """
     found = find(engine)
-    wide = check_logits(logits)
-    V = len(wide)
-    prompt, output = check_tokens(params, prompt_tokens, output_tokens, V)
+    wide, prompt, output = checked(logits, params, prompt_tokens, output_tokens)
     dtype = _logits_dtype(np.asarray(logits), logits_dtype)
-    return run(found, wide, params, Context(prompt=prompt, output=output, V=V, logits_dtype=dtype))
+    return run(found, wide, params, Context(prompt=prompt, output=output, V=len(wide), logits_dtype=dtype))
 
 
 def _logits_dtype(logits: Array, wanted: LogitsDtype | None) -> LogitsDtype:

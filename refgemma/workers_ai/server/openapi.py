@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import refgemma
+from refgemma.version import __version__
 from refgemma.workers_ai.ai import AI
 from refgemma.workers_ai.answer import SCHEMA
 from refgemma.workers_ai.pages import page
@@ -97,7 +97,7 @@ def openapi(ai: AI) -> dict[str, Any]:
         },
     }
     title = "refgemma: the Gemma models of Workers AI, answered locally"
-    return {"openapi": "3.1.0", "info": {"title": title, "version": refgemma.__version__}, "paths": paths}
+    return {"openapi": "3.1.0", "info": {"title": title, "version": __version__}, "paths": paths}
 
 
 def _run(name: str) -> dict[str, Any]:

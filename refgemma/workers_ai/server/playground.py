@@ -25,10 +25,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-import refgemma
 from refgemma.numerics import Array
 from refgemma.sampling import Record, uniform
 from refgemma.sampling.show.page import legend, token_data
+from refgemma.version import __version__
 from refgemma.workers_ai.ai import AI
 from refgemma.workers_ai.answer import DONE, result, sse
 from refgemma.workers_ai.errors import AiError
@@ -175,7 +175,7 @@ def _info(service: Service) -> dict[str, Any]:
     stand_ins = [name for name in ai.models if ai.models[name].name == "tiny-it"]
     notice = "Here the small model that ships with refgemma answers, as a stand-in for Google's." if stand_ins else ""
     return {
-        "version": refgemma.__version__,
+        "version": __version__,
         "notice": notice,
         "models": [
             {
