@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+import refgemma
 from refgemma.cli import (
     bench,
     chat,
@@ -37,7 +38,6 @@ from refgemma.cli import (
     verify,
 )
 from refgemma.errors import InputError
-from refgemma.version import __version__
 
 # Each has a docstring that is its help, `add_arguments` and `run`.
 COMMANDS: tuple[ModuleType, ...] = (
@@ -63,7 +63,7 @@ BUG = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 128 + 2  # by SIGINT, as shells count
 READER_GONE = 128 + 13  # by SIGPIPE
 _REPORT = (
-    f"this is a bug in refgemma {__version__}, not in your input; please report the command and the lines "
+    f"this is a bug in refgemma {refgemma.__version__}, not in your input; please report the command and the lines "
     "above (CONTRIBUTING.md says where)"
 )
 
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> Parser:
     """Build the parser of all subcommands."""
     parser = Parser("refgemma", description=refgemma.__doc__, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"refgemma {__version__}")
+    parser.add_argument("--version", action="version", version=f"refgemma {refgemma.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND")
     for module in COMMANDS:
         text = (module.__doc__ or "").strip()
