@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from refgemma.version import __version__
 from refgemma.cache import KVCache
 from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
@@ -26,6 +25,7 @@ from refgemma.ops.attention import allowed_keys
 from refgemma.ops.linear import Adapted
 from refgemma.oracle.operations import axes_of, names_of, shape_of
 from refgemma.oracle.traces.trace import FORMAT, VERSION, Trace, read_trace_file, trace_file
+from refgemma.version import __version__
 
 _DIGITS = 16  # of a fingerprint
 # (name, where the block begins in the flat tensor, the block)
