@@ -21,7 +21,7 @@ from refgemma.oracle.operations import OPERATIONS, split_name, weight_of
 
 _CACHED = ("attn.k_rope", "attn.v")
 _CHUNK = 512
-_NUMBERS = 2**24  # of one tensor at a time: truth, bounds and theirs are some ten arrays of so many float64 numbers
+_NUMBERS = 2**24  # of one tensor at a time; truth, bounds and the candidate take some ten float64 arrays of that size
 
 
 def chunks(T: int, width: int) -> Iterator[tuple[int, int]]:
@@ -33,14 +33,14 @@ def chunks(T: int, width: int) -> Iterator[tuple[int, int]]:
 
 @dataclass
 class Flow:
-    """Tensors that the running pass goes on with, as far as later ones are made from them."""
+    """The tensors that the running pass continues with, from which later ones are made."""
 
     params: Params  # weights
     config: Config  # the model
     arithmetic: Arithmetic  # the engine's
-    tokens: Array = field(default_factory=lambda: np.empty((1, 0), np.int64))  # (B, T): Of the chunk that is running
-    positions: Array = field(default_factory=lambda: np.empty((1, 0), np.int64))  # (B, T): Of the chunk that is running
-    # (B, S): Of it and all chunks before
+    tokens: Array = field(default_factory=lambda: np.empty((1, 0), np.int64))  # BT, of this chunk
+    positions: Array = field(default_factory=lambda: np.empty((1, 0), np.int64))  # BT, of this chunk
+    # BS, of this and all chunks before
     key_positions: Array = field(default_factory=lambda: np.empty((1, 0), np.int64))
     _stream: Known = field(default_factory=lambda: Known(np.empty(0)))
     _here: dict[str, Known] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Flow:
         return allowed_keys(self.positions, self.key_positions)
 
     def goes_on_with(self, name: str, value: Known) -> None:
-        """Take note of a tensor as the pass goes on with it."""
+        """Note a tensor as the pass continues with it."""
         _, kind = split_name(name)
         self._here[kind] = value
         if kind in ("embed", "out"):
@@ -68,7 +68,7 @@ class Flow:
             self._here[kind] = joined(self._cached[name], axis=1)
 
     def inputs(self, name: str) -> dict[str, Array]:
-        """Tensors of the same layer that were named before, for finding out what a wrong one was taken from."""
+        """Tensors named before in this layer: a wrong one may equal one of them."""
         return {kind: known.value for kind, known in self._here.items() if kind != name}
 
     def bound_of(self, name: str, y: Array) -> Bound:
