@@ -1,7 +1,8 @@
-"""The facts that tell one Gemma from another, and nothing else.
+"""The facts that distinguish one Gemma from another, and nothing else.
 
-A `Config` holds numbers only; the published sizes are plain instances in `SIZES`, so that two of them can be compared
-by eye. Axis letters (D, F, L, N, K, H, V) are the ones used in every shape of this project.
+A `Config` holds the numbers of the whole model, and one row of numbers per layer; the published sizes are plain
+instances in `SIZES`, so that two of them can be compared by eye. Axis letters (D, F, L, N, K, H, V) are the ones used in
+every shape of this project.
 """
 
 from __future__ import annotations
@@ -9,24 +10,56 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from refgemma.errors import InputError
 
 SUPPORTED_MODEL_TYPES = ("gemma",)
-_MOST_LAYERS = 10_000  # what is listed layer by layer should end some day
-_COUNTS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "max_positions",
-)
+_FLAT = (  # in the order in which files of a model with equal layers have them
+    "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
+    "max_positions", "rope_theta", "rms_norm_eps", "query_scale", "tie_word_embeddings",
+)  # fmt: skip
+_MOST_LAYERS = 10_000  # an upper limit, so that a typing error cannot exhaust memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Numbers of one layer.
+
+    Attributes
+    ----------
+    num_heads : int
+        Query heads, N.
+    num_kv_heads : int
+        Key and value heads, K; divides N. K = 1 is multi-query attention, K = N plain multi-head attention.
+    head_dim : int
+        Width of one head, H; even, and **not** ``D // N`` (7B: 256, where 3072 / 16 is 192).
+    intermediate_size : int
+        Hidden width of the MLP, F.
+    query_scale : float
+        Multiplies the queries once, before they meet the keys; ``H ** -0.5`` in Gemma 1.
+    rope_theta : float
+        Base of the rotary frequencies.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    query_scale: float
+    rope_theta: float
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "num_heads", "num_kv_heads", "head_dim", "intermediate_size")
+        _check_positive(self, "query_scale", "rope_theta")
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise InputError(
+                f"head_dim={self.head_dim} is odd: rotary embedding rotates the two halves of a head together"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,78 +72,111 @@ class Config:
         Rows of the embedding table, V.
     hidden_size : int
         Width of the residual stream, D.
-    intermediate_size : int
-        Hidden width of the MLP, F.
-    num_layers : int
-        Transformer blocks, L.
-    num_heads : int
-        Query heads, N.
-    num_kv_heads : int
-        Key and value heads, K; divides N. K = 1 is multi-query attention, K = N plain multi-head attention.
-    head_dim : int
-        Width of one head, H; even, and **not** ``D // N`` (7B: 256, where 3072 / 16 is 192).
     max_positions : int
         Longest context, in tokens.
-    rope_theta : float
-        Base of the rotary frequencies.
     rms_norm_eps : float
         Added to the mean square inside the root of every norm.
-    query_scale : float
-        Multiplies the queries once, before they meet the keys; ``H ** -0.5`` in Gemma 1.
     tie_word_embeddings : bool
         True where the output head is the embedding table itself.
+    layers : tuple of Layer
+        One row of numbers per transformer block; L of them.
     """
 
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     max_positions: int
-    rope_theta: float
     rms_norm_eps: float
-    query_scale: float
     tie_word_embeddings: bool
+    layers: tuple[Layer, ...]
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
-        if self.num_layers > _MOST_LAYERS:
-            raise InputError(
-                f"num_layers is {self.num_layers!r:.60}: expected at most {_MOST_LAYERS:,}, a typing error?"
-            )
-        for name in ("rope_theta", "rms_norm_eps", "query_scale"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
-                raise InputError(f"{name} is {value!r}: expected a positive number")
+        _check_counts(self, "vocab_size", "hidden_size", "max_positions")
+        _check_positive(self, "rms_norm_eps")
         if not isinstance(self.tie_word_embeddings, bool):
             raise InputError(f"tie_word_embeddings is {self.tie_word_embeddings!r}: expected true or false")
-        if self.num_heads % self.num_kv_heads:
-            raise InputError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
-        if self.head_dim % 2:
-            raise InputError(
-                f"head_dim={self.head_dim} is odd: rotary embedding turns the two halves of a head together"
-            )
+        if not isinstance(self.layers, tuple) or not self.layers or not all(isinstance(x, Layer) for x in self.layers):
+            raise InputError(f"layers is {self.layers!r:.60}: expected a tuple of at least one Layer")
+
+    @classmethod
+    def uniform(cls, *, num_layers: int, **numbers: Any) -> Config:
+        """Make a model whose layers all have the same numbers.
+
+        Parameters
+        ----------
+        num_layers : int
+            Transformer blocks, L.
+        **numbers : int, float or bool
+            Every other field of `Config` and of `Layer`, by name.
+
+        Returns
+        -------
+        Config
+            With `num_layers` equal rows.
+
+        Raises
+        ------
+        ValueError
+            If a number is out of range.
+        """
+        if not isinstance(num_layers, int) or isinstance(num_layers, bool) or num_layers < 1:
+            raise InputError(f"num_layers is {num_layers!r}: expected a whole number of at least 1")
+        if num_layers > _MOST_LAYERS:
+            raise InputError(f"num_layers is {num_layers!r:.60}: expected at most {_MOST_LAYERS:,}, a typing error?")
+        row = {field.name: numbers.pop(field.name) for field in fields(Layer)}
+        return cls(**numbers, layers=(Layer(**row),) * num_layers)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of transformer blocks, L."""
+        return len(self.layers)
 
     @property
     def num_parameters(self) -> int:
         """Number of trained numbers, the tied table counted once."""
-        D, F, H = self.hidden_size, self.intermediate_size, self.head_dim
+        D = self.hidden_size
         table = self.vocab_size * D
-        attention = 2 * self.num_heads * H * D + 2 * self.num_kv_heads * H * D  # q and out, k and v
-        mlp = 3 * D * F  # gate, up, down
-        block = attention + mlp + 2 * D  # and one norm before each
+        blocks = 0
+        for layer in self.layers:
+            attention = 2 * (layer.num_heads + layer.num_kv_heads) * layer.head_dim * D  # q and out, k and v
+            mlp = 3 * D * layer.intermediate_size  # gate, up, down
+            blocks += attention + mlp + 2 * D  # and one norm before each
         head = 0 if self.tie_word_embeddings else table
-        return table + self.num_layers * block + D + head
+        return table + blocks + D + head
+
+
+def _check_counts(record: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(record, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
+
+
+def _check_positive(record: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(record, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
+            raise InputError(f"{name} is {value!r}: expected a positive number")
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """The numbers of a model as JSON, for files: flat where all layers are alike, else with a list of layers."""
+    rows = set(config.layers)
+    if len(rows) > 1:
+        return asdict(config)
+    numbers = asdict(config) | {"num_layers": config.num_layers} | asdict(*rows)
+    return {name: numbers[name] for name in _FLAT}
+
+
+def from_json(numbers: Mapping[str, Any]) -> Config:
+    """A model from what `to_json` wrote."""
+    if "layers" in numbers:
+        return Config(**{**numbers, "layers": tuple(Layer(**row) for row in numbers["layers"])})
+    return Config.uniform(**numbers)
 
 
 def _gemma1(**shape: Any) -> Config:
     """What all published Gemma 1 models share: head width, context, constants, tied head."""
-    return Config(
+    return Config.uniform(
         vocab_size=256_000,
         head_dim=256,
         max_positions=8192,
@@ -216,7 +282,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> Config:
     head_dim = values["head_dim"]
     if not isinstance(head_dim, int) or not 1 <= head_dim < 2**63:
         raise InputError(f"head_dim is {head_dim!r}: expected a whole number of at least 1")
-    return Config(
+    return Config.uniform(
         **values,
         rope_theta=thetas[0],
         query_scale=head_dim**-0.5,

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from refgemma.errors import InputError
-from refgemma.numerics import Array, to_host
+from refgemma.numerics import to_host
 
 T = TypeVar("T")
 
@@ -54,35 +54,28 @@ def _line(error: Exception) -> str:
 
 
 def placed(tree: T, xp: Any) -> T:
-    """Weights in the arrays of a library."""
-    moved: dict[int, Any] = {}
+    """Arrays, and whatever holds them, in the arrays of a library; parts that are there already are shared."""
+    done: dict[int, Any] = {}  # by identity, so that a tied head stays tied
 
     def move(value: Any) -> Any:
-        if id(value) not in moved:
-            moved[id(value)] = _moved(value, xp, move)
-        return moved[id(value)]
+        if id(value) not in done:
+            done[id(value)] = moved(value)
+        return done[id(value)]
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            parts = {name: move(part) for name, part in value.items()}
+            return value if all(parts[name] is value[name] for name in parts) else parts
+        if isinstance(value, (list, tuple)):
+            items = [move(item) for item in value]
+            return value if all(new is old for new, old in zip(items, value, strict=True)) else type(value)(items)
+        if is_dataclass(value) and not isinstance(value, type):  # Bfloat16Matrix, Adapted, Delta
+            old = {field.name: getattr(value, field.name) for field in fields(value)}
+            new = {name: move(part) for name, part in old.items()}
+            return value if all(new[name] is old[name] for name in old) else replace(value, **new)
+        if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic):
+            return to_host(value) if xp is np else xp.asarray(value)
+        return value
 
     there: T = move(tree)
     return there
-
-
-def _moved(value: Any, xp: Any, move: Any) -> Any:
-    if isinstance(value, Mapping):
-        changed = _changed(value, move)
-        return {**value, **changed} if changed else value
-    if isinstance(value, (list, tuple)):
-        changed = _changed(dict(enumerate(value)), move)
-        return type(value)(changed.get(i, item) for i, item in enumerate(value)) if changed else value
-    if is_dataclass(value) and not isinstance(value, type):  # Bfloat16Matrix, Adapted, Delta
-        changed = _changed({field.name: getattr(value, field.name) for field in fields(value)}, move)
-        return replace(value, **changed) if changed else value
-    if hasattr(value, "dtype") and not isinstance(value, np.generic):
-        there: Array = to_host(value) if xp is np else xp.asarray(value)
-        return there
-    return value
-
-
-def _changed(parts: Mapping[Any, Any], move: Any) -> dict[Any, Any]:
-    """Those parts that were elsewhere, moved."""
-    moved = {name: move(part) for name, part in parts.items()}
-    return {name: there for name, there in moved.items() if there is not parts[name]}

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from refgemma import generation
 from refgemma import lora as low_rank
-from refgemma.cache import KVCache, PrefixCache
+from refgemma.cache import KVCache
 from refgemma.checkpoint.folder import find_model, read_folder
 from refgemma.checkpoint.load import Progress, load_params
 from refgemma.config import Config, read_config
@@ -22,8 +22,10 @@ from refgemma.generation import CHUNK, Event, Generation, Row
 from refgemma.lora import Adapter
 from refgemma.lora.adapter import split_scale
 from refgemma.lora.attach import checked_scale, narrowed
-from refgemma.model import Params, forward
+from refgemma.model import forward
 from refgemma.numerics import FLOAT64, PROFILES, Array, Numerics, namespace_of, to_host
+from refgemma.params import Params
+from refgemma.prefix_cache import PrefixCache
 from refgemma.sampling import SamplingParams
 from refgemma.text.chat import encode_chat
 from refgemma.text.stopping import read_generation_config, stop_ids
@@ -520,7 +522,7 @@ def load(
     Examples
     --------
     >>> gemma = load("tiny-it")
-    >>> gemma.config.num_kv_heads
+    >>> gemma.config.layers[0].num_kv_heads
     2
     """
     if numerics not in PROFILES:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, TypeAlias, TypedDict
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -22,47 +22,13 @@ from refgemma.errors import InputError
 from refgemma.numerics import FLOAT32, Array, Numerics, namespace_of, to_host
 from refgemma.ops.attention import allowed_keys, attention_mix, attention_probs, attention_scores
 from refgemma.ops.embedding import embed
-from refgemma.ops.linear import Operand, linear, linears
+from refgemma.ops.linear import linear, linears
 from refgemma.ops.mlp import gelu
 from refgemma.ops.norm import rms_norm
 from refgemma.ops.rope import rope, rope_table
+from refgemma.params import Params
 
 Tap: TypeAlias = Callable[[str, Array], Array]
-
-
-class AttentionParams(TypedDict):
-    """Weights of one attention: its norm (D,), q (N H, D), k and v (K H, D), out (D, N H)."""
-
-    norm: Array
-    q: Operand
-    k: Operand
-    v: Operand
-    out: Operand
-
-
-class MlpParams(TypedDict):
-    """Weights of one MLP: its norm (D,), gate and up (F, D), down (D, F)."""
-
-    norm: Array
-    gate: Operand
-    up: Operand
-    down: Operand
-
-
-class LayerParams(TypedDict):
-    """Weights of one layer."""
-
-    attn: AttentionParams
-    mlp: MlpParams
-
-
-class Params(TypedDict):
-    """All weights: embed (V, D), the layers, final_norm (D,), head (V, D); head is embed itself where they are tied."""
-
-    embed: Operand
-    layers: list[LayerParams]
-    final_norm: Array
-    head: Operand
 
 
 def identity(name: str, value: Array) -> Array:
@@ -127,18 +93,21 @@ def forward(
         cache.extend(positions)
     key_positions = positions if cache is None else cache.positions[:, : cache.length]
     allowed = allowed_keys(positions, key_positions)  # BTS
-    angles = rope_table(positions, config.head_dim, config.rope_theta, numerics=numerics)
+    tables = {  # cosines and sines, BTH; layers with the same angles share them
+        (c.head_dim, c.rope_theta): rope_table(positions, c.head_dim, c.rope_theta, numerics=numerics)
+        for c in set(config.layers)
+    }
     norm = partial(rms_norm, eps=config.rms_norm_eps, numerics=numerics)
     project = partial(linear, numerics=numerics)
     B, T = tokens.shape
-    N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
 
     x = embed(tokens, params["embed"], numerics=numerics)  # BTD
     x[positions < 0] = 0  # and it stays zero: norms, products and residual adds all map zero to zero
     x = tap("embed", x)
 
-    for i, layer in enumerate(params["layers"]):
-        # Each position reads from those before it, and adds what it read.
+    for i, (layer, c) in enumerate(zip(params["layers"], config.layers, strict=True)):
+        # Each position reads from those before it, and adds the result.
+        N, K, H, angles = c.num_heads, c.num_kv_heads, c.head_dim, tables[c.head_dim, c.rope_theta]
         attn, at = layer["attn"], f"layers.{i}.attn."
         y = tap(at + "norm", norm(x, attn["norm"]))
         q, k, v = linears(y, (attn["q"], attn["k"], attn["v"]), numerics=numerics)
@@ -148,7 +117,7 @@ def forward(
         q = tap(at + "q_rope", rope(q, *angles, numerics=numerics))
         k = tap(at + "k_rope", rope(k, *angles, numerics=numerics))
         keys, values = (k.swapaxes(1, 2), v.swapaxes(1, 2)) if cache is None else cache.update(i, k, v)  # BKSH
-        scores = tap(at + "scores", attention_scores(q, keys, scale=config.query_scale, numerics=numerics))  # BNTS
+        scores = tap(at + "scores", attention_scores(q, keys, scale=c.query_scale, numerics=numerics))  # BNTS
         probs = tap(at + "probs", attention_probs(scores, allowed, numerics=numerics))
         mix = tap(at + "mix", attention_mix(probs, values, numerics=numerics))  # BTNH
         out = tap(at + "out", project(mix.reshape(B, T, N * H), attn["out"]))

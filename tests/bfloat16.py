@@ -66,16 +66,18 @@ def allowed(engine, name, seen, params, config, tokens, positions):
     layer, at = wide["layers"][int(i)], f"layers.{i}."
     stream = seen["embed" if i == "0" else f"layers.{int(i) - 1}.out"]
     here = {key.removeprefix(at): value for key, value in seen.items() if key.startswith(at)}
-    attn, mlp, H = layer["attn"], layer["mlp"], c.head_dim
-    G = c.num_heads // c.num_kv_heads
+    attn, mlp, H = layer["attn"], layer["mlp"], c.layers[0].head_dim
+    G = c.layers[0].num_heads // c.layers[0].num_kv_heads
     if step in ("attn.q", "attn.k", "attn.v"):
         return tuple(x.reshape(B, T, -1, H) for x in dot(here["attn.norm"], attn[step[-1]]))
     by_step = {
         "attn.norm": lambda: norm(stream, attn["norm"], c.rms_norm_eps),
-        "attn.q_rope": lambda: turn(here["attn.q"], positions, c.rope_theta),
-        "attn.k_rope": lambda: turn(here["attn.k"], positions, c.rope_theta),
+        "attn.q_rope": lambda: turn(here["attn.q"], positions, c.layers[0].rope_theta),
+        "attn.k_rope": lambda: turn(here["attn.k"], positions, c.layers[0].rope_theta),
         "attn.scores": lambda: scores(
-            here["attn.q_rope"].swapaxes(1, 2), np.repeat(here["attn.k_rope"], G, axis=2).swapaxes(1, 2), c.query_scale
+            here["attn.q_rope"].swapaxes(1, 2),
+            np.repeat(here["attn.k_rope"], G, axis=2).swapaxes(1, 2),
+            c.layers[0].query_scale,
         ),
         "attn.probs": lambda: probs(np.where(causal(T), here["attn.scores"], -np.inf)),
         "attn.mix": lambda: tuple(

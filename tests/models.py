@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refgemma.config import Config
+from refgemma.config import Config, from_json, to_json
 
 HEADS = (  # (N, K), a third each: K = 1, K = N, 1 < K < N
     ((2, 1), (3, 1), (4, 1), (6, 1), (8, 1)),
@@ -35,6 +35,11 @@ class Model:
         return self.positions >= 0
 
 
+def reshaped(config, **changes):
+    """The same model with other numbers, of the whole or of every layer."""
+    return from_json(to_json(config) | changes)
+
+
 def random_model(seed, **fixed):
     """Model number `seed`; `fixed` overrides drawn sizes (num_tokens, or a field of Config)."""
     rng = np.random.default_rng([20240221, seed])
@@ -49,7 +54,7 @@ def random_config(rng, kind, **fixed):
     while True:
         N, K = HEADS[kind][rng.integers(len(HEADS[kind]))]
         D, H = int(rng.integers(24, 201)), 2 * int(rng.integers(4, 33))
-        config = Config(
+        config = Config.uniform(
             **{
                 "vocab_size": int(rng.integers(40, 131)),
                 "hidden_size": D,
@@ -66,8 +71,13 @@ def random_config(rng, kind, **fixed):
             }
             | fixed
         )
-        D, N, K, H = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
-        widths = {D, config.intermediate_size, N * H, config.vocab_size} | ({K * H} if K < N else set())
+        D, N, K, H = (
+            config.hidden_size,
+            config.layers[0].num_heads,
+            config.layers[0].num_kv_heads,
+            config.layers[0].head_dim,
+        )
+        widths = {D, config.layers[0].intermediate_size, N * H, config.vocab_size} | ({K * H} if K < N else set())
         exact_root = np.float32(D**0.5).view(np.uint32) & 0xFFFF == 0  # sqrt(D) is a bfloat16 number
         if D != N * H and len(widths) == 4 + (K < N) and not exact_root:
             return config
@@ -75,8 +85,8 @@ def random_config(rng, kind, **fixed):
 
 def random_params(rng, config):
     """Parameters in float32, nested as `refgemma` wants them."""
-    D, F, H = config.hidden_size, config.intermediate_size, config.head_dim
-    N, K, V = config.num_heads, config.num_kv_heads, config.vocab_size
+    D, F, H = config.hidden_size, config.layers[0].intermediate_size, config.layers[0].head_dim
+    N, K, V = config.layers[0].num_heads, config.layers[0].num_kv_heads, config.vocab_size
 
     def matrix(rows, columns, gain):  # turns vectors of rms 1 into vectors of rms `gain`
         return (rng.normal(size=(rows, columns)) * gain / columns**0.5).astype(np.float32)
@@ -152,13 +162,13 @@ def hf_config(config):
         "model_type": "gemma",
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
+        "intermediate_size": config.layers[0].intermediate_size,
         "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
+        "num_attention_heads": config.layers[0].num_heads,
+        "num_key_value_heads": config.layers[0].num_kv_heads,
+        "head_dim": config.layers[0].head_dim,
         "max_position_embeddings": config.max_positions,
-        "rope_theta": config.rope_theta,
+        "rope_theta": config.layers[0].rope_theta,
         "rms_norm_eps": config.rms_norm_eps,
         "hidden_act": "gelu_pytorch_tanh",
         "tie_word_embeddings": config.tie_word_embeddings,

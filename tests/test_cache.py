@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from refgemma import cache as cache_module
-from refgemma.cache import KVCache, side_by_side
+from refgemma.cache import KVCache, join_rows
 from tests.models import random_model
 
 CONFIG = random_model(
@@ -25,7 +25,7 @@ def feed(cache, positions):
     cache.extend(positions)
     for layer in range(L):
         k, v = tensors(layer, positions)
-        cache.update(layer, k.astype(cache.keys.dtype), v.astype(cache.keys.dtype))
+        cache.update(layer, k.astype(cache.dtype), v.astype(cache.dtype))
 
 
 def tensors(layer, positions):
@@ -49,7 +49,7 @@ def test_update_lays_keys_and_values_out_by_head():
         assert np.array_equal(keys, k.transpose(0, 2, 1, 3))
         assert np.array_equal(values, v.transpose(0, 2, 1, 3))
         assert not np.array_equal(keys, k.reshape(2, K, 3, H))  # it can fail: heads and slots are not confused
-        assert np.shares_memory(keys, cache.keys)
+        assert np.shares_memory(keys, cache.keys[layer])
     later = np.array([[3], [2]])
     cache.extend(later)
     keys, _ = cache.update(1, *tensors(1, later))
@@ -61,7 +61,7 @@ def test_update_lays_keys_and_values_out_by_head():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_dtype(dtype):
-    assert filled([0, 1], dtype=dtype).keys.dtype == dtype
+    assert filled([0, 1], dtype=dtype).dtype == dtype
 
 
 def test_next_positions_count_on_from_the_last_real_one_of_each_row():
@@ -81,28 +81,30 @@ def test_next_positions_count_on_from_the_last_real_one_of_each_row():
 def test_rows_of_several_caches_end_together_in_a_new_one(monkeypatch, dtype):
     one = filled([0, 1, 2, 3], [-1, -1, 0, 1], [-1, 0, -1, 1], dtype=dtype)
     other = filled([5, 6, 7], capacity=3, dtype=dtype)
-    kept = [array.copy() for cache in (one, other) for array in (cache.keys, cache.values)]
+    kept = [np.stack(arrays) for cache in (one, other) for arrays in (cache.keys, cache.values)]
     # Slots that nothing has been written to may hold anything, even NaN, which no weight of zero silences.
     monkeypatch.setattr(cache_module.np, "empty", lambda shape, dtype: np.full(shape, np.nan, dtype))
-    batch = side_by_side([(other, 0), (one, 1), (one, 2)], CONFIG, capacity=5)
+    batch = join_rows([(other, 0), (one, 1), (one, 2)], CONFIG, capacity=5)
     monkeypatch.undo()
-    assert batch.keys.shape == (L, 3, K, 5, H)
-    assert batch.keys.dtype == dtype
+    assert np.stack(batch.keys).shape == (L, 3, K, 5, H)
+    assert batch.dtype == dtype
     assert batch.length == 3  # slot 0 of the first cache is of no use to these rows
     assert batch.positions.tolist() == [[5, 6, 7, -1, -1], [-1, 0, 1, -1, -1], [0, -1, 1, -1, -1]]
     for new, theirs, ours in (
-        (0, other.keys[:, 0], [0, 1, 2]),
-        (1, one.keys[:, 1], [2, 3]),
-        (2, one.keys[:, 2], [1, 2, 3]),
+        (0, np.stack(other.keys)[:, 0], [0, 1, 2]),
+        (1, np.stack(one.keys)[:, 1], [2, 3]),
+        (2, np.stack(one.keys)[:, 2], [1, 2, 3]),
     ):
         count = len(ours)
-        assert np.array_equal(batch.keys[:, new, :, 3 - count : 3], theirs[:, :, ours])
-        assert np.array_equal(batch.values[:, new, :, 3 - count : 3], -batch.keys[:, new, :, 3 - count : 3] - 0.5)
-    assert not batch.keys[:, 1, :, 0].any()
-    assert not batch.values[:, 1, :, 0].any()
+        assert np.array_equal(np.stack(batch.keys)[:, new, :, 3 - count : 3], theirs[:, :, ours])
+        assert np.array_equal(
+            np.stack(batch.values)[:, new, :, 3 - count : 3], -np.stack(batch.keys)[:, new, :, 3 - count : 3] - 0.5
+        )
+    assert not np.stack(batch.keys)[:, 1, :, 0].any()
+    assert not np.stack(batch.values)[:, 1, :, 0].any()
     feed(batch, np.array([[8], [2], [2]]))
     assert batch.positions[:, 3].tolist() == [8, 2, 2]
-    now = [array for cache in (one, other) for array in (cache.keys, cache.values)]
+    now = [np.stack(arrays) for cache in (one, other) for arrays in (cache.keys, cache.values)]
     filled_slots = [slice(4), slice(4), slice(3), slice(3)]
     for a, b, slots in zip(kept, now, filled_slots, strict=True):
         assert np.array_equal(a[:, :, :, slots], b[:, :, :, slots])
@@ -113,14 +115,14 @@ def test_rows_of_several_caches_end_together_in_a_new_one(monkeypatch, dtype):
 
 def test_truncate_forgets_the_end():
     cache = filled([0, 1, 2, 3], [-1, 0, 1, 2])
-    before = cache.keys[:, :, :, :2].copy()
+    before = np.stack(cache.keys)[:, :, :, :2].copy()
     cache.truncate(2)
     assert cache.length == 2
     assert cache.positions.tolist() == [[0, 1, -1, -1, -1, -1], [-1, 0, -1, -1, -1, -1]]
     assert cache.next_positions(1).tolist() == [[2], [1]]
     feed(cache, np.array([[2], [1]]))
-    assert np.array_equal(cache.keys[:, :, :, :2], before)
-    assert cache.keys[0, 0, 0, 2, 0] == 20
+    assert np.array_equal(np.stack(cache.keys)[:, :, :, :2], before)
+    assert np.stack(cache.keys)[0, 0, 0, 2, 0] == 20
     cache.truncate(cache.length)
     assert cache.length == 3
     cache.truncate(0)
@@ -141,14 +143,14 @@ def test_truncate_refuses_what_is_not_filled(length):
 def test_a_fork_begins_alike_and_shares_until_it_is_extended():
     cache = filled([0, 1, 2, 3])
     fork = cache.fork(3, batch=2, capacity=5)
-    assert np.shares_memory(fork.keys, cache.keys)
+    assert np.shares_memory(fork.keys[0], cache.keys[0])
     assert fork.length == 3
     assert fork.positions.tolist() == [[0, 1, 2, -1, -1]] * 2
     assert "3 of 5 slots filled" in repr(fork)
-    before = cache.keys.copy(), cache.values.copy()
+    before = np.stack(cache.keys).copy(), np.stack(cache.values).copy()
     feed(fork, np.array([[3, 4], [7, -1]]))
-    assert not np.shares_memory(fork.keys, cache.keys)
-    assert fork.keys.shape == (L, 2, K, 5, H)
+    assert not np.shares_memory(fork.keys[0], cache.keys[0])
+    assert np.stack(fork.keys).shape == (L, 2, K, 5, H)
     assert np.array_equal(cache.keys, before[0])
     assert np.array_equal(cache.values, before[1])
     want = filled([0, 1, 2, 3, 4], [0, 1, 2, 7, -1], capacity=5)
@@ -162,8 +164,8 @@ def test_a_cache_goes_on_beside_its_forks():
     fork = cache.fork(2, batch=1, capacity=6)
     feed(cache, np.array([[3]]))
     feed(fork, np.array([[9]]))
-    assert cache.keys[0, 0, 0, :4, 0].tolist() == [0, 10, 20, 30]
-    assert fork.keys[0, 0, 0, :3, 0].tolist() == [0, 10, 90]
+    assert np.stack(cache.keys)[0, 0, 0, :4, 0].tolist() == [0, 10, 20, 30]
+    assert np.stack(fork.keys)[0, 0, 0, :3, 0].tolist() == [0, 10, 90]
 
 
 @pytest.mark.parametrize("length", [-1, 5])

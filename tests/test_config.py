@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from refgemma.config import SIZES, Config, config_from_hf, read_config
+from refgemma.config import SIZES, Config, Layer, config_from_hf, read_config
+from tests.models import reshaped
 
 
 def hf_7b(**changes):
@@ -39,7 +40,7 @@ def test_published_parameter_counts():
     assert SIZES["gemma-2b"].num_parameters == 2_506_172_416
     assert SIZES["gemma-7b"].num_parameters == 8_537_680_896
     # The usual mistake: heads of width D / N, 192 in the 7B size.
-    assert replace(SIZES["gemma-7b"], head_dim=192).num_parameters != 8_537_680_896
+    assert reshaped(SIZES["gemma-7b"], head_dim=192).num_parameters != 8_537_680_896
 
 
 def test_an_untied_head_counts_as_a_table_of_its_own():
@@ -58,8 +59,8 @@ def test_the_2b_file_gives_the_2b_size():
 
 def test_head_dim_is_read_and_never_derived():
     # https://github.com/meta-pytorch/gpt-fast/pull/115: 3072 / 16 is 192, and the heads are 256 wide.
-    assert config_from_hf(hf_7b()).head_dim == 256
-    assert config_from_hf(hf_7b()).query_scale == 1 / 16
+    (row,) = set(config_from_hf(hf_7b()).layers)
+    assert (row.head_dim, row.query_scale) == (256, 1 / 16)
     with pytest.raises(ValueError, match="missing head_dim") as error:
         config_from_hf(hf_7b(head_dim=None))
     sentence_of(error)
@@ -85,7 +86,7 @@ def test_rope_theta_may_stand_inside_rope_parameters():
     assert config_from_hf(hf_7b(rope_theta=None, rope_parameters=inside)) == SIZES["gemma-7b"]
     assert config_from_hf(hf_7b() | {"rope_theta": None, "rope_parameters": inside}) == SIZES["gemma-7b"]
     assert config_from_hf(hf_7b(rope_parameters=inside)) == SIZES["gemma-7b"]
-    assert config_from_hf(hf_7b(rope_theta=5000)).rope_theta == 5000
+    assert {row.rope_theta for row in config_from_hf(hf_7b(rope_theta=5000)).layers} == {5000}
 
 
 @pytest.mark.parametrize(
@@ -173,5 +174,7 @@ def test_a_missing_file_is_one_sentence(tmp_path):
 
 
 def test_no_number_has_a_default():
-    with pytest.raises(TypeError, match="missing 12 required keyword-only arguments"):
+    with pytest.raises(TypeError, match="missing 6 required keyword-only arguments"):
         Config()
+    with pytest.raises(TypeError, match="missing 6 required keyword-only arguments"):
+        Layer()

@@ -20,10 +20,14 @@ def test_random_models_reveal():
     for seed, model in enumerate(models):
         c, logits = model.config, truth_of(seed)[model.real]
         assert logits.max() - logits.min() > 10
-        assert c.head_dim * c.num_heads != c.hidden_size
-        assert (c.num_kv_heads == 1, c.num_kv_heads == c.num_heads, 1 < c.num_kv_heads < c.num_heads)[seed % 3]
+        assert c.layers[0].head_dim * c.layers[0].num_heads != c.hidden_size
+        assert (
+            c.layers[0].num_kv_heads == 1,
+            c.layers[0].num_kv_heads == c.layers[0].num_heads,
+            1 < c.layers[0].num_kv_heads < c.layers[0].num_heads,
+        )[seed % 3]
         assert 24 <= c.hidden_size <= 200
-        assert 8 <= c.head_dim <= 64
+        assert 8 <= c.layers[0].head_dim <= 64
         assert model.tokens.shape[1] <= 64
     assert {model.config.num_layers for model in models} == {1, 2, 3, 4}
     assert {model.tokens.shape[0] for model in models} == {1, 2, 3, 4}
@@ -61,7 +65,7 @@ def acts(bug, model):
     """Whether a bug changes anything in this model and batch, by its nature."""
     c, real = model.config, model.real
     if bug == "E6":
-        return 1 < c.num_kv_heads < c.num_heads
+        return 1 < c.layers[0].num_kv_heads < c.layers[0].num_heads
     if bug == "D2":
         return model.positions.max() > 256 and model.tokens.shape[1] > 4
     if bug == "D9":

@@ -68,8 +68,8 @@ def test_every_name_appears_once_with_its_axes_and_dtype(seed, numerics):
     blocks = [f"layers.{i}.{name}" for i in range(c.num_layers) for name in ("attn.norm", "attn.residual", "out")]
     stream = [place[name] for name in ["embed", *blocks, "final_norm", "logits"]]
     assert stream == sorted(stream)  # in the order of the computation
-    size = {"B": B, "T": T, "S": T, "D": c.hidden_size, "F": c.intermediate_size, "V": c.vocab_size}
-    size |= {"N": c.num_heads, "K": c.num_kv_heads, "H": c.head_dim}
+    size = {"B": B, "T": T, "S": T, "D": c.hidden_size, "F": c.layers[0].intermediate_size, "V": c.vocab_size}
+    size |= {"N": c.layers[0].num_heads, "K": c.layers[0].num_kv_heads, "H": c.layers[0].head_dim}
     for name, value in seen:
         assert value.shape == tuple(size[axis] for axis in names[name]), name
         assert value.dtype == numerics.dtype, name  # nothing widens or narrows on the way
@@ -103,7 +103,7 @@ def test_scores_reach_over_the_cache():
     tokens, positions = model.tokens[:, :2], model.positions.max(axis=1, keepdims=True) + np.arange(1, 3)
     seen = dict(record(model, numerics=FLOAT64, tokens=tokens, positions=positions, cache=cache))
     for name in ("attn.scores", "attn.probs"):  # filled slots, not the capacity
-        assert seen[f"layers.0.{name}"].shape == (len(tokens), model.config.num_heads, 2, 13)
+        assert seen[f"layers.0.{name}"].shape == (len(tokens), model.config.layers[0].num_heads, 2, 13)
     np.testing.assert_allclose(seen["layers.0.attn.probs"].sum(axis=-1), 1, rtol=1e-14)  # 13 addends, 1e-16 each
 
 
@@ -122,7 +122,7 @@ def test_what_a_tap_returns_is_used(seed):
 
     rng = np.random.default_rng(seed)
     step = rng.normal(size=(*model.tokens.shape, model.config.hidden_size))
-    wide = rng.normal(size=(*model.tokens.shape, model.config.intermediate_size))
+    wide = rng.normal(size=(*model.tokens.shape, model.config.layers[0].intermediate_size))
     for one, other, change in [  # the same change, made on either side of an addition or a product
         ("layers.0.attn.out", "layers.0.attn.residual", lambda x: x + step),
         ("layers.1.mlp.down", "layers.1.out", lambda x: x + step),

@@ -171,13 +171,20 @@ def golden():
     with np.load(path) as file:
         arrays = dict(file)
     sizes = certificate["config"]
-    config = Config(max_positions=8192, query_scale=sizes["head_dim"] ** -0.5, tie_word_embeddings=True, **sizes)
+    config = Config.uniform(
+        max_positions=8192, query_scale=sizes["head_dim"] ** -0.5, tie_word_embeddings=True, **sizes
+    )
     return certificate, config, flax_params(arrays, config), arrays
 
 
 def flax_params(arrays, config):
     """Weights of the Flax parameter tree in our layout, (out, in)."""
-    D, N, K, H = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
+    D, N, K, H = (
+        config.hidden_size,
+        config.layers[0].num_heads,
+        config.layers[0].num_kv_heads,
+        config.layers[0].head_dim,
+    )
 
     def layer(i):
         own = {name.removeprefix(f"weights/layer_{i}/"): w for name, w in arrays.items() if f"/layer_{i}/" in name}

@@ -70,11 +70,16 @@ def truth_logits(params, config, tokens, positions=None, *, bugs=frozenset(), em
 
 def truth_row(params, config, tokens, positions, *, bugs=frozenset(), embed_delta=None):
     """Every named tensor of one unpadded row, as in `refgemma.model.forward`'s tap but without the batch axis."""
-    D, N, K, H = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
+    D, N, K, H = (
+        config.hidden_size,
+        config.layers[0].num_heads,
+        config.layers[0].num_kv_heads,
+        config.layers[0].head_dim,
+    )
     T = len(tokens)
     named = {}
 
-    query_scale = (D / N) ** -0.5 if "E2" in bugs else config.query_scale
+    query_scale = (D / N) ** -0.5 if "E2" in bugs else config.layers[0].query_scale
     kv_head = [n % K if "E6" in bugs else n // (N // K) for n in range(N)]
     turned_by = [bfloat16(p) if "D2" in bugs else int(p) for p in positions]
     seen_from = [np.flatnonzero(positions <= positions[t]) for t in range(T)]  # itself, and what came before
@@ -94,8 +99,8 @@ def truth_row(params, config, tokens, positions, *, bugs=frozenset(), embed_delt
         q = (h @ attn["q"].T).reshape(T, N, H)
         k = (h @ attn["k"].T).reshape(T, K, H)
         v = (h @ attn["v"].T).reshape(T, K, H)
-        q_rope = np.array([turn(q[t], turned_by[t], config.rope_theta, bugs) for t in range(T)])
-        k_rope = np.array([turn(k[t], turned_by[t], config.rope_theta, bugs) for t in range(T)])
+        q_rope = np.array([turn(q[t], turned_by[t], config.layers[0].rope_theta, bugs) for t in range(T)])
+        k_rope = np.array([turn(k[t], turned_by[t], config.layers[0].rope_theta, bugs) for t in range(T)])
 
         scores, probs, mix = np.empty((N, T, T)), np.zeros((N, T, T)), np.empty((T, N, H))
         for n in range(N):

@@ -16,12 +16,13 @@ from typing import TypeAlias
 import numpy as np
 
 from refgemma import generation
-from refgemma.cache import KVCache, side_by_side
+from refgemma.cache import KVCache, join_rows
 from refgemma.gemma import Gemma
 from refgemma.generation import Event, Row, read_prompts
 from refgemma.lora.attach import for_rows
-from refgemma.model import Params, forward
+from refgemma.model import forward
 from refgemma.numerics import Array, namespace_of, to_host
+from refgemma.params import Params
 
 OnEvent: TypeAlias = Callable[[Event | Exception], object]
 
@@ -167,7 +168,7 @@ class Batch:
         if any(request.cache is not cache for request in live) or len(cache.positions) != len(live):
             capacity = max(request.slots for request in live)
             places = [(request.cache, request.place) for request in live if request.cache is not None]
-            cache = side_by_side(places, self._gemma.config, capacity=capacity)
+            cache = join_rows(places, self._gemma.config, capacity=capacity)
             for place, request in enumerate(live):
                 request.cache, request.place = cache, place
         return cache

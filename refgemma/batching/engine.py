@@ -23,7 +23,7 @@ from refgemma.gemma import Gemma
 from refgemma.generation import Event, Row
 from refgemma.lora import Adapter
 from refgemma.lora.attach import for_rows
-from refgemma.model import Params
+from refgemma.params import Params
 from refgemma.sampling import SamplingParams
 
 

@@ -31,7 +31,7 @@ def weights_read(config: Config) -> int:
 
 def cache_bytes(config: Config, positions: int, rows: int = 1) -> int:
     """Size of keys and values in float32."""
-    return 2 * 4 * config.num_layers * config.num_kv_heads * config.head_dim * positions * rows
+    return 2 * 4 * sum(c.num_kv_heads * c.head_dim for c in config.layers) * positions * rows
 
 
 def bytes_read(config: Config, weights: str, *, context: int, rows: int = 1) -> int:
@@ -45,5 +45,5 @@ def operations(config: Config, *, tokens: int, context: int = 0, rows: int = 1) 
     layers = weights_read(config) - head
     pairs = sum(range(context + 1, context + tokens + 1))
     # Scores and mix, H multiplications and additions each, per pair and query head.
-    attention = 2 * 2 * config.num_layers * config.num_heads * config.head_dim * pairs
+    attention = 2 * 2 * sum(c.num_heads * c.head_dim for c in config.layers) * pairs
     return rows * (2 * layers * tokens + 2 * head + attention)

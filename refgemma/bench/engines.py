@@ -30,8 +30,9 @@ from refgemma.checkpoint.load import load_params
 from refgemma.compute.products import times_transposed
 from refgemma.compute.threads import threads
 from refgemma.config import Config, read_config
-from refgemma.model import Params, forward
+from refgemma.model import forward
 from refgemma.numerics import FLOAT32, Array, Bfloat16Matrix
+from refgemma.params import Params
 
 Matrix: TypeAlias = Array | Bfloat16Matrix
 
@@ -150,9 +151,9 @@ def _filled(config: Config, context: int, rows: int, *, room: int) -> KVCache:
     """Cache of random keys and values, with room for more."""
     cache = KVCache(config, batch=rows, capacity=context + room)
     rng = np.random.default_rng(2)
-    for layer in range(config.num_layers):
-        for array in (cache.keys, cache.values):
-            some = array[layer, :, :, :context]
+    for pair in zip(cache.keys, cache.values, strict=True):
+        for array in pair:
+            some = array[:, :, :context]
             some[...] = rng.standard_normal(some.shape, np.float32)
     cache.extend(np.tile(np.arange(context), (rows, 1)))
     return cache
@@ -234,8 +235,8 @@ def _decoder_of_transformers(model: Any, config: Config, context: int, rows: int
     torch = importlib.import_module("torch")
     cache = importlib.import_module("transformers").DynamicCache(config=model.config)
     generator = torch.Generator().manual_seed(2)
-    shape = (rows, config.num_kv_heads, context, config.head_dim)
-    for layer in range(config.num_layers):
+    for layer, c in enumerate(config.layers):
+        shape = (rows, c.num_kv_heads, context, c.head_dim)
         keys, values = (torch.randn(shape, generator=generator).to(model.dtype) for _ in range(2))
         cache.update(keys, values, layer)
     tokens = torch.from_numpy(prompt(config, 1)).repeat(rows, 1)

@@ -31,7 +31,7 @@ from refgemma.numerics import Array, to_bfloat16
 # Every size that can be measured; "tiny" has the shape of the shipped model.
 SHAPES: dict[str, Config] = {
     **SIZES,
-    "tiny": Config(
+    "tiny": Config.uniform(
         vocab_size=1000,
         hidden_size=184,
         intermediate_size=512,
@@ -148,20 +148,21 @@ def _random(tensor: Tensor, rng: np.random.Generator) -> Callable[[], Iterator[A
 
 def _hf_fields(config: Config) -> dict[str, object]:
     """What both engines read in ``config.json``."""
+    row = config.layers[0]  # all layers of a Gemma 1 are alike
     return {
         "architectures": ["GemmaForCausalLM"],
         "model_type": "gemma",
         "dtype": "bfloat16",
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
+        "intermediate_size": row.intermediate_size,
         "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
+        "num_attention_heads": row.num_heads,
+        "num_key_value_heads": row.num_kv_heads,
+        "head_dim": row.head_dim,
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_parameters": {"rope_type": "default", "rope_theta": row.rope_theta},
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
         "tie_word_embeddings": config.tie_word_embeddings,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -23,8 +23,8 @@ from refgemma.config import Config
 from refgemma.device import placed
 from refgemma.errors import InputError, all_problems, nearest_name
 from refgemma.files.safetensors import FLOATS, StoredTensor, release_memory
-from refgemma.model import Params
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16
+from refgemma.params import Params, build
 
 _TILE = 2**21  # numbers: a float32 tile of each thread stays in the last cache; smaller ones cost more Python
 _LARGE = 2**24  # bytes of matrices that are worth using several threads
@@ -73,7 +73,7 @@ def load_params(
     arrays = {tensor.path: there[tensor.path] for tensor in tensors_of(config)}
     if config.tie_word_embeddings:
         arrays["head"] = arrays["embed"]
-    return _nested(arrays, config.num_layers)
+    return build(arrays)
 
 
 def check_tensors(stored: dict[str, StoredTensor], config: Config, folder: str | Path) -> None:
@@ -201,15 +201,3 @@ def _tiles(shape: tuple[int, ...]) -> Iterator[slice]:
     """Slices of the rows of a matrix, of about `_TILE` numbers each."""
     step = max(1, _TILE // shape[1])
     return (slice(start, start + step) for start in range(0, shape[0], step))
-
-
-def _nested(arrays: dict[str, Any], num_layers: int) -> Params:
-    """Parameters from arrays by path, such as ``layers.3.attn.q``."""
-    params: dict[str, Any] = {"layers": [{"attn": {}, "mlp": {}} for _ in range(num_layers)]}
-    for path, array in arrays.items():
-        node: Any = params
-        *parents, last = path.split(".")
-        for part in parents:
-            node = node[int(part) if part.isdigit() else part]
-        node[last] = array
-    return cast(Params, params)

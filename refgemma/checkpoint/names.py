@@ -53,22 +53,23 @@ class Tensor(NamedTuple):
 def tensors_of(config: Config) -> list[Tensor]:
     """Every tensor that a model must have; the head only if it is not tied to the embedding."""
     return [
-        Tensor(row.name.format(i=i), row.path.format(i=i), row.axes, shape_of(row.axes, config))
+        Tensor(row.name.format(i=i), row.path.format(i=i), row.axes, shape_of(row.axes, config, i))
         for row in TABLE
         for i in (range(config.num_layers) if "{i}" in row.name else range(1))
         if not (row.path == "head" and config.tie_word_embeddings)
     ]
 
 
-def shape_of(axes: str, config: Config) -> tuple[int, ...]:
-    """Shape of a string of axis letters."""
+def shape_of(axes: str, config: Config, layer: int = 0) -> tuple[int, ...]:
+    """Shape of a string of axis letters, in one layer."""
+    row = config.layers[layer]
     sizes = {
         "V": config.vocab_size,
         "D": config.hidden_size,
-        "F": config.intermediate_size,
-        "N": config.num_heads,
-        "K": config.num_kv_heads,
-        "H": config.head_dim,
+        "F": row.intermediate_size,
+        "N": row.num_heads,
+        "K": row.num_kv_heads,
+        "H": row.head_dim,
     }
     joined = re.findall(r"\((.+?)\)|(\w)", axes)  # a group in parentheses, or a letter
     return tuple(math.prod(sizes[letter] for letter in (group or letter).split()) for group, letter in joined)

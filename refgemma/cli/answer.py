@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
-from refgemma.cache import PrefixCache
 from refgemma.checkpoint.load import Progress
 from refgemma.cli.terminal import progress_bar
 from refgemma.gemma import Gemma, Prompt
 from refgemma.generation import Generation
+from refgemma.prefix_cache import PrefixCache
 
 
 def answer(

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 
-from refgemma.cache import PrefixCache
 from refgemma.cli.answer import answer, report
 from refgemma.cli.files import decode, text_argument
 from refgemma.cli.options import add_model, add_sampling, load_model, sampling_settings
 from refgemma.cli.terminal import print_json
+from refgemma.prefix_cache import PrefixCache
 
 _HELP = "/reset begins a new conversation, /exit or Ctrl-D ends, Ctrl-C ends even in the middle of an answer"
 

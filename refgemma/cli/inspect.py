@@ -19,7 +19,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ from refgemma.cli.adapter import describe_adapter, print_adapter
 from refgemma.cli.doctor import run_doctor
 from refgemma.cli.options import add_json, add_model
 from refgemma.cli.terminal import print_json, print_table, size
-from refgemma.config import SIZES, Config, read_config
+from refgemma.config import SIZES, Config, read_config, to_json
 from refgemma.files.safetensors import StoredTensor
 
 _LETTERS = {
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     contexts = sorted({min(length, config.max_positions) for length in _CONTEXTS})
 
     if args.json:
-        about = {"model": args.model, "folder": folder and str(folder), "config": asdict(config)}
+        about = {"model": args.model, "folder": folder and str(folder), "config": to_json(config)}
         tensors = [e._asdict() | {"count": math.prod(e.shape), "dtype": e.dtype or None} for e in entries]
         weights = {weights: weight_bytes(config, weights, numerics) for weights, numerics in _FORMATS}
         cache = {
@@ -130,7 +130,7 @@ def weight_bytes(config: Config, weights: str, numerics: str) -> int:
 
 def cache_bytes(config: Config, length: int, numerics: str) -> int:
     """Memory of the keys and values of one conversation."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * length * np.dtype(numerics).itemsize
+    return sum(2 * c.num_kv_heads * c.head_dim for c in config.layers) * length * np.dtype(numerics).itemsize
 
 
 def _entries(config: Config, stored: Mapping[str, StoredTensor], *, otherwise: str) -> list[Entry]:
@@ -150,7 +150,7 @@ def _print_config(config: Config) -> None:
     """Two fields a line, or there would be no room left on the screen for the tensors."""
     fields = [
         (f"{name} ({_LETTERS[name]})" if name in _LETTERS else name, _value(value))
-        for name, value in asdict(config).items()
+        for name, value in to_json(config).items()
     ]
     half = (len(fields) + 1) // 2
     rows = [(*left, *right) for left, right in zip_longest(fields[:half], fields[half:], fillvalue=("", ""))]

@@ -10,7 +10,7 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -18,11 +18,10 @@ from numpy.typing import DTypeLike
 from refgemma.compute.threads import mapped
 from refgemma.errors import InputError
 from refgemma.lora.fit import Change, LowRank, Replaced, ReplacedRows
-from refgemma.lora.paths import at, branched, put
 from refgemma.lora.tiles import Plain, rounded, tiles, wide_rows, widened
-from refgemma.model import Params
 from refgemma.numerics import Array, Bfloat16Matrix, namespace_of, to_host
 from refgemma.ops.linear import Adapted, Delta, Operand
+from refgemma.params import Params, at, build, changed, leaves
 
 
 def attach(
@@ -64,16 +63,16 @@ def attach(
     """
     scale = checked_scale(scale)
     original = params if before is None else before
-    tree = branched(params)
+    tree = dict(leaves(params))
     for change in changes:
-        base, untouched, now = at(params, change.path), at(original, change.path), at(tree, change.path)
+        base, untouched, now = at(params, change.path), at(original, change.path), tree[change.path]
         if isinstance(change, Replaced):
-            put(tree, change.path, _replacement(now, untouched, change, scale, rows, dtype))
+            tree[change.path] = _replacement(now, untouched, change, scale, rows, dtype)
         elif base is not untouched and not isinstance(base, Adapted):
             raise InputError(_exclusive(change.path))
         else:
-            put(tree, change.path, _adapted(now, change, scale, rows, dtype))
-    return tree
+            tree[change.path] = _adapted(now, change, scale, rows, dtype)
+    return build(tree)
 
 
 def checked_scale(scale: Any) -> float:
@@ -109,28 +108,23 @@ def for_rows(base: Params, own: Sequence[Params]) -> Params:
         return trees[0]
     xp = namespace_of(base["final_norm"])
     rows = [xp.asarray([one is tree for one in own]) for tree in trees]
-    return cast(Params, _side_by_side("", base, trees, rows))
+    return changed(base, lambda path, weight: _side_by_side(path, weight, [at(tree, path) for tree in trees], rows))
 
 
 def _side_by_side(path: str, base: Any, trees: list[Any], rows: list[Array]) -> Any:
-    if isinstance(base, dict):
-        return {
-            name: _side_by_side(f"{path}.{name}", base[name], [tree[name] for tree in trees], rows) for name in base
-        }
-    if isinstance(base, list):
-        return [_side_by_side(f"{path}.{i}", base[i], [tree[i] for tree in trees], rows) for i in range(len(base))]
+    """One operand for a batch in which each row has its own."""
     if all(tree is base for tree in trees):
         return base
     weight, common = (base.base, base.deltas) if isinstance(base, Adapted) else (base, ())
     deltas: list[Delta] = list(common)
-    for changed, mask in zip(trees, rows, strict=True):
-        if changed is base:
+    for adapted, mask in zip(trees, rows, strict=True):
+        if adapted is base:
             continue
-        if not isinstance(changed, Adapted) or changed.base is not weight:
+        if not isinstance(adapted, Adapted) or adapted.base is not weight:
             raise InputError(
-                f"an adapter holds {path[1:]} trained whole: it cannot share a batch with rows that have another weight"
+                f"an adapter holds {path} trained whole: it cannot share a batch with rows that have another weight"
             )
-        deltas += [replace(delta, rows=mask) for delta in changed.deltas[len(common) :]]
+        deltas += [replace(delta, rows=mask) for delta in adapted.deltas[len(common) :]]
     return Adapted(weight, tuple(deltas))
 
 

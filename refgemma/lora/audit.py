@@ -28,11 +28,10 @@ from refgemma.device import placed
 from refgemma.errors import InputError
 from refgemma.lora.adapter import Adapter
 from refgemma.lora.merge import Term, change, check_finite, materialise, naming, split
-from refgemma.lora.paths import at, branched, put
 from refgemma.lora.tiles import FORMATS, format_of, rounded, tiles, wide_rows, widened
-from refgemma.model import Params
 from refgemma.numerics import Array, namespace_of
 from refgemma.ops.linear import Adapted, Operand
+from refgemma.params import Params, at, replaced
 
 Changed: TypeAlias = list[tuple[str, Operand, Operand]]  # path, new, old
 
@@ -294,11 +293,11 @@ def _logit_change(model: str, logits: Array, want: Array) -> LogitChange:
 
 def _with_weights(params: Params, changed: Changed, form: str) -> Params:
     """Parameters with the changed weights merged in a format, and widened again if the model holds a wider one."""
-    tree = branched(params)
+    weights = {}
     for path, new, old in changed:
         weight = materialise(new, form, table=path == "embed")
         kept = format_of(old)
         if FORMATS.index(kept) > FORMATS.index("float16") and FORMATS.index(kept) > FORMATS.index(form):
             weight = materialise(weight, kept)  # the same numbers by the same arithmetic
-        put(tree, path, weight)
-    return placed(tree, namespace_of(params["final_norm"]))
+        weights[path] = weight
+    return placed(replaced(params, weights), namespace_of(params["final_norm"]))

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from refgemma.compute.threads import mapped
 from refgemma.errors import InputError
 from refgemma.lora.tiles import FORMATS, Plain, format_of, is_finite, largest, rounded, tiles, wide_rows
-from refgemma.model import Params
 from refgemma.numerics import Array, Bfloat16Matrix, to_host
 from refgemma.ops.linear import Adapted, Delta, Operand
+from refgemma.params import Params, at, changed
 
 
 def merge(params: Params, before: Params) -> Params:
@@ -47,19 +47,16 @@ def merge(params: Params, before: Params) -> Params:
         If a change cannot be written as a weight.
     """
 
-    def merged(path: str, new: Any, old: Any) -> Any:
-        if isinstance(new, dict):
-            return {name: merged(f"{path}.{name}" if path else name, new[name], old[name]) for name in new}
-        if isinstance(new, list):
-            return [merged(f"{path}.{i}", *pair) for i, pair in enumerate(zip(new, old, strict=True))]
+    def merged(path: str, new: Any) -> Any:
+        old = at(before, path)
         with naming(path):
             return new if new is old else materialise(new, format_of(old), table=path == "embed")
 
-    tree = merged("", params, before)
-    tied, changed = before["head"] is before["embed"], tree["embed"] is not before["embed"]
-    if tied and changed and tree["head"] is not before["head"] and _same(tree["embed"], tree["head"]):
+    tree = changed(params, merged)
+    tied, moved = before["head"] is before["embed"], tree["embed"] is not before["embed"]
+    if tied and moved and tree["head"] is not before["head"] and _same(tree["embed"], tree["head"]):
         tree["head"] = tree["embed"]
-    return cast(Params, tree)
+    return tree
 
 
 def _same(a: Any, b: Any) -> bool:

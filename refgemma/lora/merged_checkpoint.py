@@ -27,11 +27,10 @@ from refgemma.lora.adapter import Adapter, find_adapter, read, split_scale
 from refgemma.lora.attach import attach
 from refgemma.lora.fit import fit
 from refgemma.lora.merge import naming, stored_rows
-from refgemma.lora.paths import at
 from refgemma.lora.tiles import tiles
-from refgemma.model import Params
 from refgemma.numerics import Array
 from refgemma.ops.linear import Operand
+from refgemma.params import Params, at
 
 Adapters: TypeAlias = str | Path | Adapter | Sequence[str | Path | Adapter]
 

@@ -15,7 +15,6 @@ from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
 from refgemma.errors import InputError
 from refgemma.gemma import Gemma, LoraNames
-from refgemma.model import Params
 from refgemma.numerics import Array
 from refgemma.oracle.bugs.catalogue import BUGS, Bug, find, with_bugs
 from refgemma.oracle.bugs.port import Setup
@@ -28,6 +27,7 @@ from refgemma.oracle.judging.selection import judged_as_recognised, recognised_a
 from refgemma.oracle.models import read_candidate, weights_of
 from refgemma.oracle.operations import names_of
 from refgemma.oracle.traces.trace import Trace
+from refgemma.params import Params
 
 _BOS = 2  # of every Gemma
 _OVERFLOW = 1.8e19  # larger numbers have no square in float32 and bfloat16

@@ -12,10 +12,10 @@ from refgemma.config import Config
 from refgemma.device import placed
 from refgemma.errors import InputError
 from refgemma.gemma import Gemma, LoraNames, load
-from refgemma.model import Params
 from refgemma.oracle.foreign.reader import read_foreign
 from refgemma.oracle.formula_models import formula
 from refgemma.oracle.traces.trace import Trace, is_trace, read_trace_file
+from refgemma.params import Params
 
 
 def weights_of(model: Gemma | str | Path, lora: LoraNames = ()) -> tuple[Params, Config]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from refgemma.config import Config
 from refgemma.errors import InputError
-from refgemma.model import Params
+from refgemma.params import Params
 
 
 class Operation(NamedTuple):
@@ -140,22 +140,23 @@ def _at(tree: Any, path: str) -> Any:
     return tree
 
 
-def sizes_of(config: Config, B: int, T: int) -> dict[str, int]:
-    """Size of each axis."""
+def sizes_of(config: Config, B: int, T: int, layer: int = 0) -> dict[str, int]:
+    """Size of each axis, in one layer."""
+    row = config.layers[layer]
     return {
         "B": B,
         "T": T,
         "S": T,
         "D": config.hidden_size,
-        "N": config.num_heads,
-        "K": config.num_kv_heads,
-        "H": config.head_dim,
-        "F": config.intermediate_size,
+        "N": row.num_heads,
+        "K": row.num_kv_heads,
+        "H": row.head_dim,
+        "F": row.intermediate_size,
         "V": config.vocab_size,
     }
 
 
 def shape_of(name: str, config: Config, B: int, T: int, *, last: bool = False, kept: int = 1) -> tuple[int, ...]:
     """Shape of a tensor; last: of its last `kept` positions only."""
-    sizes = sizes_of(config, B, T)
+    sizes = sizes_of(config, B, T, split_name(name)[0] or 0)
     return tuple(min(max(kept, 1), T) if last and axis == "T" else sizes[axis] for axis in axes_of(name))

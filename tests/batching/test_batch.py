@@ -101,14 +101,14 @@ def test_keys_of_other_rows_are_noticed(monkeypatch):
     many = [asked(gemma, question, max_tokens=30) for question in QUESTIONS]
     want = [alone(gemma, *one) for one in many]
     assert together(gemma, many) == want
-    right = batch_module.side_by_side
+    right = batch_module.join_rows
 
     def rolled(*args, **options):
         cache = right(*args, **options)
-        cache.keys[:] = np.roll(cache.keys, 1, axis=1)
+        cache.keys = [np.roll(keys, 1, axis=0) for keys in cache.keys]
         return cache
 
-    monkeypatch.setattr(batch_module, "side_by_side", rolled)
+    monkeypatch.setattr(batch_module, "join_rows", rolled)
     assert together(gemma, many) != want
 
 
@@ -183,9 +183,9 @@ def test_prompts_are_read_in_turn_as_many_as_make_a_chunk(passes, monkeypatch):
 
 def test_live_keys_are_copied_only_where_rows_come_or_go(monkeypatch):
     copies = []
-    copy = batch_module.side_by_side
+    copy = batch_module.join_rows
     monkeypatch.setattr(
-        batch_module, "side_by_side", lambda rows, *a, **k: copies.append(len(rows)) or copy(rows, *a, **k)
+        batch_module, "join_rows", lambda rows, *a, **k: copies.append(len(rows)) or copy(rows, *a, **k)
     )
     batch = Batch(tiny_it())
     first, second, third = (
@@ -269,7 +269,8 @@ def test_a_row_that_fails_leaves_the_others_alone():
     batch.step()
     bad = batch.live[2]
     assert len({id(live.cache) for live in batch.live}) == 1
-    bad.cache.keys[:, bad.place] = np.nan
+    for keys in bad.cache.keys:
+        keys[bad.place] = np.nan
     with np.errstate(invalid="ignore"):
         run(batch)
     for i, (one, events) in enumerate(zip(many, told, strict=True)):

@@ -10,7 +10,7 @@ from refgemma.cli import bench, main
 from refgemma.config import Config
 
 # No two widths agree, K is neither 1 nor N, and every width is even, as bfloat16 pairs want it.
-CONFIG = Config(
+CONFIG = Config.uniform(
     vocab_size=96,
     hidden_size=40,
     intermediate_size=72,

@@ -49,7 +49,7 @@ def test_operations_are_those_of_a_forward_pass(counted, config, tokens, context
 def test_bytes_are_those_of_a_forward_pass(counted, config):
     _, weight_bytes = counted(1, 5, 2)
     cache = KVCache(config, batch=2, capacity=6)
-    held = cache.keys.nbytes + cache.values.nbytes
+    held = cache.nbytes
     assert counts.cache_bytes(config, 6, 2) == held
     assert counts.bytes_read(config, "bfloat16", context=6, rows=2) == weight_bytes + held
     assert counts.bytes_read(config, "float32", context=6, rows=2) == 2 * weight_bytes + held

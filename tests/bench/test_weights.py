@@ -10,6 +10,7 @@ from refgemma.bench.run import SHAPES, checkpoint, make
 from refgemma.checkpoint.folder import find_model
 from refgemma.checkpoint.load import load_params
 from refgemma.config import read_config
+from tests.models import reshaped
 
 
 def test_a_checkpoint_loads_and_holds_different_numbers_everywhere(folder, config):
@@ -57,7 +58,7 @@ def test_a_kept_checkpoint_is_found_again(tmp_path, monkeypatch, config):
         assert folder == tmp_path / "small"
     with checkpoint("small", tmp_path, lambda *_: pytest.fail("written again")) as folder:
         assert read_config(folder) == config
-    monkeypatch.setitem(SHAPES, "small", replace(config, num_layers=3))
+    monkeypatch.setitem(SHAPES, "small", reshaped(config, num_layers=3))
     with pytest.raises(ValueError, match=r"small holds a model of another shape"), checkpoint("small", tmp_path):
         pass
 

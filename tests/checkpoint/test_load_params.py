@@ -14,7 +14,7 @@ from refgemma.checkpoint.names import tensors_of
 from refgemma.config import SIZES
 from refgemma.numerics import Bfloat16Matrix, from_bfloat16, to_bfloat16
 from tests.checkpoint.files import base_of, one_sentence, safetensors_bytes, stored_as, write_model, write_shards
-from tests.models import hf_tensors, random_model
+from tests.models import hf_tensors, random_model, reshaped
 
 MODEL = random_model(2, num_layers=2)  # 1 < K < N, all widths different
 UNTIED = replace(
@@ -109,7 +109,7 @@ def test_opening_five_gigabytes_takes_no_memory(tmp_path):
 def test_every_bfloat16_number_is_widened_exactly_across_tiles(tmp_path):
     # 17 columns do not divide a tile; every bit pattern comes many times, in more than one tile.
     V, D = 180_000, 17
-    config = replace(MODEL.config, vocab_size=V, hidden_size=D, num_layers=1)
+    config = reshaped(MODEL.config, vocab_size=V, hidden_size=D, num_layers=1)
     bits = (np.arange(V * D) % 65536).astype(np.uint16).reshape(V, D)
     tensors = {t.name: np.zeros(t.shape, np.uint16) for t in tensors_of(config)} | {EMBED: bits}
     (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors))

@@ -23,8 +23,8 @@ def factors(m, rank=3, *, seed=0):
     rng = np.random.default_rng(seed)
     c = m.config
     shapes = {
-        "self_attn.q_proj": (c.num_heads * c.head_dim, c.hidden_size),
-        "mlp.down_proj": (c.hidden_size, c.intermediate_size),
+        "self_attn.q_proj": (c.layers[0].num_heads * c.layers[0].head_dim, c.hidden_size),
+        "mlp.down_proj": (c.hidden_size, c.layers[0].intermediate_size),
     }
     tensors = {}
     for i in range(c.num_layers):

@@ -12,13 +12,12 @@ import hashlib
 import json
 import re
 import zlib
-from dataclasses import replace
 
 import numpy as np
 
 from refgemma.numerics import from_bfloat16, to_bfloat16
 from tests.checkpoint.files import safetensors_bytes
-from tests.models import Model, hf_tensors, map_params, random_batch, random_config, random_params
+from tests.models import Model, hf_tensors, map_params, random_batch, random_config, random_params, reshaped
 
 PREFIX = "base_model.model."
 TENSORS = (  # how the name of a tensor ends, the name of the adapter left out
@@ -41,7 +40,7 @@ def model_to_adapt(seed, *, tied=True, square=False, weights="float32", num_toke
     rng = np.random.default_rng([20240612, seed])
     if square:  # D = N H, and H = 8 so that a rank can be as large
         config = random_config(rng, 2, head_dim=8, num_heads=4, num_kv_heads=2, num_layers=2, query_scale=8**-0.5)
-        config = replace(config, hidden_size=32, intermediate_size=45, tie_word_embeddings=tied)
+        config = reshaped(config, hidden_size=32, intermediate_size=45, tie_word_embeddings=tied)
     else:
         config = random_config(rng, seed % 3, tie_word_embeddings=tied, **fixed)
     params = random_params(rng, config)

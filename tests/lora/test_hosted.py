@@ -43,7 +43,10 @@ PLAIN = {
 def factors(size="gemma-2b", rank=8, layers=(0, 17), names=("q_proj", "v_proj")):
     """Factors for the attention of a model."""
     c = SIZES[size]
-    widths = {"q_proj": c.num_heads * c.head_dim, "k_proj": c.num_kv_heads * c.head_dim}
+    widths = {
+        "q_proj": c.layers[0].num_heads * c.layers[0].head_dim,
+        "k_proj": c.layers[0].num_kv_heads * c.layers[0].head_dim,
+    }
     widths["v_proj"] = widths["k_proj"]
     tensors = {}
     for i in layers:

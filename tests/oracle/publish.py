@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from refgemma.config import to_json
 from refgemma.numerics import FLOAT32, FLOAT64, Array, Numerics
 from refgemma.oracle.bugs import catalogue
 from refgemma.oracle.bugs.catalogue import BUGS, with_bugs
@@ -66,7 +67,7 @@ def page_of(model: Revealing) -> dict[str, Any]:
     return {
         "name": model.name,
         "title": model.title,
-        "config": asdict(model.config),
+        "config": to_json(model.config),
         "formula": _FORMULA,
         "quiet": f"rows v of the embedding table with v % {EVERY} == 5 are then multiplied by 2**-{QUIET}",
         "adapter": "embed += (row v of lora_a^T) lora_b^T, before sqrt(D) multiplies both" if model.rank else None,

@@ -216,7 +216,7 @@ def test_recorded_bfloat16_runs_pass_as_what_they_are(engine):
 
 
 def test_googles_own_run_with_few_tensors_passes():
-    c = Config(
+    c = Config.uniform(
         vocab_size=40, hidden_size=24, intermediate_size=64, num_layers=3, num_heads=4, num_kv_heads=1, head_dim=8,
         max_positions=8192, rope_theta=10_000.0, rms_norm_eps=1e-6, query_scale=8**-0.5, tie_word_embeddings=True,
     )  # fmt: skip

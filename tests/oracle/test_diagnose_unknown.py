@@ -44,13 +44,13 @@ def turned(x, positions, frequencies, sign=1):
 
 
 def frequencies(model, base=None):
-    H = model.config.head_dim
-    return (base or model.config.rope_theta) ** (-np.arange(0, H, 2) / H)
+    H = model.config.layers[0].head_dim
+    return (base or model.config.layers[0].rope_theta) ** (-np.arange(0, H, 2) / H)
 
 
 @unknown(*TURNED)
 def rope_base_five_percent_larger(value, before, model):
-    return turned(before["turned"], model.positions, frequencies(model, 1.05 * model.config.rope_theta))
+    return turned(before["turned"], model.positions, frequencies(model, 1.05 * model.config.layers[0].rope_theta))
 
 
 @unknown(*TURNED)

@@ -207,7 +207,15 @@ def test_published_sizes_are_known_by_their_shapes(name):
     shape = SHAPES[name]
     if name in SIZES:
         c = SIZES[name]
-        ours = (c.vocab_size, c.hidden_size, c.intermediate_size, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim)
+        ours = (
+            c.vocab_size,
+            c.hidden_size,
+            c.layers[0].intermediate_size,
+            c.num_layers,
+            c.layers[0].num_heads,
+            c.layers[0].num_kv_heads,
+            c.layers[0].head_dim,
+        )
         assert ours == tuple(shape[letter] for letter in "VDFLNKH")
     patient = Contents(folder=None)
     for tensor, size in [
@@ -238,26 +246,28 @@ def test_a_layer_of_another_shape(patient, model):
         tensors[LAYER + "mlp.down_proj.weight"] = tensors[LAYER + "mlp.down_proj.weight"].T.copy()
         return tensors
 
-    D, F = model.config.hidden_size, model.config.intermediate_size
+    D, F = model.config.hidden_size, model.config.layers[0].intermediate_size
     expected = f"shapes: {LAYER}mlp.down_proj.weight has shape {(F, D)}, expected {(D, F)}"
     assert wrong(patient(change)) == [expected]
 
 
 def test_the_configuration_against_the_shapes(patient, model):
     c = model.config
-    for field, theirs in (("hidden_size", c.hidden_size), ("intermediate_size", c.intermediate_size)):
+    for field, theirs in (("hidden_size", c.hidden_size), ("intermediate_size", c.layers[0].intermediate_size)):
         found = wrong(patient(config=lambda f, field=field: {**f, field: f[field] + 2}))
         assert found[0] == f"config: {field} is {theirs + 2}, the tensors have {theirs}"
-    rows = c.num_heads * c.head_dim
+    rows = c.layers[0].num_heads * c.layers[0].head_dim
     derived = patient(config=lambda f: {**f, "head_dim": f["hidden_size"] // f["num_attention_heads"]})
-    assert wrong(derived)[0].startswith(f"config: num_attention_heads {c.num_heads} x head_dim ")
-    assert any(f"set head_dim to {c.head_dim} in config.json" in remark.todo for remark in examine(derived))
+    assert wrong(derived)[0].startswith(f"config: num_attention_heads {c.layers[0].num_heads} x head_dim ")
+    assert any(f"set head_dim to {c.layers[0].head_dim} in config.json" in remark.todo for remark in examine(derived))
     without = patient(config=lambda f: {k: v for k, v in f.items() if k != "head_dim"})
-    assert f"num_attention_heads {c.num_heads} x head_dim None is not {rows}" in wrong(without)[0]
+    assert f"num_attention_heads {c.layers[0].num_heads} x head_dim None is not {rows}" in wrong(without)[0]
     text = wrong(patient(config=lambda f: {**f, "hidden_size": str(c.hidden_size)}))
     assert text == [f"config: hidden_size is '{c.hidden_size}', the tensors have {c.hidden_size}"]
-    text = wrong(patient(config=lambda f: {**f, "head_dim": str(c.head_dim)}))
-    assert text[0].startswith(f"config: num_attention_heads {c.num_heads} x head_dim '{c.head_dim}' is not ")
+    text = wrong(patient(config=lambda f: {**f, "head_dim": str(c.layers[0].head_dim)}))
+    assert text[0].startswith(
+        f"config: num_attention_heads {c.layers[0].num_heads} x head_dim '{c.layers[0].head_dim}' is not "
+    )
     assert wrong(patient(config=lambda f: {**f, "model_type": "llama"})) == ["config: model_type is 'llama'"]
     assert wrong(patient(config=lambda f: {**f, "hidden_act": "silu"})) == ["config: hidden_act is 'silu'"]
     eps = patient(config=lambda f: {**f, "rms_norm_eps": 1e-5})

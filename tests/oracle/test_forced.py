@@ -196,7 +196,7 @@ def test_numbers_that_are_not_finite_are_wrong_and_stay_where_they_are():
     findings = judge(model, theirs)
     found = first_wrong(findings)
     assert (found.name, found.ratio) == ("layers.0.mlp.up", np.inf)
-    assert found.pattern.startswith(f"{model.config.intermediate_size} of ")
+    assert found.pattern.startswith(f"{model.config.layers[0].intermediate_size} of ")
     assert [f.name for f in findings if f.grade == "wrong"] == ["layers.0.mlp.up"]
 
 

@@ -326,7 +326,7 @@ def test_what_has_no_place_is_said(tmp_path):
         "tokens": MODEL.tokens,
     }
     trace = read_foreign(write(tmp_path / "theirs.npz", dump), CONFIG)
-    F = CONFIG.intermediate_size
+    F = CONFIG.layers[0].intermediate_size
     assert list(trace.tensors) == ["logits"]
     assert trace.notes == (
         f"left out: layers.*.mlp.gate has shape {(B, T, F - 1)}, layers.*.mlp.gate needs {(B, T, F)} (2 of them)",
@@ -351,7 +351,7 @@ def test_positions_follow_the_mask(tmp_path):
 
 
 def test_deepminds_own_flax_run(tmp_path):
-    c = Config(
+    c = Config.uniform(
         vocab_size=40, hidden_size=24, intermediate_size=64, num_layers=3, num_heads=4, num_kv_heads=1, head_dim=8,
         max_positions=8192, rope_theta=10_000.0, rms_norm_eps=1e-6, query_scale=8**-0.5, tie_word_embeddings=True,
     )  # fmt: skip

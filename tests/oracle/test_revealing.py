@@ -73,9 +73,14 @@ def test_logits_are_those_of_the_truth_by_hand(model, pages):
 def test_sizes_and_numbers_expose():
     for model in MODELS:
         c = model.config
-        widths = [c.hidden_size, c.intermediate_size, c.num_heads * c.head_dim, c.vocab_size]
+        widths = [
+            c.hidden_size,
+            c.layers[0].intermediate_size,
+            c.layers[0].num_heads * c.layers[0].head_dim,
+            c.vocab_size,
+        ]
         assert len(set(widths)) == 4
-        assert c.head_dim != c.hidden_size / c.num_heads
+        assert c.layers[0].head_dim != c.hidden_size / c.layers[0].num_heads
         root = np.float32(c.hidden_size**0.5)
         assert from_bfloat16(to_bfloat16(root)) != root
         gain = 1 + model.params["final_norm"]
@@ -83,7 +88,10 @@ def test_sizes_and_numbers_expose():
         assert 5 in model.tokens  # quiet
         assert np.square(model.params["head"][5] * root).mean() < 1e-4
         assert (model.tokens[model.positions == 0] == 2).all()  # <bos>
-    assert {(m.config.num_kv_heads == 1, m.config.num_kv_heads == m.config.num_heads) for m in MODELS} == {
+    assert {
+        (m.config.layers[0].num_kv_heads == 1, m.config.layers[0].num_kv_heads == m.config.layers[0].num_heads)
+        for m in MODELS
+    } == {
         (True, False),
         (False, True),
         (False, False),

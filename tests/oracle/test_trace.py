@@ -2,7 +2,6 @@
 
 import json
 import tracemalloc
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import refgemma
+from refgemma.config import to_json
 from refgemma.numerics import from_bfloat16, to_bfloat16
 from refgemma.oracle import Trace, read_trace, trace
 from refgemma.oracle.operations import names_of
@@ -120,7 +120,7 @@ def test_a_file_holds_the_same(options, numerics, tmp_path):
     assert meta["numerics"] == numerics
     assert meta["refgemma"] == refgemma.__version__
     assert meta["numpy"] == np.__version__
-    assert json.loads(meta["config"]) == asdict(model.config)
+    assert json.loads(meta["config"]) == to_json(model.config)
     kept.save(tmp_path / "saved.safetensors")
     again = read_trace(tmp_path / "saved.safetensors")
     assert same(again.tensors, kept.tensors)

@@ -30,7 +30,10 @@ SAVED = [
 def random_options(rng, model, targeted):
     """Keyword arguments of LoraConfig; `targeted(options)` gives the modules that PEFT matches, for the patterns."""
     some = lambda share: rng.random() < share  # noqa: E731
-    layers, square = model.config.num_layers, model.config.hidden_size == model.config.num_heads * model.config.head_dim
+    layers, square = (
+        model.config.num_layers,
+        model.config.hidden_size == model.config.layers[0].num_heads * model.config.layers[0].head_dim,
+    )
     options = {
         "task_type": "CAUSAL_LM",
         "r": int(rng.choice([1, 2, 3, 4, 5, 8, 32])),

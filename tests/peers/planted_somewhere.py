@@ -64,7 +64,7 @@ def plant(peer, bug, place, config):
         weight = layer.mlp.gate_proj.weight.detach()
         layer.mlp.gate_proj.weight = torch.nn.Parameter(weight.reshape(weight.shape[::-1]).T.contiguous())
     elif bug == "E2":
-        layer.self_attn.scaling = (config.hidden_size / config.num_heads) ** -0.5
+        layer.self_attn.scaling = (config.hidden_size / config.layers[0].num_heads) ** -0.5
     elif bug == "scaled":  # known to nobody
         layer.mlp.down_proj.register_forward_hook(lambda _, args, out: out * 1.001)
     elif bug == "scaled norm":

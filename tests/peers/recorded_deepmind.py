@@ -21,10 +21,10 @@ def flax_model(config):
         "num_layers": config.num_layers,
         "num_embed": config.vocab_size,
         "embed_dim": config.hidden_size,
-        "hidden_dim": config.intermediate_size,
-        "num_heads": config.num_heads,
-        "num_kv_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
+        "hidden_dim": config.layers[0].intermediate_size,
+        "num_heads": config.layers[0].num_heads,
+        "num_kv_heads": config.layers[0].num_kv_heads,
+        "head_dim": config.layers[0].head_dim,
         "attention_types": (modules.AttentionType.GLOBAL,) * config.num_layers,
     }
     return transformer.Transformer(dataclasses.replace(own, **sizes))
@@ -32,7 +32,12 @@ def flax_model(config):
 
 def flax_params(params, config):
     """Our parameters under the names, and in the axes, of a Flax checkpoint, in bfloat16."""
-    N, K, H, D = config.num_heads, config.num_kv_heads, config.head_dim, config.hidden_size
+    N, K, H, D = (
+        config.layers[0].num_heads,
+        config.layers[0].num_kv_heads,
+        config.layers[0].head_dim,
+        config.hidden_size,
+    )
 
     def narrow(array):
         return jnp.asarray(np.ascontiguousarray(array), jnp.bfloat16)

@@ -47,8 +47,11 @@ def weights(rng, *shape):
 def model(config):
     """Parameters of this shape."""
     rng = np.random.default_rng(1)
-    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
-    heads, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    D, F, V = config.hidden_size, config.layers[0].intermediate_size, config.vocab_size
+    heads, kv = (
+        config.layers[0].num_heads * config.layers[0].head_dim,
+        config.layers[0].num_kv_heads * config.layers[0].head_dim,
+    )
     embed = weights(rng, V, D)
     zeros = np.zeros(D, np.float32)
     layers = [

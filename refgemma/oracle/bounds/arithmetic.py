@@ -14,17 +14,16 @@ Relative Errors of Floating-Point Operations: Optimal Bounds and Applications", 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 from refgemma.errors import InputError
-from refgemma.model import Params
 from refgemma.numerics import PROFILES, Array, Bfloat16Matrix, Numerics, from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted, Operand
 from refgemma.oracle.judging.thresholds import STRAY
+from refgemma.params import Params, changed, each_once
 
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
@@ -119,17 +118,7 @@ def params_in(params: Params, arithmetic: Arithmetic) -> Params:
     storage = arithmetic.storage
     if storage not in ("bfloat16", "float16"):
         return params
-    layers = [
-        {
-            part: {key: _held(w, storage) for key, w in cast(Mapping[str, Operand], weights).items()}
-            for part, weights in items
-        }
-        for items in (cast(Mapping[str, Any], layer).items() for layer in params["layers"])
-    ]
-    embed = _held(params["embed"], storage)
-    head = embed if params["head"] is params["embed"] else _held(params["head"], storage)
-    changed = {"embed": embed, "layers": layers, "final_norm": _held(params["final_norm"], storage), "head": head}
-    return cast(Params, changed)
+    return changed(params, each_once(lambda w: _held(w, storage)))
 
 
 def _held(w: Operand, storage: str) -> Operand:

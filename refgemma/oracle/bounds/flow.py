@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from refgemma.config import Config
-from refgemma.model import Params
 from refgemma.numerics import Array
 from refgemma.ops.attention import allowed_keys
 from refgemma.oracle.bounds import elementwise, products, sums
 from refgemma.oracle.bounds.arithmetic import Arithmetic
 from refgemma.oracle.bounds.slack import Bound, Known, joined
 from refgemma.oracle.operations import OPERATIONS, split_name, weight_of
+from refgemma.params import Params
 
 _CACHED = ("attn.k_rope", "attn.v")
 _CHUNK = 512
@@ -74,7 +74,8 @@ class Flow:
     def bound_of(self, name: str, y: Array) -> Bound:
         """Bound of the tensor that was just computed."""
         row = OPERATIONS[split_name(name)[1]]
-        a, eps, theta = self.arithmetic, self.config.rms_norm_eps, self.config.rope_theta
+        a, eps = self.arithmetic, self.config.rms_norm_eps
+        c = self.config.layers[split_name(name)[0] or 0]
         w = weight_of(name, self.params)
         if row.kind == "embedding":
             return elementwise.embedding(y, self.tokens, w, a)
@@ -87,9 +88,9 @@ class Flow:
                 flat = y.reshape(*y.shape[:2], -1)
                 return products.product(flat, x.map(lambda t: t.reshape(*t.shape[:2], -1)), w, a).reshape(y.shape)
             case "rotation":
-                return elementwise.rotation(y, x, self.positions, theta, a)
+                return elementwise.rotation(y, x, self.positions, c.rope_theta, a)
             case "scores":
-                return products.scores(y, x, other[0], self.config.query_scale, a)
+                return products.scores(y, x, other[0], c.query_scale, a)
             case "softmax":
                 return sums.softmax(y, x, self.allowed, a)
             case "mix":

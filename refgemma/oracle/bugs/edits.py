@@ -9,10 +9,10 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from refgemma.model import Params
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted
 from refgemma.oracle.bugs.port import Setup
+from refgemma.params import Params, changed
 
 Edit: TypeAlias = Callable[[Setup], Setup | None]
 
@@ -141,8 +141,7 @@ def gain_plus(step: float) -> Edit:
         return weight.astype(np.float64) + step
 
     def edit(setup: Setup) -> Setup:
-        norms = _each_layer(setup, lambda layer: {p: {**w, "norm": shifted(w["norm"])} for p, w in layer.items()})
-        return norms.but(params={**norms.params, "final_norm": shifted(norms.params["final_norm"])})
+        return setup.but(params=changed(setup.params, lambda path, w: shifted(w) if path.endswith("norm") else w))
 
     return edit
 
@@ -167,14 +166,14 @@ def larger_eps(setup: Setup) -> Setup:
 def scale_of_assumed_width(setup: Setup) -> Setup | None:
     """Scale queries by (D / N)**-0.5; shows where that is not the query scale."""
     c = setup.config
-    scale = (c.hidden_size / c.num_heads) ** -0.5
-    return None if scale == c.query_scale else setup.but(config=replace(c, query_scale=scale))
+    layers = tuple(replace(row, query_scale=(c.hidden_size / row.num_heads) ** -0.5) for row in c.layers)
+    return None if layers == c.layers else setup.but(config=replace(c, layers=layers))
 
 
 def heads_in_turn(setup: Setup) -> Setup | None:
     """Read key head n % K for query head n; shows where 1 < K < N."""
     c = setup.config
-    return setup.but(heads="in turn") if 1 < c.num_kv_heads < c.num_heads else None
+    return setup.but(heads="in turn") if any(1 < row.num_kv_heads < row.num_heads for row in c.layers) else None
 
 
 def _each_layer(setup: Setup, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Setup:

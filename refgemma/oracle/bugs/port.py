@@ -17,7 +17,7 @@ import numpy as np
 from refgemma.cache import KVCache
 from refgemma.config import Config
 from refgemma.generation import CHUNK
-from refgemma.model import LayerParams, Params, Tap, forward, identity
+from refgemma.model import Tap, forward, identity
 from refgemma.numerics import FLOAT64, Array, Numerics, from_bfloat16, to_bfloat16
 from refgemma.ops.attention import attention_mix, attention_scores
 from refgemma.ops.linear import table_rows
@@ -25,6 +25,7 @@ from refgemma.ops.mlp import gelu
 from refgemma.ops.norm import rms_norm
 from refgemma.ops.rope import rope, rope_table
 from refgemma.oracle.operations import split_name
+from refgemma.params import LayerParams, Params
 
 Instead: TypeAlias = Callable[[str, Array, slice], Array]
 
@@ -140,9 +141,9 @@ def _as_in_the_port(
         return _norms(setup, layer, step, value, seen)
     if step in ("attn.q_rope", "attn.k_rope"):
         odd = setup.rope_positions is not None or setup.lanes == "neighbours"
-        return _rotated(setup, seen[step.removesuffix("_rope")], setup.numerics, chunk) if odd else value
+        return _rotated(setup, i, seen[step.removesuffix("_rope")], setup.numerics, chunk) if odd else value
     if step in ("attn.scores", "attn.mix"):
-        return _heads(setup, step, value, seen, chunk)
+        return _heads(setup, i, step, value, seen, chunk)
     if step in ("mlp.act", "mlp.gated"):
         return _gate(setup, step, value, seen)
     return value
@@ -199,10 +200,11 @@ def _norms(setup: Setup, layer: LayerParams, step: str, value: Array, seen: dict
     return value
 
 
-def _rotated(setup: Setup, x: Array, numerics: Numerics, chunk: slice) -> Array:
+def _rotated(setup: Setup, i: int, x: Array, numerics: Numerics, chunk: slice) -> Array:
     """Queries or keys, rotated by their angles."""
     positions = setup.positions if setup.rope_positions is None else setup.rope_positions
-    angles = rope_table(positions[:, chunk], setup.config.head_dim, setup.config.rope_theta, numerics=numerics)
+    c = setup.config.layers[i]
+    angles = rope_table(positions[:, chunk], c.head_dim, c.rope_theta, numerics=numerics)
     if setup.lanes == "halves":
         return rope(x, *angles, numerics=numerics)
     # Even lanes go into the first half, odd ones into the second, and back afterwards.
@@ -211,9 +213,9 @@ def _rotated(setup: Setup, x: Array, numerics: Numerics, chunk: slice) -> Array:
     return rotated.reshape(*x.shape[:-1], 2, H // 2).swapaxes(-1, -2).reshape(x.shape)
 
 
-def _heads(setup: Setup, step: str, value: Array, seen: dict[str, Array], chunk: slice) -> Array:
+def _heads(setup: Setup, i: int, step: str, value: Array, seen: dict[str, Array], chunk: slice) -> Array:
     """Scores and mixes where another key head is read, or keys are not yet rounded."""
-    c, numerics = setup.config, setup.numerics
+    c, numerics = setup.config.layers[i], setup.numerics
     wide = setup.fresh_keys == "wide" and step == "attn.scores"
     if setup.heads == "grouped" and not wide:
         return value
@@ -228,7 +230,7 @@ def _heads(setup: Setup, step: str, value: Array, seen: dict[str, Array], chunk:
     keys = seen["every attn.k_rope"]
     if wide:  # keys of this call; the cache holds rounded ones
         as_computed = {point: narrow for point, narrow in numerics.rounding.items() if narrow == "float32"}
-        fresh = _rotated(setup, seen["attn.k"], replace(numerics, rounding=as_computed), chunk)
+        fresh = _rotated(setup, i, seen["attn.k"], replace(numerics, rounding=as_computed), chunk)
         keys = np.concatenate([keys[:, : chunk.start], fresh], axis=1)
     q = seen["attn.q_rope"][:, :, at_place]
     return attention_scores(q, keys.swapaxes(1, 2), scale=c.query_scale, numerics=numerics)[:, place]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refgemma.config import Config
-from refgemma.model import Params
 from refgemma.numerics import FLOAT64, PROFILES, Array, Numerics
 from refgemma.ops.attention import allowed_keys
 from refgemma.oracle.bounds.arithmetic import ALIASES, CONSTANTS, UNIT, Arithmetic, arithmetic_of
@@ -16,6 +15,7 @@ from refgemma.oracle.judging.forced import judge_forced
 from refgemma.oracle.judging.grades import Finding
 from refgemma.oracle.operations import axes_of
 from refgemma.oracle.traces.trace import Trace, of_chunk
+from refgemma.params import Params
 
 # Rounded values that do not depend on the activations: the same numbers in every engine that rounds them.
 _FIXED = (*CONSTANTS, "rope.angle", "rope.exponent", "rope.timescale")

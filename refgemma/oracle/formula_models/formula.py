@@ -19,16 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from refgemma.checkpoint.names import TABLE as CHECKPOINT
 from refgemma.checkpoint.names import shape_of
 from refgemma.config import Config
-from refgemma.model import Params
 from refgemma.numerics import Array
 from refgemma.ops.linear import Adapted, Delta
+from refgemma.params import Params, build
 
 MATRIX, TABLE, GAIN = 9, 8, 8  # e of a matrix, of the embedding table, and of the weight of a norm
 QUIET, EVERY = 10, 8  # rows 5, 13, 21, ... of the table are smaller by 2**-10
@@ -87,7 +87,7 @@ def tensors_of(model: Revealing) -> Iterator[Tensor]:
     number = 1
     for i in range(c.num_layers):
         for row in (row for row in CHECKPOINT if "{i}" in row.path):
-            shape, name = shape_of(row.axes, c), row.path.format(i=i)
+            shape, name = shape_of(row.axes, c, i), row.path.format(i=i)
             signed = len(shape) == 1 or ".mlp." not in name
             yield Tensor(number, name, row.name.format(i=i), shape, GAIN if len(shape) == 1 else MATRIX, signed)
             number += 1
@@ -99,18 +99,13 @@ def tensors_of(model: Revealing) -> Iterator[Tensor]:
 
 def params_of(model: Revealing) -> Params:
     """Weights of a model, from the formula."""
-    flat = {tensor.name: tensor.values for tensor in tensors_of(model)}
+    flat: dict[str, Any] = {tensor.name: tensor.values for tensor in tensors_of(model)}
     table = flat["embed"]
     table[5::EVERY] *= np.float32(2.0**-QUIET)
-    layers: list[dict[str, Any]] = [{"attn": {}, "mlp": {}} for _ in range(model.config.num_layers)]
-    for name, values in flat.items():
-        if name.startswith("layers."):
-            _, i, part, key = name.split(".")
-            layers[int(i)][part][key] = values
-    embed: Any = table
     if model.rank:
-        embed = Adapted(table, (Delta(a=flat["embed.lora_a"], b=flat["embed.lora_b"], scale=1.0),))
-    return cast(Params, {"embed": embed, "layers": layers, "final_norm": flat["final_norm"], "head": table})
+        a, b = flat.pop("embed.lora_a"), flat.pop("embed.lora_b")
+        flat["embed"] = Adapted(table, (Delta(a=a, b=b, scale=1.0),))
+    return build(flat | {"head": table})
 
 
 def find(name: str) -> Revealing | None:
@@ -120,7 +115,7 @@ def find(name: str) -> Revealing | None:
 
 def _config(**shape: int) -> Config:
     constants = {"max_positions": 8192, "rope_theta": 10_000.0, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
-    return Config(**(constants | {"query_scale": shape["head_dim"] ** -0.5} | shape))
+    return Config.uniform(**(constants | {"query_scale": shape["head_dim"] ** -0.5} | shape))
 
 
 def _batch(V: int, T: int, starts: tuple[int, ...], padding: tuple[int, ...]) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ import numpy as np
 from refgemma.cache import KVCache
 from refgemma.config import Config
 from refgemma.errors import InputError
-from refgemma.model import Params, Tap, forward, identity
+from refgemma.model import Tap, forward, identity
 from refgemma.numerics import Array, Numerics
 from refgemma.ops.attention import allowed_keys
 from refgemma.oracle.bounds.arithmetic import Arithmetic, arithmetic_of, params_in, storage_slack
@@ -26,6 +26,7 @@ from refgemma.oracle.judging.grades import Finding, grade_of, not_given, worse
 from refgemma.oracle.judging.patterns import pattern
 from refgemma.oracle.operations import axes_of, names_of, shape_of, split_name
 from refgemma.oracle.traces.trace import Trace, of_chunk
+from refgemma.params import Params
 
 
 def judge_forced(
@@ -50,7 +51,9 @@ def judge_forced(
     B, T = trace.tokens.shape
     cache = KVCache(config, batch=B, capacity=T, dtype=np.float64)
     every = bool({"final_norm", "logits"} & set(trace.tensors))  # positions are worth the widest product of all
-    pieces = list(chunks(T, B * max(config.vocab_size if every else 1, config.intermediate_size)))
+    pieces = list(
+        chunks(T, B * max(config.vocab_size if every else 1, max(row.intermediate_size for row in config.layers)))
+    )
     done = 0
 
     for start, stop in pieces:

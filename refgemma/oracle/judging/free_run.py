@@ -18,7 +18,7 @@ import numpy as np
 from refgemma.cache import KVCache
 from refgemma.config import Config
 from refgemma.errors import InputError
-from refgemma.model import Params, Tap, forward, identity
+from refgemma.model import Tap, forward, identity
 from refgemma.numerics import Array, Numerics
 from refgemma.oracle.bounds.arithmetic import Arithmetic, arithmetic_of, confidence, params_in, storage_slack
 from refgemma.oracle.bounds.flow import Flow, chunks
@@ -28,6 +28,7 @@ from refgemma.oracle.judging.patterns import pattern
 from refgemma.oracle.judging.thresholds import DRIFTED, SEEDS
 from refgemma.oracle.operations import axes_of, names_of
 from refgemma.oracle.traces.trace import Trace, of_chunk
+from refgemma.params import Params
 
 STREAM = ("embed", "layers.*.attn.residual", "layers.*[0-9].out", "final_norm", "logits")
 
@@ -151,7 +152,9 @@ def _measured(
     caches = [KVCache(config, batch=B, capacity=T, dtype=np.float64) for _ in range(1 + len(seeds))]
     flows = [Flow(params, config, a) for _ in seeds]
 
-    for start, stop in chunks(T, B * max(config.vocab_size if logits else 1, config.intermediate_size)):
+    for start, stop in chunks(
+        T, B * max(config.vocab_size if logits else 1, max(row.intermediate_size for row in config.layers))
+    ):
         part = slice(start, stop)
 
         def run(tap: Tap, cache: KVCache, part: slice = part) -> None:

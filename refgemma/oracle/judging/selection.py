@@ -15,7 +15,6 @@ import numpy as np
 
 from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
-from refgemma.model import Params
 from refgemma.numerics import PROFILES, Array
 from refgemma.oracle.judging.forced import judge_forced
 from refgemma.oracle.judging.free_run import drift
@@ -23,6 +22,7 @@ from refgemma.oracle.judging.grades import Finding
 from refgemma.oracle.judging.thresholds import EXAMINED, NUMBERS, STORED_LEFT, STORED_WRONG
 from refgemma.oracle.operations import OPERATIONS, split_name
 from refgemma.oracle.traces.trace import Trace
+from refgemma.params import Params
 
 _NARROW_FIRST = ("bfloat16", "float16", "float32", "float64")
 

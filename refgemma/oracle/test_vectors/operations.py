@@ -18,13 +18,14 @@ import numpy as np
 
 from refgemma.checkpoint.names import tensors_of
 from refgemma.config import Config
-from refgemma.model import Params, forward
+from refgemma.model import forward
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16, to_bfloat16
 from refgemma.oracle.bounds.arithmetic import arithmetic_of
 from refgemma.oracle.bounds.flow import Flow
 from refgemma.oracle.bounds.slack import Bound, Known
 from refgemma.oracle.formula_models.formula import weight
 from refgemma.oracle.operations import KINDS, OPERATIONS, Operation, split_name
+from refgemma.params import Params
 
 ARITHMETICS = ("float32", "bfloat16")
 TOKENS = (2, 5, 11, 60)
@@ -103,7 +104,7 @@ class Vectors:
 
 def operation_vectors(config: Config, progress: Callable[[int, int], None] | None = None) -> Vectors:
     """Compute the vectors of a model's widths."""
-    config = replace(config, num_layers=1, vocab_size=ROWS, tie_word_embeddings=True)
+    config = replace(config, layers=config.layers[:1], vocab_size=ROWS, tie_word_embeddings=True)
     tokens = np.array([TOKENS])
     positions = np.array([[min(p, config.max_positions - len(TOKENS) + i) for i, p in enumerate(_POSITIONS)]])
     weights = _weights(config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from refgemma.checkpoint.load import Progress
-from refgemma.config import Config
+from refgemma.config import Config, to_json
 from refgemma.files.atomic import check_folder_place, whole_folder
 from refgemma.numerics import Array
 from refgemma.oracle.bounds.arithmetic import arithmetic_of
@@ -86,7 +85,7 @@ def _up(bound: Array) -> Array:
 
 def _index(vectors: Vectors, tensors: dict[str, Array]) -> dict[str, Any]:
     """What is in the file, operation by operation; tensors that are small, in full."""
-    config = asdict(vectors.config)
+    config = to_json(vectors.config)
     listed = [(operation.name, operation) for operation in LISTED]
     numbers = {
         name: {"dtype": str(array.dtype), "shape": list(array.shape), "values": _values(array)}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,16 +14,17 @@ from numpy.typing import ArrayLike
 
 from refgemma.cache import KVCache
 from refgemma.checkpoint.load import Progress
-from refgemma.config import Config
+from refgemma.config import Config, to_json
 from refgemma.errors import InputError, nearest_name
 from refgemma.gemma import Gemma
 from refgemma.generation import CHUNK
-from refgemma.model import Params, forward
+from refgemma.model import forward
 from refgemma.numerics import Array, Bfloat16Matrix, namespace_of, to_host
 from refgemma.ops.attention import allowed_keys
 from refgemma.ops.linear import Adapted
 from refgemma.oracle.operations import axes_of, names_of, shape_of
 from refgemma.oracle.traces.trace import FORMAT, VERSION, Trace, read_trace_file, trace_file
+from refgemma.params import Params, leaves
 from refgemma.version import __version__
 
 _DIGITS = 16  # of a fingerprint
@@ -97,7 +97,7 @@ def trace(
         "numpy": np.__version__,
     } | ({"last": "true"} if last else {})
     if to is not None:
-        with trace_file(to, shapes, dtypes, ids, places, meta | {"config": json.dumps(asdict(gemma.config))}) as write:
+        with trace_file(to, shapes, dtypes, ids, places, meta | {"config": json.dumps(to_json(gemma.config))}) as write:
             record(gemma, ids, places, shapes, write, last=last, progress=progress)
         return read_trace_file(to)
     tensors = {name: np.zeros(shape, gemma.numerics.dtype) for name, shape in shapes.items()}
@@ -215,7 +215,7 @@ def fingerprint(params: Params) -> str:
     Read from all norms and the first row of every matrix: any training step changes those, and reading them takes no time.
     """
     digest = hashlib.sha256()
-    for weight in _weights(params):
+    for _, weight in sorted(leaves(params), key=_order):
         if isinstance(weight, Bfloat16Matrix):
             first = weight.rows(slice(0, 1), np.dtype(np.float32))
         elif isinstance(weight, Adapted):
@@ -226,11 +226,8 @@ def fingerprint(params: Params) -> str:
     return digest.hexdigest()[:_DIGITS]
 
 
-def _weights(params: Params) -> Iterator[Any]:
-    """All of them, in an order of their names."""
-    yield params["embed"]
-    for layer in params["layers"]:
-        for part in (layer["attn"], layer["mlp"]):
-            yield from (weight for _, weight in sorted(part.items()))
-    yield params["final_norm"]
-    yield params["head"]
+def _order(leaf: tuple[str, Any]) -> tuple[int, int, str]:
+    """The embedding, the layers one by one with their weights by name, the final norm, the head."""
+    first, _, rest = leaf[0].partition(".")
+    number, _, name = rest.partition(".")
+    return ("embed", "layers", "final_norm", "head").index(first), int(number or 0), name

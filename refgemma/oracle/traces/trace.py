@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 
-from refgemma.config import Config
+from refgemma.config import Config, from_json, to_json
 from refgemma.errors import InputError, nearest_name
 from refgemma.files.arrays import LazyArrays, read_arrays
 from refgemma.files.atomic import whole_file
@@ -104,7 +104,7 @@ class Trace:
         """
         meta = {"format": FORMAT, "version": VERSION, "notes": json.dumps(self.notes)} | dict(self.meta)
         if self.config is not None:
-            meta["config"] = json.dumps(asdict(self.config))
+            meta["config"] = json.dumps(to_json(self.config))
         stored = {_END + name if name in self.ends else name: name for name in self.tensors}
         shapes = {name: self.tensors[own].shape for name, own in stored.items()}
         dtypes = {name: self.dtypes[own] for name, own in stored.items()}
@@ -169,7 +169,7 @@ def read_trace_file(path: str | Path, config: Config | None = None) -> Trace:
     if meta.get("version") != VERSION:
         raise InputError(f"{path} has version {meta.get('version')!r} of its format: this refgemma reads {VERSION!r}")
     try:
-        stored = Config(**json.loads(meta.pop("config")))
+        stored = from_json(json.loads(meta.pop("config")))
         notes = tuple(map(str, json.loads(meta.pop("notes", "[]"))))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is a trace without a valid config in its metadata ({error}): make it again") from None
@@ -210,9 +210,9 @@ def read_trace_file(path: str | Path, config: Config | None = None) -> Trace:
 
 def _difference(one: Config, other: Config) -> str:
     """First field in which two models differ."""
-    fields, others = asdict(one), asdict(other)
-    name = next(name for name in fields if fields[name] != others[name])
-    return f"{name} is {fields[name]!r} there, {others[name]!r} here"
+    fields, others = to_json(one), to_json(other)
+    name = next(name for name in fields if fields[name] != others.get(name))
+    return f"{name} is {fields[name]!r} there, {others.get(name)!r} here"
 
 
 def first_difference(given: Array, expected: Array) -> str:
