@@ -144,7 +144,7 @@ def test_all_that_does_not_fit_is_told_at_once(tmp_path):
         tensors["model.layers.2.mlp.up_proj.weight"] = np.zeros((2, 2), np.float32)
         return tensors
 
-    D, NH = MODEL.config.hidden_size, MODEL.config.num_heads * MODEL.config.head_dim
+    D, NH = MODEL.config.hidden_size, MODEL.config.layers[0].num_heads * MODEL.config.layers[0].head_dim
     with pytest.raises(ValueError, match="does not fit its configuration: 5 problems") as error:
         load_params(write_model(tmp_path, MODEL, change=change), MODEL.config)
     text = str(error.value)
