@@ -207,9 +207,9 @@ def _change_of_mass(
     mass, rest = weights[inside].sum(), weights[outside].sum()
     if not (0 < share < 1 and mass > 0 and rest > 0):
         return math.inf
-    distance = abs(math.log(mass / rest) - math.log(share / (1 - share)))
-    moved = weights * slopes
-    with np.errstate(over="ignore"):  # infinite, where hardly any mass can move
+    with np.errstate(over="ignore"):  # infinite, where hardly any mass is on one side
+        distance = abs(math.log(mass / rest) - math.log(share / (1 - share)))
+        moved = weights * slopes
         return float(distance / (moved[inside].sum() / mass + moved[outside].sum() / rest))
 
 
