@@ -101,9 +101,9 @@ class KVCache:
 
     def update(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
         """Store k and v (B, T, K, H) of one layer in the slots taken last; return all of it so far, both (B, K, S, H)."""
-        if k.dtype != self.dtype:
-            raise InputError(f"keys are {k.dtype}, the cache holds {self.dtype}: make it with the dtype of activations")
         keys, values = self.keys[layer], self.values[layer]
+        if k.dtype != keys.dtype:
+            raise InputError(f"keys are {k.dtype}, the cache holds {keys.dtype}: make it with the dtype of activations")
         new = slice(self.length - k.shape[1], self.length)
         keys[:, :, new] = k.swapaxes(1, 2)
         values[:, :, new] = v.swapaxes(1, 2)
