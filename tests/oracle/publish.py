@@ -152,7 +152,7 @@ def bugs_page() -> str:
         lines += [
             f"## {part}",
             "",
-            "| bug | what is wrong, and what is right | kind | wrong tensors | found in |",
+            "| bug | the bug, and the rule | kind | wrong tensors | found in |",
             "|---" * 5 + "|",
         ]
         for bug in (bug for bug in BUGS if bug.key[0] == letter):

@@ -181,7 +181,7 @@ def test_places_where_a_bug_shows_nothing_are_told():
     found = diagnose(trace, gemma_of(replace(MODEL, params=params)))
     assert found.verdict == "GELU by erf (C1), in layer 3 only"
     assert found.first.undecided == (("layers.2.mlp.act",),)
-    assert "C1 would not show in layers.2.mlp.act: it may be there, too" in found.text()
+    assert "C1 would not show in layers.2.mlp.act: it may be there as well" in found.text()
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.key)

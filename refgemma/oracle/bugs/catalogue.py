@@ -76,7 +76,7 @@ BUGS: tuple[Bug, ...] = (
         "https://github.com/huggingface/transformers/pull/29402",
         ("embed",), (edits.other_scale_precision,), "profile"),
     Bug("A3", "sqrt(D) in the table",
-        "sqrt(D) is baked into the tied table, so the logits have it, too; it belongs to the lookup alone.",
+        "sqrt(D) is baked into the tied table, so the logits have it as well; it belongs to the lookup alone.",
         "https://github.com/mattn/tensai/pull/248",
         ("logits",), (edits.field(head_scaled=True),)),
     Bug("A4", "embedding scaled twice",

@@ -38,7 +38,7 @@ def rounded(*points: str) -> Edit:
 
 
 def narrow_squares(setup: Setup) -> Setup | None:
-    """Round the input of norms, its squares and their mean to bfloat16; shows where the input is not rounded anyway."""
+    """Round the input of norms, its squares and the mean to bfloat16; shows where the input is not rounded anyway."""
     if "norm.out" in setup.numerics.rounding:
         return None
     # The rounding points loosen the bounds: a sum in another order may fall to the other side of a midpoint.

@@ -1,7 +1,7 @@
-"""Where in a model a known bug may sit: everywhere it can, in some layers, in the final norm; and how that is said.
+"""Where in a model a known bug may be: everywhere it can, in some layers, in the final norm; and that in words.
 
-Of a trace each operation is judged on its own inputs. So what a bug does in one layer is seen there, at the first
-tensors that were given, and nowhere else: sites that are seen in different tensors are judged one by one.
+Each operation of a trace is judged on its own inputs. So a bug in one layer is seen there, in the first tensors that
+were given, and nowhere else: sites that are seen in different tensors are judged one by one.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from refgemma.oracle.operations import IN_LAYER, names_of, sources, split_name
 
 # One operation that a layer has twice: each may be wrong by itself. Other bugs move several tensors as one.
 _TWICE = {"attn.norm", "mlp.norm", "final_norm", "attn.q_rope", "attn.k_rope"}
-_RUN = 3  # so many layers in a row are said as "4 to 6"
+_RUN = 3  # layers in a row, from which on they are written as "4 to 6"
 
 
 @dataclass(frozen=True)
 class Site:
-    """A part of the model in which a bug may be, or not, whatever the rest does."""
+    """A part of the model in which a bug may be, independently of the rest."""
 
     names: tuple[str, ...]  # tensors that the bug moves there
-    seen: frozenset[str]  # tensors that were given, and come out otherwise if it is there
+    seen: frozenset[str]  # given tensors that differ if the bug is there
 
 
 def sites_of(bug: Bug, config: Config, given: Iterable[str]) -> list[Site]:
@@ -45,7 +45,7 @@ def sites_of(bug: Bug, config: Config, given: Iterable[str]) -> list[Site]:
 
 
 def words(names: Iterable[str], where: Iterable[str]) -> str:
-    """Say in which places only a bug is."""
+    """Say where a bug is, such as "in layers 3, 7 only"."""
     layers: dict[str, list[int]] = {kind: [] for kind in where if kind in IN_LAYER}
     outside = []
     for name in names:

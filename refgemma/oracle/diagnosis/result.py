@@ -82,7 +82,7 @@ class Diagnosis:
     honest : Cause
         The reference as it is.
     basis : {"trace", "logits"}
-        What was compared: operations on their own inputs, or final logits alone.
+        What was compared: each operation on its own inputs, or final logits alone.
     arithmetic : str
         What the candidate's numbers were taken to be computed in.
     closer : tuple of Cause
@@ -169,7 +169,7 @@ class Diagnosis:
         for bug in _unique(bug for cause in shown for bug in cause.bugs):
             lines += [f"  {bug.key}: {bug.sentence}", f"    {bug.thread}"]
         for key, names in _undecided(shown).items():
-            lines.append(f"  {key} would not show in {', '.join(grouped(list(names)))}: it may be there, too")
+            lines.append(f"  {key} would not show in {', '.join(grouped(list(names)))}: it may be there as well")
         if self.first is not None:
             lines.append(
                 f"  with it, the largest error is {self.first.ratio:.2g} of its bound, not {self.honest.ratio:.3g}"

@@ -1,8 +1,8 @@
 """Inputs, exact outputs and rounding bounds of every operation of a model, for ports that test one function at a time.
 
-One layer of the model's widths is run once in float64. At each named tensor the result is kept, and what goes on is
-that result rounded to bfloat16: so every operation has inputs that any engine holds exactly, whatever it computes in,
-and its bound is that of this one operation. Whole attention and the whole MLP are run again without rounding in
+One layer of the model's widths is run once in float64. At each named tensor the result is kept, and the next operation
+reads it rounded to bfloat16: so every operation has inputs that any engine holds exactly, whatever it computes in, and
+its bound is that of this one operation. Whole attention and the whole MLP are run again without rounding in
 between.
 Weights are the formula of `refgemma.oracle.formula_models.formula`, so that they need not be stored.
 """
@@ -38,7 +38,7 @@ _PARTS = ("attn", "mlp")
 
 
 class Listed(NamedTuple):
-    """One entry of the vectors: what is made, from what, by which formula."""
+    """One entry of the vectors: an operation, its inputs and its formula."""
 
     name: str
     does: str
@@ -58,7 +58,7 @@ def _listed(row: Operation) -> Listed:
 
 LISTED = tuple(map(_listed, OPERATIONS.values()))
 
-# What is run again from start to end: name, what it does, its inputs, its output, the steps on the way.
+# Runs from start to end: output, what it does, formula, inputs.
 WHOLE = {
     "attention": Listed(
         "attn.mix", "rope, scores, softmax, mix", "all of it", ("attn.q", "attn.k", "attn.v", "positions")
@@ -95,8 +95,8 @@ class Vectors:
     """All of them."""
 
     config: Config  # one layer, `ROWS` rows of the table
-    tokens: Array  # (1, T): What is run
-    positions: Array  # (1, T): What is run
+    tokens: Array  # (1, T)
+    positions: Array  # (1, T)
     weights: list[Weight]  # in the order of their numbers
     inputs: dict[str, Array]  # tensors that operations start from: bfloat16 numbers
     results: dict[tuple[str, str], Result]  # by operation (a name, or a key of `WHOLE`) and arithmetic
@@ -117,17 +117,17 @@ def operation_vectors(config: Config, progress: Callable[[int, int], None] | Non
         flow = Flow(params, config, a)
         flow.next_chunk(tokens, positions)
 
-        def tap(name: str, ours: Array, flow: Flow = flow, arithmetic: str = arithmetic, whole: bool = whole) -> Array:
+        def tap(name: str, value: Array, flow: Flow = flow, arithmetic: str = arithmetic, whole: bool = whole) -> Array:
             step = split_name(name)[1]
-            bound = flow.bound_of(name, ours)
+            bound = flow.bound_of(name, value)
             carried = whole and step in _ON_THE_WAY
             ends = next((key for key, operation in WHOLE.items() if operation.name == step), None)
             if not whole:
-                results[step, arithmetic] = Result(ours, bound)
-                inputs.setdefault(step, from_bfloat16(to_bfloat16(ours.astype(np.float32))))
+                results[step, arithmetic] = Result(value, bound)
+                inputs.setdefault(step, from_bfloat16(to_bfloat16(value.astype(np.float32))))
             elif ends is not None:
-                results[ends, arithmetic] = Result(ours, bound)
-            known = Known(ours, bound.worst, bound.variance) if carried and ends is None else _given(inputs[step])
+                results[ends, arithmetic] = Result(value, bound)
+            known = Known(value, bound.worst, bound.variance) if carried and ends is None else _given(inputs[step])
             flow.goes_on_with(name, known)
             return known.value
 

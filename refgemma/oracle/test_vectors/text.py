@@ -1,4 +1,4 @@
-"""Vectors of what is exact: decisions of the sampler, the chat template, the tokenizer."""
+"""Test vectors with exact answers: decisions of the sampler, the chat template, the tokenizer."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _float32_error(probs: Array, final: Array, stages: list[dict[str, Any]]) -> 
 
 
 def chat_vectors(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Conversations as they are written out, and their ids."""
+    """Conversations as the template writes them, with token ids."""
     cases = []
     for messages in _CONVERSATIONS:
         case: dict[str, Any] = {"messages": messages}
@@ -137,7 +137,7 @@ def chat_vectors(tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 
 def tokenizer_vectors(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Texts and their ids."""
+    """Texts with token ids."""
     cases = []
     for text in _TEXTS:
         ids = {mode: tokenizer.encode(text, control=mode) for mode in get_args(Control)}

@@ -30,7 +30,7 @@ from refgemma.oracle.test_vectors.operations import (
 from refgemma.oracle.test_vectors.text import chat_vectors, sampler_vectors, tokenizer_vectors
 from refgemma.text.tokenizer import Tokenizer
 
-_IN_JSON = 4096  # numbers of a tensor, up to which JSON holds them, too
+_IN_JSON = 4096  # numbers of a tensor, up to which JSON holds them as well
 _STORED = 2**17  # numbers of a weight, up to which it is stored; the formula gives all
 
 
@@ -77,14 +77,14 @@ def _tensors(vectors: Vectors) -> dict[str, Array]:
 
 
 def _up(bound: Array) -> Array:
-    """Bound to three digits, rounded up: more would only fill the file."""
+    """Bound to three digits, rounded up: more digits would only fill the file."""
     size = np.maximum(bound, 1e-30)
     unit = 10.0 ** (np.floor(np.log10(size)) - 2)
     return (np.ceil(size / unit) * unit).astype(np.float32)
 
 
 def _index(vectors: Vectors, tensors: dict[str, Array]) -> dict[str, Any]:
-    """What is in the file, operation by operation; tensors that are small, in full."""
+    """Index of the file, operation by operation; small tensors in full."""
     config = to_json(vectors.config)
     listed = [(operation.name, operation) for operation in LISTED]
     numbers = {
