@@ -21,7 +21,9 @@ from refgemma.errors import InputError, InputTypeError
 from refgemma.generation import CHUNK, Event, Generation, Row
 from refgemma.lora import Adapter
 from refgemma.lora.adapter import split_scale
-from refgemma.lora.attach import checked_scale, narrowed
+from refgemma.lora.attach import attach, checked_scale, narrowed
+from refgemma.lora.fit import fit
+from refgemma.lora.merge import merge
 from refgemma.model import forward
 from refgemma.numerics import FLOAT64, PROFILES, Array, Numerics, namespace_of, to_host
 from refgemma.params import Params
@@ -181,7 +183,7 @@ class Gemma:
         base = exact = attached.before.params  # with the factors as they are stored, not as activations meet them
         for on in attached.adapters:
             exact = attached._with(on, exact, base, FLOAT64)
-        params = placed(low_rank.merge(exact, base), self._xp)
+        params = placed(merge(exact, base), self._xp)
         config = replace(self.config, tie_word_embeddings=params["head"] is params["embed"])
         return replace(attached, params=params, config=config, merged=True)
 
@@ -446,10 +448,10 @@ class Gemma:
         return generation.generate(self, [row], prefix=prefix, progress=progress)
 
     def _with(self, on: Attached, params: Params, before: Params, numerics: Numerics) -> Params:
-        changes = low_rank.fit(on.adapter, self.config).changes
+        changes = fit(on.adapter, self.config).changes
         if numerics.rounding:
             changes = narrowed(changes, params, on.rows)
-        attached = low_rank.attach(params, changes, before=before, scale=on.scale, rows=on.rows, dtype=numerics.dtype)
+        attached = attach(params, changes, before=before, scale=on.scale, rows=on.rows, dtype=numerics.dtype)
         return placed(attached, self._xp)
 
     @property

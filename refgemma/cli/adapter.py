@@ -13,7 +13,7 @@ from refgemma.config import Config
 from refgemma.lora.adapter import split_scale
 from refgemma.lora.adapter_config import AdapterConfig
 from refgemma.lora.attach import checked_scale
-from refgemma.lora.fit import Change, LowRank, Replaced
+from refgemma.lora.fit import Change, LowRank, Replaced, fit
 from refgemma.lora.hosted import LIMITS
 
 
@@ -25,7 +25,7 @@ def describe_adapter(name: str, config: Config) -> dict[str, Any]:
     adapter = lora.read(folder)
     about: dict[str, Any] = {"folder": str(folder), "nbytes": adapter.nbytes, "config": asdict(adapter.config)}
     try:
-        changes, notes = lora.fit(adapter, config)
+        changes, notes = fit(adapter, config)
         about |= {"changes": _by_kind(changes, scale), "notes": notes, "problem": None}
     except ValueError as error:
         about |= {"changes": [], "notes": [], "problem": str(error)}

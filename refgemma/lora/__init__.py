@@ -4,11 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from refgemma.lora.adapter import Adapter, find_adapter, read
-from refgemma.lora.adapter_config import AdapterConfig
-from refgemma.lora.attach import attach
 from refgemma.lora.audit import audit
-from refgemma.lora.fit import fit
-from refgemma.lora.merge import merge
 
 if TYPE_CHECKING:
     from refgemma.lora.hosted import check_hosted
@@ -16,13 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapter",
-    "AdapterConfig",
-    "attach",
     "audit",
     "check_hosted",
     "find_adapter",
-    "fit",
-    "merge",
     "merge_checkpoint",
     "read",
 ]

@@ -1,7 +1,7 @@
-"""PEFT's ``adapter_config.json``: what an adapter says about itself.
+"""PEFT's ``adapter_config.json``.
 
-Every field of the file is either used, known to leave inference unchanged, or refused by name: an option that is
-skipped in silence gives the answers of another adapter.
+Every field is used, known to leave inference unchanged, or refused by name: ignoring an option silently would give the
+answers of a different adapter.
 """
 
 from __future__ import annotations
@@ -22,93 +22,43 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """The fields of ``adapter_config.json`` that decide what an adapter computes, under PEFT's names.
+    """The fields of ``adapter_config.json`` that decide what an adapter computes, under PEFT's names."""
 
-    Attributes
-    ----------
-    r : int
-        Rank of the factors.
-    lora_alpha : float
-        The change is scaled by ``lora_alpha / r``, or by ``lora_alpha / sqrt(r)`` with `use_rslora`.
-    target_modules : list of str, str or None
-        Modules that get factors: endings of module names, a regular expression for whole names, or "all-linear".
-    exclude_modules : list of str, str or None
-        Modules that get none, given in the same two ways.
-    use_rslora : bool
-        Whether the scale falls with the root of the rank (Kalajdzievski, 2023).
-    rank_pattern : dict of str to int
-        Other ranks, by a regular expression for the end of a module name.
-    alpha_pattern : dict of str to float
-        Other values of `lora_alpha`, likewise.
-    layers_to_transform : list of int, int or None
-        Only in these layers.
-    layers_pattern : list of str, str or None
-        What stands before the layer number in a module name.
-    use_dora : bool
-        Whether changed weights get a trained magnitude (Liu et al., 2024).
-    lora_bias : bool
-        Whether the second factor has a bias.
-    modules_to_save : list of str or None
-        Modules trained whole: endings of module names.
-    trainable_token_indices : list of int, dict of str to list of int, or None
-        Rows of the embedding (or of the modules named) that were trained whole.
-    ensure_weight_tying : bool
-        Whether a tied head changes with the embedding.
-    fan_in_fan_out : bool
-        Meant for weights stored (in, out), of which Gemma has none; PEFT then ignores it, and so do we.
-    bias : str
-        Which biases of the base were trained; Gemma has none.
-    base_model_name_or_path : str or None
-        What the adapter was trained on; told to the user, not checked.
-    """
-
-    r: int = 8
-    lora_alpha: float = 8
-    target_modules: list[str] | str | None = None
-    exclude_modules: list[str] | str | None = None
-    use_rslora: bool = False
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-    alpha_pattern: dict[str, float] = field(default_factory=dict)
-    layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = None
-    use_dora: bool = False
-    lora_bias: bool = False
-    modules_to_save: list[str] | None = None
-    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
-    ensure_weight_tying: bool = False
-    fan_in_fan_out: bool = False
-    bias: str = "none"
-    base_model_name_or_path: str | None = None
+    r: int = 8  # rank of the factors
+    lora_alpha: float = 8  # the product of the factors is scaled by lora_alpha / r
+    target_modules: list[str] | str | None = None  # ends of module names, a pattern for whole names, or "all-linear"
+    exclude_modules: list[str] | str | None = None  # of these, modules without factors: ends or a pattern
+    use_rslora: bool = False  # scale by lora_alpha / sqrt(r) (Kalajdzievski, 2023)
+    rank_pattern: dict[str, int] = field(default_factory=dict)  # other ranks, by a pattern for the end of a module name
+    alpha_pattern: dict[str, float] = field(default_factory=dict)  # other values of lora_alpha, likewise
+    layers_to_transform: list[int] | int | None = None  # only these layers
+    layers_pattern: list[str] | str | None = None  # the part of a module name before the layer number
+    use_dora: bool = False  # changed weights have a trained magnitude (Liu et al., 2024)
+    lora_bias: bool = False  # the second factor has a bias
+    modules_to_save: list[str] | None = None  # modules trained whole: ends of module names
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = (
+        None  # trained rows of the embedding, or by table
+    )
+    ensure_weight_tying: bool = False  # a tied head changes with the embedding
+    fan_in_fan_out: bool = False  # for weights stored (in, out); Gemma has none, and PEFT then ignores it
+    bias: str = "none"  # which biases of the base were trained; Gemma has none
+    base_model_name_or_path: str | None = None  # model that the adapter was trained on; shown, not checked
 
     def scale(self, rank: int, alpha: float) -> float:
-        """Factor of the low-rank product.
-
-        Parameters
-        ----------
-        rank : int
-            Of the module.
-        alpha : float
-            Of the module.
-
-        Returns
-        -------
-        float
-            ``alpha / rank``, or ``alpha / sqrt(rank)`` for rsLoRA.
-        """
+        """Factor of the low-rank product of one module."""
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
-# Fields that training used, or that only describe: they change nothing in what the finished adapter computes. Those of
-# CorDA, EVA, LoftQ and LoRA-GA count only with `init_lora_weights` of that name.
+# Fields of training or description, which do not change what the finished adapter computes. Those of CorDA, EVA, LoftQ
+# and LoRA-GA matter only with `init_lora_weights` of that name.
 _INERT = {
     "auto_mapping", "corda_config", "eva_config", "inference_mode", "init_lora_weights", "loftq_config",
     "lora_dropout", "lora_ga_config", "megatron_core", "model_type", "parent_library", "peft_type", "peft_version",
     "qalora_group_size", "revision", "runtime_config", "task_type",
 }  # fmt: skip
 
-# Ways to begin training that leave the base as it is, and those that take the product of the first factors out of it
-# (LoftQ: that quantise it), so that their adapters fit a base which no file holds. The second are followed by details,
-# as in "pissa_niter_4".
+# Initialisations that leave the base as it is, and those that subtract the first factors' product from it (LoftQ:
+# quantise it), so that the adapter fits a base that no file holds. The latter may have a suffix: "pissa_niter_4".
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
 _OTHER_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -116,15 +66,15 @@ _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "int": (lambda v: _is_rank(v), "a whole number from 1 to 999,999"),
     "number": (lambda v: _is_number(v), "a finite number"),
     "bool": (lambda v: isinstance(v, bool), "true or false"),
-    "text": (lambda v: v is None or isinstance(v, str), "a text"),
-    "names": (lambda v: v is None or isinstance(v, str) or _are(v, str), "a text or a list of texts"),
-    "list": (lambda v: v is None or _are(v, str), "a list of texts"),
+    "text": (lambda v: v is None or isinstance(v, str), "a string"),
+    "names": (lambda v: v is None or isinstance(v, str) or _are(v, str), "a string or a list of strings"),
+    "list": (lambda v: v is None or _are(v, str), "a list of strings"),
     "layers": (lambda v: v is None or _is_index(v) or _are(v, int), "a layer number or a list of them"),
-    "ranks": (lambda v: isinstance(v, dict) and all(map(_is_rank, v.values())), "names and ranks"),
-    "alphas": (lambda v: isinstance(v, dict) and all(map(_is_number, v.values())), "names and numbers"),
+    "ranks": (lambda v: isinstance(v, dict) and all(map(_is_rank, v.values())), "an object of names and ranks"),
+    "alphas": (lambda v: isinstance(v, dict) and all(map(_is_number, v.values())), "an object of names and numbers"),
     "tokens": (
         lambda v: v is None or _are(v, int) or (isinstance(v, dict) and all(_are(x, int) for x in v.values())),
-        "a list of token ids, or names and such lists",
+        "a list of token ids, or an object of names and such lists",
     ),
 }  # fmt: skip
 _SHAPE_OF = {
@@ -165,7 +115,7 @@ def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
     for name, value in values.items():
         if name not in known and name not in _INERT and value not in (None, False, [], {}, ""):
             raise InputError(
-                f"{name} is {value!r:.80}: this option is not supported, and without it the adapter may be another"
+                f"{name} is {value!r:.80}: this option is not supported, and without it the adapter may differ"
             )
 
     checked = {}
@@ -185,7 +135,7 @@ def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
 
 
 def _check_start(start: Any) -> None:
-    """Refuse an adapter that is not for the base as it is published."""
+    """Refuse an adapter for a base other than the published one."""
     if start is None or isinstance(start, bool):
         return
     name = start.lower() if isinstance(start, str) else ""
@@ -197,7 +147,7 @@ def _check_start(start: Any) -> None:
         )
     if name not in _PLAIN_STARTS:
         raise InputError(
-            f"init_lora_weights is {start!r:.80}, which is not known here, and may have changed the base model: "
+            f"init_lora_weights is {start!r:.80}, which is unknown and may have changed the base model: "
             f"expected true, false, {', '.join(_PLAIN_STARTS)}"
         )
 
@@ -208,14 +158,14 @@ def _check_together(config: AdapterConfig) -> None:
     if config.bias not in ("none", "all", "lora_only"):
         raise InputError(f"bias is {config.bias!r}: expected 'none', 'all' or 'lora_only'")
     if isinstance(config.target_modules, str) and config.layers_to_transform not in (None, []):
-        raise InputError("layers_to_transform goes with a list of target_modules, not with an expression")
+        raise InputError("layers_to_transform needs target_modules to be a list, not a pattern")
     patterns = [p for p in (config.target_modules, config.exclude_modules) if isinstance(p, str)]
     layers = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern or []
     for pattern in [*patterns, *config.rank_pattern, *config.alpha_pattern, *layers]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise InputError(f"{pattern!r:.80} is no regular expression ({error})") from None
+            raise InputError(f"{pattern!r:.80} is not a regular expression ({error})") from None
 
 
 def _is_int(value: Any) -> bool:

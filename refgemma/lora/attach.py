@@ -33,33 +33,12 @@ def attach(
     rows: Array | None = None,
     dtype: DTypeLike | None = np.float32,
 ) -> Params:
-    """Add the changes of an adapter to the parameters of a model.
+    """Add the changes of an adapter to the parameters of a model: a new tree of the old arrays.
 
-    Parameters
-    ----------
-    params : Params
-        The model, perhaps with adapters attached: changes are summed, each relative to the base.
-    changes : list of LowRank, Replaced or ReplacedRows
-        All of one adapter, from `refgemma.lora.fit`.
-    before : Params, optional
-        The model without any adapter, if `params` has some.
-    scale : float
-        Multiplies the low-rank products, as PEFT's ``set_scale`` does; DoRA's magnitudes stay.
-    rows : ndarray of bool, shape (B,), optional
-        The rows of the batch that get the changes; all, if not given.
-    dtype : dtype or None
-        Of the activations, float32 or float64; None leaves factors in the dtype of the file.
-
-    Returns
-    -------
-    Params
-        New tree, old arrays. The adapter's own arrays are NumPy arrays, whatever device the model is on.
-
-    Raises
-    ------
-    ValueError
-        If a weight that was trained whole is scaled, used for some rows only, or combined with another adapter, or the
-        scale is not a finite number.
+    `params` may have adapters attached; `before` is then the model without any. `scale` multiplies low-rank products
+    as PEFT's ``set_scale`` does, and leaves DoRA's magnitudes. `rows` (B,), of bool, limits the changes to some rows of
+    the batch. Factors are converted to `dtype`, that of the activations, or left as in the file (None); they stay NumPy
+    arrays, whatever device the model is on.
     """
     scale = checked_scale(scale)
     original = params if before is None else before

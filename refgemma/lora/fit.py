@@ -1,7 +1,7 @@
-"""What an adapter changes in a given model: every tensor of the file used, every module it claims found.
+"""What an adapter changes in a given model: every tensor of its file is used, and every module it claims is found.
 
-PEFT loads what it can match and leaves the rest; a key with another prefix, a pattern with a typing error or a factor
-of another model then gives the answers of the base, or of no model at all. Here all that does not fit is told at once.
+PEFT loads what matches and ignores the rest, so that a wrong prefix, a typing error in a pattern or a factor of another
+model silently gives other answers. Here one error lists everything that does not fit.
 """
 
 from __future__ import annotations
@@ -30,21 +30,19 @@ class LowRank:
     """``scale * up @ down`` added to one weight, and DoRA's magnitude if it has one."""
 
     path: str  # the weight, such as ``layers.3.attn.q``
-    down: Array  # (R, I): From what the weight reads to the rank
-    up: Array  # (O, R): From the rank to what the weight gives
+    down: Array  # (R, I)
+    up: Array  # (O, R)
     scale: float  # ``alpha / R`` or ``alpha / sqrt(R)``
-    # norm that each row of the changed weight is brought to, shape (O,); for the embedding, which PEFT treats
-    # transposed, each column, shape (I,)
-    magnitude: Array | None = None
-    bias: Array | None = None  # (O,): Of the second factor; scaled like the product
+    magnitude: Array | None = None  # norms of the rows of the changed weight (O,); of the embedding, columns (I,)
+    bias: Array | None = None  # (O,), of the second factor; scaled like the product
 
 
 @dataclass(frozen=True, eq=False)
 class Replaced:
-    """A weight that was trained whole: the new one, of the shape of the old."""
+    """A weight that was trained whole."""
 
-    path: str  # the weight
-    weight: Any  # as stored
+    path: str
+    weight: Any  # the new one, as stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,46 +50,27 @@ class ReplacedRows:
     """Rows of a table that were trained whole."""
 
     path: str  # the table, ``embed`` or ``head``
-    ids: tuple[int, ...]  # which rows
-    rows: Array  # (len(ids): The new ones
+    ids: tuple[int, ...]
+    rows: Array  # the new ones, one per id
 
 
 Change: TypeAlias = LowRank | Replaced | ReplacedRows
 
 
 class Fit(NamedTuple):
-    """What an adapter changes, and what its shapes alone could not tell."""
+    """What an adapter changes."""
 
-    changes: list[Change]
-    notes: list[str]
+    changes: list[Change]  # in the order of the name table
+    notes: list[str]  # what shapes alone could not verify
 
 
 def fit(adapter: Adapter, config: Config) -> Fit:
-    """Match an adapter to a model.
-
-    Parameters
-    ----------
-    adapter : Adapter
-        As read.
-    config : Config
-        The model.
-
-    Returns
-    -------
-    Fit
-        Changes in the order of the name table; where PEFT ties the head, it changes with the table.
-
-    Raises
-    ------
-    ValueError
-        If a tensor of the adapter has no place in the model, a claimed module has no tensor, a name or pattern matches
-        nothing, or a shape disagrees. One error tells all.
-    """
+    """Match an adapter to a model; where PEFT ties the head, it changes with the embedding."""
     return _Fitting(adapter, config).run()
 
 
 class _Fitting:
-    """One matching in progress: what is not used yet, and what was found wrong."""
+    """A matching in progress."""
 
     def __init__(self, adapter: Adapter, config: Config) -> None:
         tensors = tensors_of(replace(config, tie_word_embeddings=False))
@@ -99,10 +78,10 @@ class _Fitting:
         self.tied = config.tie_word_embeddings
         self.shapes = {t.name.removesuffix(".weight"): t.shape for t in tensors}
         self.paths = {t.name.removesuffix(".weight"): t.path for t in tensors}
-        self.left = {module: dict(parts) for module, parts in adapter.modules.items()}
+        self.unused = {module: dict(parts) for module, parts in adapter.modules.items()}
         self.problems: list[str] = []
         self.square: list[str] = []
-        self.upright = 0  # factors whose shape shows that they are not transposed
+        self.num_rectangular = 0  # factors whose shape shows that they are not transposed
         self.vocab_size = config.vocab_size
 
     def run(self) -> Fit:
@@ -120,9 +99,7 @@ class _Fitting:
             tokens.pop(HEAD, None)  # one list for both: PEFT stores the rows once, as it does without one for the head
         both = self.tied and EMBEDDING in tokens and HEAD not in tokens
         if {*tokens} & {*factored, *saved} or (both and (HEAD in saved or (HEAD in factored and config.use_dora))):
-            self.problems.append(
-                "trainable_token_indices stands beside another change of the same table: not supported"
-            )
+            self.problems.append("trainable_token_indices and another change of the same table: not supported together")
 
         changes: list[Change] = []
         for module, path in self.paths.items():
@@ -135,7 +112,7 @@ class _Fitting:
         changes[:0] = self.stored_tables(factored)
         if both:
             changes += [replace(c, path="head") for c in changes if isinstance(c, ReplacedRows)]
-        self.unused()
+        self.report_unused()
         if self.problems:
             base = self.adapter.config.base_model_name_or_path
             trained = f" (it says it was trained on {base!r:.80})" if base else ""
@@ -150,7 +127,7 @@ class _Fitting:
         scale = config.scale(rank, alpha)
         if module == HEAD and self.tied and config.ensure_weight_tying:
             rank, _ = rank_and_alpha(config, EMBEDDING)  # the factors are the table's, the scale is the head's own
-        if table := module == EMBEDDING:  # looked up, not multiplied: PEFT's factors are those of the transposed table
+        if table := module == EMBEDDING:  # PEFT's factors are those of the transposed table
             first, second = ("lora_embedding_A", (rank, outputs)), ("lora_embedding_B", (inputs, rank))
         else:
             first, second = ("lora_A", (rank, inputs)), ("lora_B", (outputs, rank))
@@ -164,7 +141,7 @@ class _Fitting:
         if a is None or b is None:
             return []
         for part, factor in ((first[0], a), (second[0], b)):
-            self.upright += factor.shape[0] != factor.shape[1]
+            self.num_rectangular += factor.shape[0] != factor.shape[1]
             if factor.shape[0] == factor.shape[1]:
                 self.square.append(f"{module}.{part}")
         down, up = (b.T, a.T) if table else (a, b)
@@ -186,21 +163,21 @@ class _Fitting:
         return [] if rows is None else [ReplacedRows(path, tuple(ids), rows)]
 
     def stored_tables(self, factored: list[str]) -> list[Change]:
-        """The tables that PEFT stores beside factors for them: what the adapter was trained on top of."""
+        """The tables that PEFT stores beside their factors: those that the adapter was trained on."""
         tables = {
             module: self.take(module, "base_layer", self.shapes[module])
             for module in (EMBEDDING, HEAD)
-            if module in factored and "base_layer" in self.left.get(module, {})
+            if module in factored and "base_layer" in self.unused.get(module, {})
         }
         if self.tied:  # one table under either name
             tables = dict.fromkeys((EMBEDDING, HEAD), next(iter(tables.values()))) if tables else {}
         return [Replaced(self.paths[module], table) for module, table in tables.items() if table is not None]
 
     def take(self, module: str, part: str, shape: tuple[int, ...], rank_axis: int | None = None) -> Any:
-        """One tensor, once its shape is right."""
-        found = self.left.get(module, {}).pop(part, None)
+        """One tensor, if its shape is right."""
+        found = self.unused.get(module, {}).pop(part, None)
         if found is None:
-            near = nearest_name(module, [name for name, parts in self.left.items() if part in parts])
+            near = nearest_name(module, [name for name, parts in self.unused.items() if part in parts])
             hint = f" (nearest in the file: {near!r})" if near and near != module else ""
             self.problems.append(f"{module} has no {part}, which the configuration claims{hint}")
         elif found.shape != shape:
@@ -210,8 +187,8 @@ class _Fitting:
             return None
         return found
 
-    def unused(self) -> None:
-        for module, parts in self.left.items():
+    def report_unused(self) -> None:
+        for module, parts in self.unused.items():
             for part in parts:
                 if module not in self.shapes:
                     near = nearest_name(module, self.shapes)
@@ -221,11 +198,11 @@ class _Fitting:
                 self.problems.append(f"{module}.{part} would not be used: {why}")
 
     def notes(self) -> list[str]:
-        """Square factors fit transposed as well; say what speaks for them."""
+        """What is known of square factors, which would fit transposed as well."""
         if not self.square:
             return []
-        seen = f"{self.upright} other factors of the file are not square, and stand as PEFT writes them"
-        checked = seen if self.upright else "no other factor of the file is of a shape that could tell"
+        seen = f"{self.num_rectangular} other factors of the file are not square, and stand as PEFT writes them"
+        checked = seen if self.num_rectangular else "no other factor of the file is of a shape that could tell"
         return [
             f"{listed(self.square, 1, str)}: square, so its shape "
             f"cannot show whether it is transposed; names, rank and widths were checked; {checked}"
@@ -233,14 +210,14 @@ class _Fitting:
 
 
 def _why(found: tuple[int, ...], shape: tuple[int, ...], rank_axis: int | None) -> str:
-    """What is wrong about a shape, as far as it can be seen."""
+    """The likely cause of a wrong shape."""
     if len(found) != len(shape):
         return ""
     if len(shape) == 2 and found == shape[::-1]:
-        return ": the other way round, as if transposed"
+        return ": as if transposed"
     differ = [axis for axis in range(len(shape)) if found[axis] != shape[axis]]
     if rank_axis is not None and differ == [rank_axis]:
         return f": its rank is {found[rank_axis]}, the configuration says {shape[rank_axis]}"
     if rank_axis is not None and rank_axis not in differ:
-        return f": of rank {shape[rank_axis]} as it should be, but for a width of {found[differ[0]]}"
+        return f": its rank is right, but it is for a width of {found[differ[0]]}"
     return ""

@@ -26,25 +26,9 @@ from refgemma.params import Params, at, changed
 
 
 def merge(params: Params, before: Params) -> Params:
-    """Replace adapted weights by plain ones.
+    """Replace adapted weights by plain ones, in the formats of `before`, the model without adapters.
 
-    Parameters
-    ----------
-    params : Params
-        A model with adapters attached.
-    before : Params
-        The same model without them; its formats are kept.
-
-    Returns
-    -------
-    Params
-        Shares every weight that no adapter changes. ``head`` is ``embed`` itself if it was before and both come out
-        the same.
-
-    Raises
-    ------
-    ValueError
-        If a change cannot be written as a weight.
+    A head that was the embedding itself stays so if both come out the same.
     """
 
     def merged(path: str, new: Any) -> Any:

@@ -3,7 +3,7 @@
 Module names are those of transformers' ``GemmaForCausalLM``: ``model.layers.3.self_attn.q_proj``,
 ``model.embed_tokens``, ``lm_head``. The rules are those of PEFT 0.21 (``check_target_module_exists``,
 ``get_pattern_key`` and ``_set_trainable`` in its source), with one difference: a name or pattern that matches nothing
-is an error here. PEFT passes over it, and the adapter silently does less than its configuration says
+is an error here. PEFT ignores it, and the adapter silently does less than its configuration says
 (https://github.com/huggingface/peft/issues/3582).
 """
 
@@ -21,7 +21,7 @@ def low_rank_modules(config: AdapterConfig, modules: Iterable[str], problems: li
     """Modules that get low-rank factors."""
     modules = list(modules)
     targets = config.target_modules
-    if isinstance(targets, str) and targets.lower() == "all-linear":  # in whatever case, as PEFT has it
+    if isinstance(targets, str) and targets.lower() == "all-linear":  # in any case, as in PEFT
         wanted = [module for module in modules if module not in (EMBEDDING, HEAD)]
     elif isinstance(targets, str):
         wanted = [module for module in modules if re.fullmatch(targets, module)]
@@ -32,9 +32,9 @@ def low_rank_modules(config: AdapterConfig, modules: Iterable[str], problems: li
         for target in targets or ():
             if not any(_ends(module, target) for module in modules):
                 problems.append(f"target_modules names {target!r:.80}, and the model has no such module")
-    # A module named in full is meant wherever it is: PEFT then asks for no layer, so that lm_head needs none, either.
-    in_full = targets if isinstance(targets, list) else []
-    wanted = [module for module in wanted if module in in_full or _in_layers(config, module)]
+    # For a module named in full, PEFT does not check the layer, so that lm_head needs none.
+    full_names = targets if isinstance(targets, list) else []
+    wanted = [module for module in wanted if module in full_names or _in_layers(config, module)]
     for number in _layer_numbers(config):
         if not any(f".{number}." in module for module in modules):
             problems.append(f"layers_to_transform names layer {number}, and the model has no such layer")
@@ -50,18 +50,18 @@ def low_rank_modules(config: AdapterConfig, modules: Iterable[str], problems: li
 
 
 def saved_modules(config: AdapterConfig, modules: Iterable[str], problems: list[str]) -> list[str]:
-    """Modules that were trained whole, as they stand in the file.
+    """Modules that were trained whole.
 
-    PEFT compares the plain end of the name, without a dot before it: "norm" is also every ``input_layernorm``. A name
-    may be that of a block ("mlp"), whose parts are then meant.
+    PEFT compares the ends of names, with no dot before them: "norm" includes every ``input_layernorm``. The name of a
+    block ("mlp") means its parts.
     """
     modules = list(modules)
     found = []
     for name in config.modules_to_save or ():
-        mine = [m for m in modules if any(part.endswith(name) for part in _with_parents(m))]
-        if not mine:
+        matching = [m for m in modules if any(part.endswith(name) for part in _with_parents(m))]
+        if not matching:
             problems.append(f"modules_to_save names {name!r:.80}, and the model has no such module")
-        found += mine
+        found += matching
     return [module for module in modules if module in found]
 
 
@@ -74,7 +74,7 @@ def rank_and_alpha(config: AdapterConfig, module: str) -> tuple[int, float]:
 
 
 def unused_patterns(config: AdapterConfig, modules: Iterable[str]) -> list[str]:
-    """Sentences on patterns for rank and alpha that match none of the modules with factors."""
+    """A problem for each pattern of rank or alpha that matches no module with factors."""
     modules = list(modules)
     return [
         f"{field} has {pattern!r:.80}, which matches none of the modules with factors"
@@ -85,15 +85,15 @@ def unused_patterns(config: AdapterConfig, modules: Iterable[str]) -> list[str]:
 
 
 def trained_tokens(config: AdapterConfig, modules: Iterable[str], problems: list[str]) -> dict[str, list[int]]:
-    """Rows that were trained whole, by module."""
+    """Ids of rows that were trained whole, by module."""
     given = config.trainable_token_indices or {}
     by_name = given if isinstance(given, dict) else {"embed_tokens": given}
     found: dict[str, list[int]] = {}
     for name, ids in by_name.items():
-        mine = [module for module in modules if module in (EMBEDDING, HEAD) and _ends(module, name)]
-        if not mine:
+        tables = [module for module in modules if module in (EMBEDDING, HEAD) and _ends(module, name)]
+        if not tables:
             problems.append(f"trainable_token_indices names {name!r:.80}: expected embed_tokens or lm_head")
-        found |= dict.fromkeys(mine, ids)
+        found |= dict.fromkeys(tables, ids)
     return found
 
 

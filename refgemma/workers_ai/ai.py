@@ -10,8 +10,9 @@ from refgemma import generation
 from refgemma.errors import InputError
 from refgemma.gemma import Gemma, load
 from refgemma.generation import Event
-from refgemma.lora import Adapter, find_adapter, fit
+from refgemma.lora import Adapter, find_adapter
 from refgemma.lora import read as read_adapter
+from refgemma.lora.fit import fit
 from refgemma.workers_ai.answer import DONE, chunks, result, sse
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.pages import HOSTED

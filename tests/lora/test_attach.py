@@ -13,7 +13,7 @@ from refgemma.cache import KVCache
 from refgemma.config import Config
 from refgemma.lora.adapter import split_scale
 from refgemma.lora.attach import attach, narrowed
-from refgemma.lora.fit import LowRank, Replaced, ReplacedRows
+from refgemma.lora.fit import LowRank, Replaced, ReplacedRows, fit
 from refgemma.lora.tiles import rounded
 from refgemma.model import forward
 from refgemma.numerics import FLOAT64, from_bfloat16, to_bfloat16
@@ -214,7 +214,7 @@ def test_rows_of_a_batch_get_their_own_adapters_and_the_cache_keeps_them_apart()
 
 def test_the_base_is_shared_and_untouched(tmp_path):
     m = model()
-    changes = lora.fit(lora.read(write(tmp_path, m)), m.config).changes
+    changes = fit(lora.read(write(tmp_path, m)), m.config).changes
     before = map_params(np.copy, m.params)
     tree = attach(m.params, changes)
     for i, (layer, base) in enumerate(zip(tree["layers"], m.params["layers"], strict=True)):

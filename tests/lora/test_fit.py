@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from refgemma import lora
-from refgemma.lora.fit import Replaced, ReplacedRows
+from refgemma.lora.attach import attach
+from refgemma.lora.fit import Replaced, ReplacedRows, fit
 from refgemma.lora.merge import materialise
 from tests.lora.folders import factors, model, write
 from tests.lora.peft_folders import PREFIX
@@ -18,13 +19,13 @@ Q = f"{PREFIX}model.layers.0.self_attn.q_proj."
 
 def refusal(folder, config):
     with pytest.raises(ValueError, match="does not fit the model") as error:
-        lora.fit(lora.read(folder), config)
+        fit(lora.read(folder), config)
     return str(error.value)
 
 
 def test_a_good_adapter_changes_what_it_claims(tmp_path):
     m = model()
-    changes, notes = lora.fit(lora.read(write(tmp_path, m)), m.config)
+    changes, notes = fit(lora.read(write(tmp_path, m)), m.config)
     assert [c.path for c in changes] == [f"layers.{i}.{part}" for part in ("attn.q", "mlp.down") for i in range(2)]
     assert all(c.scale == 2.0 and c.magnitude is None and c.bias is None for c in changes)
     assert not notes
@@ -75,10 +76,10 @@ def other_rank(t):
             rename("model.layers.", "language_model.layers."), {},
             ["would not be used: the model has no such module (nearest: 'model.layers.0.self_attn.q_proj')"],
         ),
-        (transposed(Q + "lora_A.weight"), {}, ["q_proj.lora_A has shape ", ": the other way round, as if transposed"]),
-        (transposed(Q + "lora_B.weight"), {}, ["q_proj.lora_B has shape ", ": the other way round, as if transposed"]),
+        (transposed(Q + "lora_A.weight"), {}, ["q_proj.lora_A has shape ", ": as if transposed"]),
+        (transposed(Q + "lora_B.weight"), {}, ["q_proj.lora_B has shape ", ": as if transposed"]),
         (other_rank, {}, ["q_proj.lora_A has shape (5, ", ": its rank is 5, the configuration says 3"]),
-        (wider, {}, [": of rank 3 as it should be, but for a width of "]),
+        (wider, {}, [": its rank is right, but it is for a width of "]),
         (drop("nothing"), {"use_dora": True}, ["q_proj has no lora_magnitude_vector"]),
         (drop("nothing"), {"lora_bias": True}, ["q_proj has no lora_B.bias"]),
         (drop("nothing"), {"alpha_pattern": {"q_porj": 3}}, ["alpha_pattern has 'q_porj', which matches none"]),
@@ -89,7 +90,7 @@ def other_rank(t):
         (drop("nothing"), {"trainable_token_indices": [3, 3]}, ["names a token twice", "has no trainable_tokens"]),
         (
             drop("nothing"), {"trainable_token_indices": [3], "modules_to_save": ["lm_head"]},
-            ["trainable_token_indices stands beside another change of the same table"],
+            ["trainable_token_indices and another change of the same table: not supported together"],
         ),
     ],
 )  # fmt: skip
@@ -156,13 +157,13 @@ def test_a_square_factor_says_what_was_checked(tmp_path):
     m = model()
     D = m.config.hidden_size
     tensors = factors(m, rank=D)
-    changes, notes = lora.fit(lora.read(write(tmp_path / "some", m, tensors, r=D)), m.config)
+    changes, notes = fit(lora.read(write(tmp_path / "some", m, tensors, r=D)), m.config)
     assert len(changes) == 4
     assert len(notes) == 1
     # Square are A of q_proj (D, D) and B of down_proj (D, D) in two layers; the other four are not.
     assert notes[0].startswith("model.layers.0.self_attn.q_proj.lora_A and 3 more: square, so its shape cannot show")
     assert "4 other factors of the file are not square, and stand as PEFT writes them" in notes[0]
-    assert not lora.fit(lora.read(write(tmp_path / "none", m)), m.config).notes
+    assert not fit(lora.read(write(tmp_path / "none", m)), m.config).notes
 
 
 def test_a_stored_table_of_another_size_is_refused(tmp_path):
@@ -185,12 +186,12 @@ def test_a_stored_table_that_changed_is_that_of_a_tied_head_too(tmp_path):
     }
     settings = {"target_modules": ["q_proj", "down_proj", "embed_tokens"]}
     adapter = lora.read(write(tmp_path, m, tensors, "float32", **settings))
-    whole = {c.path: c.weight for c in lora.fit(adapter, m.config).changes if isinstance(c, Replaced)}
+    whole = {c.path: c.weight for c in fit(adapter, m.config).changes if isinstance(c, Replaced)}
     assert whole.keys() == {"embed", "head"}
     assert whole["embed"] is whole["head"]
     assert np.array_equal(whole["head"], other)
     apart = replace(m.config, tie_word_embeddings=False)
-    assert [c.path for c in lora.fit(adapter, apart).changes if isinstance(c, Replaced)] == ["embed"]
+    assert [c.path for c in fit(adapter, apart).changes if isinstance(c, Replaced)] == ["embed"]
 
 
 def test_token_ids_are_in_the_order_of_the_rows(tmp_path):
@@ -199,9 +200,9 @@ def test_token_ids_are_in_the_order_of_the_rows(tmp_path):
     rows = np.arange(3.0)[:, None] * np.ones(m.config.hidden_size)
     tensors = factors(m) | {f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": rows}
     adapter = lora.read(write(tmp_path, m, tensors, trainable_token_indices=[7, 2, 5]))
-    found = {c.path: c for c in lora.fit(adapter, m.config).changes if isinstance(c, ReplacedRows)}
+    found = {c.path: c for c in fit(adapter, m.config).changes if isinstance(c, ReplacedRows)}
     assert found.keys() == {"embed", "head"}
     for path, change in found.items():
         assert change.ids == (7, 2, 5)
-        table = materialise(lora.attach(m.params, [change], dtype=np.float64)[path], table=path == "embed")
+        table = materialise(attach(m.params, [change], dtype=np.float64)[path], table=path == "embed")
         assert [table[i, 0] for i in (7, 2, 5)] == [0, 1, 2]

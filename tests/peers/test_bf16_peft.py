@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from refgemma import lora
+from refgemma.lora.attach import attach
+from refgemma.lora.fit import fit
 from refgemma.model import forward
 from refgemma.numerics import PROFILES, from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted, linear
@@ -146,7 +148,7 @@ def test_whole_weights_that_stay_wide_are_seen(peft, tmp_path):
     folder = folder_of("trained whole", model, tmp_path)
     seen = seen_by_peft(peft, model, tmp_path, folder)
     gemma = gemma_of(model, PROFILE)
-    wide = lora.attach(gemma.params, lora.fit(lora.read(folder), gemma.config).changes)
+    wide = attach(gemma.params, fit(lora.read(folder), gemma.config).changes)
     found = shares(replace(gemma, params=wide), model, seen)
     assert max(found["mlp.up"], found["logits"], found["attn.norm"]) < 0.95
 
@@ -157,7 +159,7 @@ def test_rows_as_a_change_are_seen(peft, tmp_path):
     folder = folder_of("rows", model, tmp_path)
     seen = seen_by_peft(peft, model, tmp_path, folder)
     gemma = gemma_of(model, PROFILE)
-    added = lora.attach(gemma.params, lora.fit(lora.read(folder), gemma.config).changes)
+    added = attach(gemma.params, fit(lora.read(folder), gemma.config).changes)
     assert isinstance(added["head"], Adapted)
     places = np.array(KINDS["rows"]["trainable_token_indices"])
     x, theirs = seen["final_norm"], seen["logits"][..., places]
