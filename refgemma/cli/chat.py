@@ -12,9 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 
-from refgemma.cli.answer import answer, report
-from refgemma.cli.files import decode, text_argument
-from refgemma.cli.options import add_model, add_sampling, load_model, sampling_settings
+from refgemma.cli.generate import answer, report
+from refgemma.cli.options import add_model, add_sampling, decode, load_model, sampling_settings, text_argument
 from refgemma.cli.terminal import print_json
 from refgemma.prefix_cache import PrefixCache
 
@@ -23,8 +22,8 @@ _HELP = "/reset begins a new conversation, /exit or Ctrl-D ends, Ctrl-C ends eve
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this subcommand."""
-    parser.add_argument("--system", metavar="TEXT", help="what the model is told before the first turn")
-    parser.add_argument("--verbose", action="store_true", help="tell counts, times and the seed of each answer")
+    parser.add_argument("--system", metavar="TEXT", help="a system message before the first turn")
+    parser.add_argument("--verbose", action="store_true", help="print counts, times and the seed of each answer")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each answer, for programs")
     add_sampling(parser)
     add_model(parser)
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
                 _say(_HELP)
                 continue
             case word if re.fullmatch(r"/\w+", word):
-                _say(f"there is no command {word}: {_HELP}")
+                _say(f"unknown command {word}: {_HELP}")
                 continue
         turn = {"role": "user", "content": line}
         try:
@@ -68,12 +67,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _lines(greeting: str) -> Iterator[str]:
-    """Turns of the user, typed or piped in, until there are no more."""
+    """Turns of the user, typed or piped in."""
     if not sys.stdin.isatty():
         for line in sys.stdin.buffer:
             yield decode(line, "standard input").rstrip("\r\n")
         return
-    with suppress(ImportError):  # not on every system
+    with suppress(ImportError):  # missing on some systems
         import readline  # noqa: F401 - gives input() line editing and a history
     _say(greeting)
     prompt = "> " if sys.stdout.isatty() else ""
@@ -86,5 +85,5 @@ def _lines(greeting: str) -> Iterator[str]:
 
 
 def _say(text: str) -> None:
-    """Words that are not the model's."""
+    """Print what is not the model's, on standard error."""
     print(text, file=sys.stderr)

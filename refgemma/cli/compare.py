@@ -1,13 +1,14 @@
 """Judge a trace of another engine: which operation is the first that rounding does not explain.
 
-THEIRS is safetensors, .npz, or a .npy of logits; names of transformers modules and of Flax are recognised. OURS, from
-`refgemma trace`, names the model and the tokens; without it, --model says which, and THEIRS or --tokens the tokens.
+CANDIDATE is safetensors, .npz, or a .npy of logits; names of transformers modules and of Flax are recognised.
+REFERENCE, from `refgemma trace`, gives the model and the tokens; without it, give --model, and --tokens unless
+CANDIDATE holds them.
 Exit code 1 if something is wrong.
 
 examples:
-  refgemma compare ours.safetensors theirs.safetensors
-  refgemma compare ours.safetensors theirs.npz --arithmetic bfloat16 --picture report.png
-  refgemma compare --model tiny-it theirs.safetensors --map names.json --json
+  refgemma compare reference.safetensors candidate.safetensors
+  refgemma compare reference.safetensors candidate.npz --arithmetic bfloat16 --picture report.png
+  refgemma compare --model tiny-it candidate.safetensors --map names.json --json
   refgemma compare --model reveal-gqa logits.npy
   refgemma compare --model tiny-it --tokens 2,106,1645 logits.npy
 """
@@ -19,8 +20,7 @@ import json
 from contextlib import nullcontext
 
 from refgemma import oracle
-from refgemma.cli.files import check_apart, read_text
-from refgemma.cli.options import add_json, token_ids
+from refgemma.cli.options import add_json, check_apart, read_text, token_ids
 from refgemma.cli.terminal import print_json, progress_bar
 from refgemma.errors import InputError
 from refgemma.files.atomic import whole_file
@@ -29,10 +29,20 @@ from refgemma.files.pictures import picture_format
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this subcommand."""
-    parser.add_argument("ours", nargs="?", metavar="OURS", help="a trace that `refgemma trace` made")
-    parser.add_argument("theirs", metavar="THEIRS", help="what the other engine computed")
+    parser.add_argument("reference", nargs="?", metavar="REFERENCE", help="a trace that `refgemma trace` made")
+    add_candidate(parser, None)
+    parser.add_argument("--picture", metavar="FILE.png|.svg|.pdf", help="save errors against depth as a picture")
+    add_json(parser)
+
+
+def add_candidate(parser: argparse.ArgumentParser, model: str | None) -> None:
+    """Add the arguments that say what another engine computed, and how; `model` is the default model."""
+    parser.add_argument("candidate", metavar="CANDIDATE", help="what the other engine computed")
     parser.add_argument(
-        "--model", help="folder, shipped name, hub id fetched before, or revealing model (default: the one of OURS)"
+        "--model",
+        default=model,
+        help="folder, shipped name, hub id fetched before, or revealing model"
+        f" (default: {model or 'the one of REFERENCE'})",
     )
     parser.add_argument(
         "--lora", action="append", default=[], metavar="DIR[:SCALE]", help="an adapter that the model ran with"
@@ -40,28 +50,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arithmetic",
         metavar="NAME",
-        help="what THEIRS was computed in: float32, bfloat16, float16, float64, or a profile such as bf16-deepmind"
-        " (default: told from its numbers)",
+        help="what CANDIDATE was computed in: float32, bfloat16, float16, float64, or a profile such as bf16-deepmind"
+        " (default: recognised from its numbers)",
     )
     parser.add_argument(
-        "--tokens", type=token_ids, metavar="IDS", help="what was fed, such as 2,106,1645, where THEIRS does not say"
+        "--tokens", type=token_ids, metavar="IDS", help="the input, such as 2,106,1645, if CANDIDATE does not hold it"
     )
-    parser.add_argument("--map", metavar="FILE.json", help='names of THEIRS: {"blk.{i}.q": "layers.{i}.attn.q", ...}')
-    parser.add_argument("--picture", metavar="FILE.png|.svg|.pdf", help="save errors against depth as a picture")
-    add_json(parser)
+    parser.add_argument(
+        "--map", metavar="FILE.json", help='names in CANDIDATE: {"blk.{i}.q": "layers.{i}.attn.q", ...}'
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
-    read = {"OURS": args.ours, "THEIRS": args.theirs, "--map": args.map}
+    read = {"REFERENCE": args.reference, "CANDIDATE": args.candidate, "--map": args.map}
     check_apart(read, {"--picture": args.picture})
     form = picture_format(args.picture) if args.picture else None
     mapping = None if args.map is None else read_mapping(args.map)
     with whole_file(args.picture, devices=True) if args.picture else nullcontext() as picture:
-        with progress_bar(f"judging {args.theirs}") as progress:
+        with progress_bar(f"judging {args.candidate}") as progress:
             report = oracle.compare(
-                args.ours,
-                args.theirs,
+                args.reference,
+                args.candidate,
                 model=args.model,
                 lora=args.lora,
                 arithmetic=args.arithmetic,
@@ -85,6 +95,6 @@ def read_mapping(path: str) -> dict[str, str]:
         mapping = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}): {wanted}") from None
-    if not isinstance(mapping, dict) or not all(isinstance(ours, str) for ours in mapping.values()):
+    if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping.values()):
         raise InputError(f"{path} holds {mapping!r:.40}: {wanted}")
     return mapping

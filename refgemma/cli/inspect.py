@@ -19,21 +19,28 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from itertools import zip_longest
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from refgemma import lora
 from refgemma.checkpoint.folder import INDEX, SINGLE, find_model, read_folder
+from refgemma.checkpoint.health.doctor import examine
+from refgemma.checkpoint.health.folder import Remark
 from refgemma.checkpoint.load import check_tensors
 from refgemma.checkpoint.names import tensors_of
-from refgemma.cli.adapter import describe_adapter, print_adapter
-from refgemma.cli.doctor import run_doctor
 from refgemma.cli.options import add_json, add_model
-from refgemma.cli.terminal import print_json, print_table, size
+from refgemma.cli.terminal import print_json, print_table, progress_bar, show, size
 from refgemma.config import SIZES, Config, read_config, to_json
 from refgemma.files.safetensors import StoredTensor
+from refgemma.lora.adapter import split_scale
+from refgemma.lora.adapter_config import AdapterConfig
+from refgemma.lora.attach import checked_scale
+from refgemma.lora.fit import Change, LowRank, Replaced, fit
+from refgemma.lora.hosted import LIMITS
 
 _LETTERS = {
     "vocab_size": "V",
@@ -52,8 +59,8 @@ _FORMATS = (("bfloat16", "float32"), ("float32", "float32"), ("float64", "float6
 class Entry(NamedTuple):
     """One tensor as the file has it, or as the model must have it where the file has none (dtype "missing" or "")."""
 
-    ours: str
-    theirs: str
+    path: str  # in the model
+    name: str  # in the file
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
@@ -68,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="DIR[:SCALE]",
-        help="show this LoRA adapter too, and whether it fits; may be given several times",
+        help="also show this LoRA adapter, and whether it fits; may be given several times",
     )
     add_json(parser)
     add_model(parser, runs=False)
@@ -93,7 +100,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.json:
         about = {"model": args.model, "folder": folder and str(folder), "config": to_json(config)}
-        tensors = [e._asdict() | {"count": math.prod(e.shape), "dtype": e.dtype or None} for e in entries]
+        tensors = [
+            {"ours": e.path, "theirs": e.name, "shape": e.shape, "dtype": e.dtype or None, "nbytes": e.nbytes}
+            | {"count": math.prod(e.shape)}
+            for e in entries
+        ]
         weights = {weights: weight_bytes(config, weights, numerics) for weights, numerics in _FORMATS}
         cache = {
             numerics: {str(length): cache_bytes(config, length, numerics) for length in contexts}
@@ -134,7 +145,7 @@ def cache_bytes(config: Config, length: int, numerics: str) -> int:
 
 
 def _entries(config: Config, stored: Mapping[str, StoredTensor], *, otherwise: str) -> list[Entry]:
-    """In the order of the name table; what is no part of the model comes last."""
+    """In the order of the name table; tensors that are not part of the model come last."""
     entries = []
     for tensor in tensors_of(replace(config, tie_word_embeddings=False)):
         if tensor.name in stored:
@@ -142,7 +153,7 @@ def _entries(config: Config, stored: Mapping[str, StoredTensor], *, otherwise: s
             entries.append(Entry(tensor.path, tensor.name, found.shape, found.dtype, found.nbytes))
         elif not (tensor.path == "head" and config.tie_word_embeddings):
             entries.append(Entry(tensor.path, tensor.name, tensor.shape, otherwise, 0))
-    known = {entry.theirs for entry in entries}
+    known = {entry.name for entry in entries}
     return entries + [Entry("?", t.name, t.shape, t.dtype, t.nbytes) for t in stored.values() if t.name not in known]
 
 
@@ -164,7 +175,7 @@ def _value(value: object) -> str:
 
 
 def _print_tensors(entries: list[Entry], config: Config, *, every: bool) -> None:
-    rows = [_row(entry.ours, entry.theirs, [entry]) for entry in entries] if every else list(_summary(entries, config))
+    rows = [_row(entry.path, entry.name, [entry]) for entry in entries] if every else list(_summary(entries, config))
     rows = [_HEADINGS, *rows, ("", "", "", "", *_row("", "", entries)[4:])]
     if not any(entry.nbytes for entry in entries):
         rows = [(*row[:3], row[4]) for row in rows]  # nothing is stored
@@ -174,28 +185,28 @@ def _print_tensors(entries: list[Entry], config: Config, *, every: bool) -> None
 _HEADINGS = ("name", "name in the file", "shape", "dtype", "numbers", "bytes")
 
 
-def _row(ours: str, theirs: str, alike: list[Entry]) -> tuple[str, ...]:
+def _row(path: str, name: str, alike: list[Entry]) -> tuple[str, ...]:
     shape = " x ".join(map(str, alike[0].shape))
     numbers, nbytes = sum(math.prod(entry.shape) for entry in alike), sum(entry.nbytes for entry in alike)
-    return ours, theirs, shape, alike[0].dtype, f"{numbers:,}", size(nbytes)
+    return path, name, shape, alike[0].dtype, f"{numbers:,}", size(nbytes)
 
 
 def _summary(entries: list[Entry], config: Config) -> Iterator[tuple[str, ...]]:
     """Layers share a line for each of their tensors, and a line for what is common to the names of all of them."""
     groups: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
-        groups.setdefault((_template(entry.ours), _template(entry.theirs), entry.shape, entry.dtype), []).append(entry)
+        groups.setdefault((_template(entry.path), _template(entry.name), entry.shape, entry.dtype), []).append(entry)
     heading = True
     for alike in groups.values():
-        ours, theirs = _template(alike[0].ours), _template(alike[0].theirs)
-        if ours.startswith("layers."):
+        path, name = _template(alike[0].path), _template(alike[0].name)
+        if path.startswith("layers."):
             if heading:
                 yield "layers.{i}.*", "model.layers.{i}.*.weight", f"{config.num_layers} x", "", "", ""
             heading = False
             some = "" if len(alike) == config.num_layers else f" ({len(alike)} of {config.num_layers})"
-            ours, theirs = ours.partition("}.")[2] + some, theirs.partition("}.")[2].removesuffix(".weight")
-            ours, theirs = f"  {ours}", f"  {theirs}"
-        yield _row(ours, theirs, alike)
+            path, name = path.partition("}.")[2] + some, name.partition("}.")[2].removesuffix(".weight")
+            path, name = f"  {path}", f"  {name}"
+        yield _row(path, name, alike)
 
 
 def _template(name: str) -> str:
@@ -214,3 +225,98 @@ def _print_memory(config: Config, contexts: list[int]) -> None:
     ]
     headings = ["--weights", "--numerics", "weights", *(f"cache, {length:,} tokens" for length in contexts)]
     print_table(headings, rows, title="memory", text=(0, 1))
+
+
+def describe_adapter(name: str, config: Config) -> dict[str, Any]:
+    """Read an adapter and hold it against a model."""
+    name, scale = split_scale(name)
+    checked_scale(scale)
+    folder = lora.find_adapter(name)
+    adapter = lora.read(folder)
+    about: dict[str, Any] = {"folder": str(folder), "nbytes": adapter.nbytes, "config": asdict(adapter.config)}
+    try:
+        changes, notes = fit(adapter, config)
+        about |= {"changes": _by_kind(changes, scale), "notes": notes, "problem": None}
+    except ValueError as error:
+        about |= {"changes": [], "notes": [], "problem": str(error)}
+    return about | {"hosted": [_hosted(folder, rule) for rule in LIMITS]}
+
+
+def print_adapter(about: Mapping[str, Any]) -> None:
+    """Print what `describe_adapter` found."""
+    defaults = {f.name: f.default for f in fields(AdapterConfig)}
+    shown = [(n, v) for n, v in about["config"].items() if (v != defaults[n] and v != {}) or n in ("r", "lora_alpha")]
+    title = f"adapter {Path(about['folder']).name}: {about['folder']}, {size(about['nbytes'])}"
+    print_table(
+        ("", ""),
+        [(name, f"{value:g}" if isinstance(value, float) else str(value)) for name, value in shown],
+        title=title,
+        text=(0, 1),
+    )
+    if about["changes"]:
+        rows = [[str(change[column]) for column in _COLUMNS] for change in about["changes"]]
+        print_table(list(_COLUMNS), rows, title="what it changes", text=(0, 1))
+    for note in about["notes"]:
+        show(f"\nnote: {note}")
+    rules = ("rule", "found", "wanted", "verdict")
+    first = about["hosted"][0]
+    rows = [[str(finding[column]) for column in rules] for finding in first["findings"]]
+    print_table(rules, rows, title=f"would the hosted models take it? {_RULES[first['rule']]}", text=(0, 1, 2, 3))
+    for report in about["hosted"]:
+        largest, megabytes = LIMITS[report["rule"]]
+        models = " and ".join(report["models"]) or "neither of the models"
+        limits = f"{_RULES[report['rule']]} (rank at most {largest}, less than {megabytes} MB)"
+        show(f"{limits}: {report['verdict']}; its shapes are those of {models}")
+
+
+def _hosted(folder: Path, rule: str) -> dict[str, Any]:
+    report = lora.check_hosted(folder, rule)
+    findings = [asdict(finding) for finding in report.findings]
+    return {"rule": report.rule, "verdict": report.verdict, "models": list(report.models), "findings": findings}
+
+
+_RULES = {"page": "by the rule of their pages", "later": "by the later rule"}
+_COLUMNS = ("name", "change", "weights", "rank", "scale")
+
+
+def _by_kind(changes: list[Change], scale: float) -> list[dict[str, Any]]:
+    """Layers share a line where their change is alike."""
+    lines: dict[tuple[Any, ...], int] = {}
+    for change in changes:
+        name = ".".join("{i}" if part.isdigit() else part for part in change.path.split("."))
+        kind: tuple[Any, ...]
+        if isinstance(change, LowRank):
+            what = "DoRA" if change.magnitude is not None else "low rank"
+            what += "" if change.bias is None else " and bias"
+            kind = name, what, change.down.shape[0], f"{change.scale * scale:g}"
+        elif isinstance(change, Replaced):
+            kind = name, "trained whole", "", ""
+        else:
+            kind = name, f"{len(change.ids)} rows trained whole", "", ""
+        lines[kind] = lines.get(kind, 0) + 1
+    return [
+        dict(zip(_COLUMNS, (name, what, count, rank, scale), strict=True))
+        for (name, what, rank, scale), count in lines.items()
+    ]
+
+
+_SIGNS = {"wrong": "WRONG", "look": "look", "fine": "fine"}
+
+
+def run_doctor(name: str, *, as_json: bool) -> int:
+    """Examine a model folder, and print what was found."""
+    folder = Path(name).expanduser()
+    folder = folder if folder.is_dir() else find_model(name)
+    with progress_bar(f"reading {folder.name}") as progress:
+        remarks = examine(folder, progress=progress)
+    wrong = sum(remark.grade == "wrong" for remark in remarks)
+    if as_json:
+        print_json({"folder": str(folder), "wrong": wrong, "remarks": [asdict(remark) for remark in remarks]})
+    else:
+        print(f"{folder}: {('all is well', 'one thing is wrong')[wrong] if wrong < 2 else f'{wrong} things are wrong'}")
+        print_table(("", "", ""), [(_SIGNS[r.grade], r.about, _line(r)) for r in remarks], text=(0, 1, 2))
+    return 1 if wrong else 0
+
+
+def _line(remark: Remark) -> str:
+    return f"{remark.what}: {remark.todo}" if remark.todo else remark.what

@@ -17,8 +17,7 @@ from typing import IO, TypeAlias
 import numpy as np
 import safetensors.numpy
 
-from refgemma.cli.files import check_apart
-from refgemma.cli.options import add_json, add_model, add_prompt, load_model, read_prompt, token_ids
+from refgemma.cli.options import add_json, add_model, add_prompt, check_apart, load_model, read_prompt_or_tokens
 from refgemma.cli.terminal import print_json, print_table, progress_bar, visible
 from refgemma.errors import InputError
 from refgemma.files.atomic import whole_file
@@ -40,10 +39,7 @@ _FORMATS: dict[str, Save] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this subcommand."""
-    add_prompt(parser)
-    parser.add_argument(
-        "--tokens", type=token_ids, metavar="IDS", help="token ids, such as 2,106,1645, in place of a prompt"
-    )
+    add_prompt(parser, tokens=True)
     parser.add_argument("--top", type=int, default=10, metavar="N", help="how many tokens to show (default: 10)")
     parser.add_argument(
         "--output",
@@ -60,14 +56,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--top is {args.top}: expected a whole number of at least 1")
     save = _format_of(args.output) if args.output else None
     check_apart({"--messages": args.messages}, {"--output": args.output})
-    if args.tokens is not None and (args.prompt is not None or args.messages is not None or args.raw):
-        raise InputError("--tokens was given with a prompt: expected one of the two")
-    tokens = None if args.tokens is None else list(args.tokens)
-    prompt = "" if args.tokens is not None else read_prompt(args)
+    prompt = read_prompt_or_tokens(args)
     with whole_file(args.output, devices=True) if args.output else nullcontext() as file:
         gemma = load_model(args)
-        if tokens is None:
-            tokens = gemma.encode_prompt(prompt, raw=args.raw)
+        tokens = gemma.encode_prompt(prompt, raw=args.raw) if args.tokens is None else list(args.tokens)
         with progress_bar(f"reading {len(tokens)} tokens") as progress:
             if file is not None and save is not None:
                 logits = gemma.logits(tokens, progress=progress)
@@ -93,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _piece(gemma: Gemma, token: int) -> str:
-    """Name of a token, empty for a row of the embedding table that the tokenizer has no piece for."""
+    """Name of a token; empty for rows of the embedding table beyond the tokenizer."""
     return gemma.tokenizer.piece(token) if token < gemma.tokenizer.vocab_size else ""
 
 

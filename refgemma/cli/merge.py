@@ -25,8 +25,7 @@ from typing import Any
 
 from refgemma import lora
 from refgemma.checkpoint.folder import find_model, read_folder
-from refgemma.cli.files import text_argument
-from refgemma.cli.options import add_json
+from refgemma.cli.options import add_json, text_argument
 from refgemma.cli.terminal import print_json, print_table, progress_bar, size
 from refgemma.errors import InputError
 from refgemma.files.atomic import check_folder_place, whole_file
@@ -49,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "names",
         nargs="+",
         metavar="ADAPTER[:SCALE] ... OUT",
-        help="adapters, each a folder or a shipped name, with :SCALE behind it if not whole; last, the folder to make",
+        help="adapters, each a folder or a shipped name, with :SCALE appended to scale it; last, the folder to make",
     )
     parser.add_argument(
         "--dtype",
@@ -59,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("audit")
     group.add_argument("--audit", action="store_true", help="measure what rounding the merged weights loses")
     group.add_argument("--all", action="store_true", help="list every layer")
-    group.add_argument("--prompt", metavar="TEXT", help="compare the logits of this user turn, too")
+    group.add_argument("--prompt", metavar="TEXT", help="also compare the logits of this user turn")
     group.add_argument("--picture", metavar="FILE.png|.svg|.pdf", help="save the audit as a heat map, layer by module")
     add_json(parser)
     _take_names_anywhere(parser)
@@ -108,7 +107,7 @@ def _take_names_anywhere(parser: argparse.ArgumentParser) -> None:
 
 
 def _adapters_and_out(args: argparse.Namespace) -> tuple[list[str], str | None]:
-    """Tell the adapters from the folder to make, which an audit does not need."""
+    """Separate the adapters from the folder to make, which an audit does not need."""
     *names, last = map(text_argument, args.names)
     if args.audit and (_is_adapter(last) or not names or split_scale(last)[0] != last):
         return [*names, last], None
@@ -134,18 +133,18 @@ def _is_adapter(text: str) -> bool:
 
 
 def _check_options(args: argparse.Namespace) -> Any:
-    """Refuse options that go nowhere; the format of the picture."""
+    """Refuse options without effect; return the format of the picture."""
     if not args.audit:
         for name in ("all", "prompt", "picture"):
             if getattr(args, name):
-                raise InputError(f"--{name} is part of the audit: give --audit, too")
+                raise InputError(f"--{name} is part of the audit: add --audit")
     return picture_format(args.picture) if args.picture else None
 
 
 def _audit(args: argparse.Namespace, adapters: list[str]) -> Audit:
     stored = {tensor.dtype for tensor in read_folder(find_model(args.base)).values()}
     with progress_bar(f"loading {args.base}") as progress:
-        # Most models are mapped as they are then, however large; others are widened, which changes no number.
+        # bfloat16 files are mapped, however large; others are widened, which changes no number.
         gemma = load(args.base, weights="bfloat16" if stored == {"BF16"} else "float32", progress=progress)
         attached = gemma
         for name, scale in map(split_scale, adapters):
@@ -217,11 +216,11 @@ def _ended_like_an_error() -> Iterator[None]:
     before = {}
     if threading.current_thread() is threading.main_thread():
         numbers = [signal.Signals[name] for name in _ENDING if hasattr(signal, name)]
-        # What is ignored stays so: SIGHUP is, under nohup.
+        # An ignored signal stays ignored: nohup ignores SIGHUP.
         before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
 
     def end(caught: int, _: object) -> None:
-        for number in before:  # a second one would end the tidying up, too
+        for number in before:  # a second one would stop the cleaning up
             signal.signal(number, signal.SIG_IGN)
         sys.exit(128 + caught)  # as shells count
 

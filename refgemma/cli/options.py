@@ -1,21 +1,31 @@
-"""Options that several subcommands share, and what they stand for: a model, a prompt, settings of the sampler."""
+"""What several subcommands share: options for a model, a prompt, sampling and records, and reading their text."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
-from typing import Any
+from itertools import combinations
+from pathlib import Path
+from typing import Any, TypeAlias
 
-from refgemma.cli.files import read_text, text_argument
 from refgemma.cli.terminal import progress_bar
 from refgemma.device import DEVICES
 from refgemma.errors import InputError
+from refgemma.files.atomic import check_file_place, whole_file
+from refgemma.files.pictures import picture_format
 from refgemma.gemma import Gemma, Prompt, load
 from refgemma.numerics import PROFILES
-from refgemma.sampling import SamplingParams
+from refgemma.sampling import Record, SamplingParams, show
+from refgemma.sampling.record_file import logits_file_of
 from refgemma.text import chat
+
+Save: TypeAlias = Callable[[Record, str, int | None], None]
 
 
 def token_ids(text: str) -> tuple[int, ...]:
@@ -43,7 +53,7 @@ def _bias(text: str) -> tuple[int, float]:
         raise argparse.ArgumentTypeError(f"expected ID:X, such as 107:-2.5, not {text!r}") from None
 
 
-# Name, what reads its argument, how help calls that, what it does.
+# Name, parser of its argument, name of that in help, effect.
 _SAMPLING = (
     ("logit_bias", _bias, "ID:X", "added to the logit of this token; may be given several times"),
     ("banned", token_ids, "IDS", "tokens that may not be chosen"),
@@ -53,8 +63,8 @@ _SAMPLING = (
         "X",
         "divides positive logits of tokens that occurred, multiplies negative ones",
     ),
-    ("frequency_penalty", float, "X", "subtracted for every time that a token stands in the output"),
-    ("presence_penalty", float, "X", "subtracted once from each token that stands in the output"),
+    ("frequency_penalty", float, "X", "subtracted per occurrence of a token in the output"),
+    ("presence_penalty", float, "X", "subtracted once from each token that has occurred in the output"),
     ("penalty_window", int, "N", "the penalties look back over this many tokens"),
     ("temperature", float, "X", "divides the logits; 0 takes the most likely token"),
     ("top_k", int, "N", "keep this many tokens"),
@@ -113,8 +123,8 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
-def add_prompt(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that give a prompt."""
+def add_prompt(parser: argparse.ArgumentParser, *, tokens: bool = False) -> None:
+    """Add the arguments that give a prompt, or token ids in place of it."""
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="one user turn; - reads standard input")
     parser.add_argument(
         "--messages", metavar="FILE", help='a conversation, JSON: [{"role": "user", "content": "Hi"}, ...]'
@@ -122,8 +132,21 @@ def add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--raw",
         action="store_true",
-        help="take PROMPT as it stands: no chat template, control text such as <eos> counts",
+        help="take PROMPT literally: no chat template, control text such as <eos> is parsed",
     )
+    if tokens:
+        parser.add_argument(
+            "--tokens", type=token_ids, metavar="IDS", help="token ids, such as 2,106,1645, in place of a prompt"
+        )
+
+
+def read_prompt_or_tokens(args: argparse.Namespace) -> Prompt:
+    """Read the prompt; empty where token ids were given."""
+    if args.tokens is None:
+        return read_prompt(args)
+    if args.prompt is not None or args.messages is not None or args.raw:
+        raise InputError("--tokens was given with a prompt: expected one of the two")
+    return ""
 
 
 def read_prompt(args: argparse.Namespace) -> Prompt:
@@ -140,7 +163,7 @@ def read_prompt(args: argparse.Namespace) -> Prompt:
     messages = _parse_messages(read_text(args.messages), args.messages)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they come when the messages are used
+            warnings.simplefilter("ignore")  # shown when the messages are used
             chat.render(messages)
     except (ValueError, TypeError) as error:
         raise InputError(f"{args.messages}: {error}") from None
@@ -192,3 +215,111 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
         settings["stop"] = tuple(text_argument(text) for text in args.stop)
     SamplingParams(**settings)
     return settings
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where a record goes."""
+    group = parser.add_argument_group("the record of every decision")
+    group.add_argument(
+        "--record", metavar="FILE.jsonl", help="save it, to be replayed by `refgemma sample`; logits go beside it"
+    )
+    group.add_argument("--page", metavar="FILE.html", help="save it as a page: click a token to see why")
+    group.add_argument("--picture", metavar="FILE.png|.svg|.pdf", help="save it as a picture")
+
+
+def wants_record(args: argparse.Namespace) -> bool:
+    """Whether a record was asked for."""
+    return bool(args.record or args.page or args.picture)
+
+
+@contextmanager
+def outputs(args: argparse.Namespace) -> Iterator[Save]:
+    """Open the files before the work begins, so that one that cannot be written is reported at once."""
+    _check_files(args)
+    form = picture_format(args.picture) if args.picture else None
+    if args.record:
+        check_file_place(args.record)
+        check_file_place(logits_file_of(Path(args.record)))
+    with ExitStack() as stack:
+        page = stack.enter_context(whole_file(args.page, devices=True)) if args.page else None
+        picture = stack.enter_context(whole_file(args.picture, devices=True)) if args.picture else None
+
+        def save(record: Record, title: str, t: int | None) -> None:
+            if args.record:
+                record.save(args.record)
+            if page is not None:
+                with progress_bar("writing the page") as progress:
+                    page.write(show.page(record, title=title, progress=progress).encode("ascii"))
+            if picture is not None and form is not None:
+                with progress_bar("drawing the picture"):
+                    picture.write(show.picture(record, t, format=form))
+
+        yield save
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Refuse to write over what is read, and to write two things to one place."""
+    read: dict[str, str | Path | None] = {
+        "LOGITS": getattr(args, "logits", None),
+        "--replay": getattr(args, "replay", None),
+        "--tokenizer": getattr(args, "tokenizer", None),
+        "--messages": getattr(args, "messages", None),
+    }
+    if read["--replay"] is not None:
+        read["the logits of --replay"] = _logits_of(Path(read["--replay"]))
+    written: dict[str, str | Path | None] = {
+        "--record": args.record,
+        "the logits beside --record": logits_file_of(Path(args.record)) if args.record else None,
+        "--page": args.page,
+        "--picture": args.picture,
+        "--output": getattr(args, "output", None),
+    }
+    check_apart(read, written)
+
+
+def _logits_of(record: Path) -> Path | None:
+    """Where the logits of a record are; None if the record is not sound, which its reader reports."""
+    try:
+        with record.open("rb") as file:
+            return record.with_name(json.loads(file.readline())["logits"]["file"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def read_text(path: str) -> str:
+    """Read a text exactly, its last newline included."""
+    if path == "-":
+        return decode(sys.stdin.buffer.read(), "standard input")
+    try:
+        return decode(Path(path).read_bytes(), path)
+    except OSError as error:
+        raise OSError(f"cannot read {path}: {error.strerror}") from None
+
+
+def text_argument(text: str) -> str:
+    """Decode an argument as UTF-8, whatever the locale."""
+    return decode(os.fsencode(text), "the argument")
+
+
+def decode(data: bytes, source: str) -> str:
+    """Decode UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{source} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; expected text in UTF-8"
+        ) from None
+
+
+def check_apart(read: Mapping[str, str | Path | None], written: Mapping[str, str | Path | None]) -> None:
+    """Refuse to write one file twice, or one that is read."""
+    files = [(what, Path(path)) for what, path in (*written.items(), *read.items()) if path is not None]
+    for (what, path), (other, elsewhere) in combinations(files, 2):
+        if what in written and _same_file(path, elsewhere):
+            raise InputError(f"{what} and {other} are the same file, {path}: expected a file of its own for each")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():  # links, and file systems that ignore case
+        return one.is_file() and one.samefile(other)
+    return one.resolve() == other.resolve()

@@ -20,9 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from refgemma.cli.files import text_argument
-from refgemma.cli.look import add_outputs, outputs
-from refgemma.cli.options import add_json, add_sampling, sampling_settings, token_ids
+from refgemma.cli.options import (
+    add_json,
+    add_outputs,
+    add_sampling,
+    outputs,
+    sampling_settings,
+    text_argument,
+    token_ids,
+)
 from refgemma.cli.terminal import print_json, progress_bar, show
 from refgemma.errors import InputError
 from refgemma.sampling import Record, Replay, SamplingParams, read_record, record_logits, uniform
@@ -45,16 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", metavar="FILE", help="texts of tokens: any SentencePiece model, tokenizer.json, a JSON list"
     )
     parser.add_argument(
-        "--prompt-tokens", type=token_ids, default=(), metavar="IDS", help="what was read, for the repetition penalty"
+        "--prompt-tokens", type=token_ids, default=(), metavar="IDS", help="the prompt, for the repetition penalty"
     )
-    parser.add_argument("--tokens", type=token_ids, metavar="IDS", help="what another engine chose, a token a row")
-    parser.add_argument("--uniforms", type=_numbers, metavar="U,U", help="uniform numbers of the draws, one a row")
+    parser.add_argument("--tokens", type=token_ids, metavar="IDS", help="what another engine chose, one token per row")
+    parser.add_argument("--uniforms", type=_numbers, metavar="U,U", help="uniform numbers of the draws, one per row")
     ask = parser.add_argument_group("questions")
     ask.add_argument(
         "--explain",
         type=int,
         metavar="T",
-        help="how token T came about, counted from 0; --picture shows it, too",
+        help="how token T was chosen, counted from 0; also what --picture shows",
     )
     ask.add_argument(
         "--why-not", type=text_argument, metavar="T:TOKEN", help="why token T is not TOKEN, an id or a text"
@@ -62,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ask.add_argument(
         "--compare",
         metavar="A,B",
-        help="engines to hold against each other at token T of --explain (default: 0), such as transformers,llama.cpp",
+        help="engines to compare at token T of --explain (default: 0), such as transformers,llama.cpp",
     )
     ask.add_argument(
         "--logits-dtype",
@@ -102,11 +108,11 @@ def _check(args: argparse.Namespace) -> None:
     if args.logits_dtype is not None and args.compare is None:
         raise InputError("--logits-dtype was given without --compare: only other engines round as the logits do")
     if args.uniforms is not None and hasattr(args, "seed"):
-        raise InputError("--uniforms and --seed were both given: a seed stands for uniform numbers; leave out one")
+        raise InputError("--uniforms and --seed were both given: a seed decides the uniform numbers; leave out one")
 
 
 def _read(args: argparse.Namespace, changes: dict[str, Any]) -> tuple[Record, Replay | None]:
-    """Record to look at: new, or as read, or as read under other settings; and what the replay says."""
+    """The record to show: new, as read, or as read under other settings; and the outcome of a replay."""
     if args.replay is not None:
         with progress_bar(f"reading {args.replay}"):
             record = read_record(args.replay)
@@ -124,7 +130,7 @@ def _read(args: argparse.Namespace, changes: dict[str, Any]) -> tuple[Record, Re
 
 
 def _changed(record: Record, outcome: Replay, changes: dict[str, Any]) -> Record:
-    """The same tokens, looked at under the changed settings."""
+    """The same tokens under the changed settings."""
     if not changes:
         return record
     seed = changes.get("seed")
@@ -142,7 +148,7 @@ def _piece(path: str, V: int) -> Callable[[int], str]:
 
 
 def _answers(args: argparse.Namespace, record: Record, at: int | None) -> dict[str, Any]:
-    """What was asked, and the answers."""
+    """Answers to the questions, by option."""
     answers: dict[str, Any] = {}
     if at is not None:
         answers["explain"] = record.explain(at)
@@ -184,7 +190,7 @@ def _token(record: Record, name: str) -> int:
 
 
 def _print(record: Record, outcome: Replay | None, answers: dict[str, Any], at: int | None) -> None:
-    """For people: the answers, or else what there is to see."""
+    """For people: the answers, or else an overview."""
     show(settings(record), style="dim")
     if outcome is not None:
         show(outcome.reason)

@@ -1,4 +1,4 @@
-"""Tell how likely the model finds a text, token by token.
+"""Show how likely the model finds a text, token by token.
 
 The text is taken exactly, a final newline included; <bos> goes before it.
 
@@ -13,8 +13,7 @@ import argparse
 import math
 from typing import get_args
 
-from refgemma.cli.files import read_text, text_argument
-from refgemma.cli.options import add_json, add_model, load_model
+from refgemma.cli.options import add_json, add_model, load_model, read_text, text_argument
 from refgemma.cli.terminal import print_json, print_table, progress_bar, visible
 from refgemma.errors import InputError
 from refgemma.gemma import Score
@@ -29,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--control",
         choices=get_args(Control),
         default="none",
-        help="control text that counts as such: none, markers like <start_of_turn>, or all (default: none)",
+        help="control text to parse: none, markers like <start_of_turn>, or all (default: none)",
     )
     add_json(parser)
     add_model(parser)

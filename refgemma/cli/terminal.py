@@ -69,12 +69,12 @@ def print_table(
 
 
 def show(what: Any, style: str = "") -> None:
-    """Print something that rich draws, or a text as it stands."""
+    """Print something that rich draws, or a text unchanged."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else _ENDLESS
     console = Console(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False)
-    sys.stdout.flush()  # rich flushes what stands before, and ends the program with 1 where the reader has gone away
+    sys.stdout.flush()  # otherwise rich does, and exits with 1 if the reader is gone
     with console.capture() as drawn:
         console.print(what, style=style)
     sys.stdout.write(drawn.get())

@@ -3,8 +3,8 @@
 The names are those of the model's page: embed, layers.0.attn.q, ..., final_norm, logits.
 
 examples:
-  refgemma trace "What is 17 + 25?" --output ours.safetensors
-  refgemma trace --tokens 2,106,645 --output ours.safetensors --names "layers.0.*" --names logits
+  refgemma trace "What is 17 + 25?" --output trace.safetensors
+  refgemma trace --tokens 2,106,645 --output trace.safetensors --names "layers.0.*" --names logits
   refgemma trace --raw "The capital of France is" --last --output last.safetensors
 """
 
@@ -15,8 +15,7 @@ import argparse
 import numpy as np
 
 from refgemma import oracle
-from refgemma.cli.files import check_apart
-from refgemma.cli.options import add_json, add_model, add_prompt, load_model, read_prompt, token_ids
+from refgemma.cli.options import add_json, add_model, add_prompt, check_apart, load_model, read_prompt_or_tokens
 from refgemma.cli.terminal import print_json, print_table, progress_bar, size
 from refgemma.errors import InputError
 from refgemma.files.atomic import check_file_place
@@ -24,16 +23,13 @@ from refgemma.files.atomic import check_file_place
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this subcommand."""
-    add_prompt(parser)
-    parser.add_argument(
-        "--tokens", type=token_ids, metavar="IDS", help="token ids, such as 2,106,645, in place of a prompt"
-    )
+    add_prompt(parser, tokens=True)
     parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="where the trace goes")
     parser.add_argument(
         "--names",
         action="append",
         metavar="PATTERN",
-        help='keep tensors of such names only, "*.attn.probs" say; may be given several times',
+        help='keep only tensors of such names, such as "*.attn.probs"; may be given several times',
     )
     parser.add_argument("--last", action="store_true", help="keep the last position only")
     add_json(parser)
@@ -46,9 +42,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.output} does not end in .safetensors: that is the format of a trace")
     check_apart({"--messages": args.messages}, {"--output": args.output})
     check_file_place(args.output)
-    if args.tokens is not None and (args.prompt is not None or args.messages is not None or args.raw):
-        raise InputError("--tokens was given with a prompt: expected one of the two")
-    prompt = "" if args.tokens is not None else read_prompt(args)
+    prompt = read_prompt_or_tokens(args)
     gemma = load_model(args)
     tokens = list(args.tokens) if args.tokens is not None else gemma.encode_prompt(prompt, raw=args.raw)
     with progress_bar(f"running {len(tokens)} tokens") as progress:

@@ -1,7 +1,7 @@
 """Check a model against every figure that others have published for it.
 
-Which model it is, is told by its configuration and the checksums of a few tensors, by its name, or by --as.
-Exit code 1 says that a figure differs, or could not be computed with this model.
+The model is recognised by its configuration and the checksums of a few tensors, by its name, or by --as.
+Exit code 1: a figure differs, or could not be computed with this model.
 
 examples:
   refgemma verify google/gemma-2b

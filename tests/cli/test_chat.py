@@ -49,7 +49,7 @@ def test_commands(run, type_in, asked):
     said = err.splitlines()
     assert said[0] == "a new conversation"
     assert said[1].startswith("/reset begins")
-    assert said[2].startswith("there is no command /nonsense")
+    assert said[2].startswith("unknown command /nonsense")
 
 
 def test_a_turn_that_is_too_long_is_left_out_and_the_chat_goes_on(run, type_in, asked):
@@ -93,23 +93,23 @@ def test_ctrl_c_keeps_what_was_printed(folder):
 @pytest.mark.parametrize(("end", "code"), [(b"\x04", 0), (b"\x03", 130)])
 def test_at_a_terminal(folder, end, code):
     """Greeting, prompt, answer, prompt; then Ctrl-D or Ctrl-C."""
-    ours, theirs = os.openpty()
+    here, there = os.openpty()
     command = [sys.executable, "-m", "refgemma", "chat", "--model", str(folder), *SETTINGS]
     # A session of its own makes the terminal the controlling one, so that Ctrl-C reaches the program as a signal.
-    child = [sys.executable, "-c", CHILD, os.ttyname(theirs), *command]
+    child = [sys.executable, "-c", CHILD, os.ttyname(there), *command]
     with subprocess.Popen(child, start_new_session=True) as process:
-        seen = read_until(ours, b"> ")
+        seen = read_until(here, b"> ")
         assert b"Talking with" in seen
-        os.write(ours, b"hello\n")
-        seen = read_until(ours, b"> ")
+        os.write(here, b"hello\n")
+        seen = read_until(here, b"> ")
         while process.poll() is None:
             # Python misses a Ctrl-C between the prompt of readline and its wait for input; nobody types so fast.
-            os.write(ours, end)
+            os.write(here, end)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=1)
         assert process.returncode == code
-    os.close(theirs)
-    os.close(ours)
+    os.close(there)
+    os.close(here)
     assert b"Traceback" not in seen
 
 

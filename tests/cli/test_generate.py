@@ -57,8 +57,8 @@ def test_a_drawn_seed_is_told_and_gives_the_same_answer_again(run):
 def test_verbose_tells_the_time_to_the_first_token_and_the_rate(run, gemma):
     err = run("generate", "hello", "--verbose", "--temperature", "0", "--max-tokens", "12")[2]
     prompt = len(gemma.encode_prompt("hello"))
-    told = rf"prompt: {prompt} tokens, first token after \d+\.\d\d s; answer: 12 tokens, [\d.]+ tokens/s; end: length;"
-    assert re.match(told, err)
+    said = rf"prompt: {prompt} tokens, first token after \d+\.\d\d s; answer: 12 tokens, [\d.]+ tokens/s; end: length;"
+    assert re.match(said, err)
 
 
 def test_every_setting_reaches_the_sampler(run, asked):

@@ -46,7 +46,7 @@ def recorded(tmp_path):
     return tmp_path / "run.jsonl"
 
 
-def told(out):
+def printed(out):
     return json.loads(out)
 
 
@@ -55,11 +55,11 @@ def test_tokens_are_those_of_the_draw(sample, logits):
     assert (code, err) == (0, "")
     # By hand: with p = 0.9, 8, 4 and 2 of 15 stay. u = 0.872 of 14 is 12.2, in the third; u = 0.083 of 14 is 1.16 of
     # (2, 4, 8), in the first of these, token 1.
-    assert told(out)["tokens"] == [2, 1]
-    assert [entry["kept"] for entry in told(out)["decisions"]] == [3, 3]
-    assert told(out)["settings"]["seed"] == 7
-    assert told(out)["texts"] == ["[2]", "[1]"]
-    assert told(sample(logits, "--temperature", "1", "--seed", "8", "--json")[1])["tokens"] != [2, 1]
+    assert printed(out)["tokens"] == [2, 1]
+    assert [entry["kept"] for entry in printed(out)["decisions"]] == [3, 3]
+    assert printed(out)["settings"]["seed"] == 7
+    assert printed(out)["texts"] == ["[2]", "[1]"]
+    assert printed(sample(logits, "--temperature", "1", "--seed", "8", "--json")[1])["tokens"] != [2, 1]
 
 
 def test_one_row_is_one_token(sample, tmp_path):
@@ -78,8 +78,8 @@ def test_every_format_says_the_same(sample, logits, tmp_path):
     want = sample(logits, "--seed", "7", "--json")
     assert sample(tmp_path / "x.npz", "--seed", "7", "--json") == want
     assert sample(tmp_path / "x.json", "--seed", "7", "--json") == want
-    other = told(sample(tmp_path / "x.npz", "--tensor", "other", "--seed", "7", "--json")[1])
-    assert other["tokens"] == told(want[1])["tokens"][:1]
+    other = printed(sample(tmp_path / "x.npz", "--tensor", "other", "--seed", "7", "--json")[1])
+    assert other["tokens"] == printed(want[1])["tokens"][:1]
 
 
 def test_every_setting_reaches_the_steps(sample, tmp_path):
@@ -104,7 +104,7 @@ def test_every_setting_reaches_the_steps(sample, tmp_path):
     output = []
     for t, row in enumerate(rows):
         output.append(decide(row, params, [1, 2, 7], output, uniform(3, t)).token)
-    found = told(sample(tmp_path / "x.npy", *options, "--json")[1])
+    found = printed(sample(tmp_path / "x.npy", *options, "--json")[1])
     assert found["tokens"] == output
     steps = [step["name"] for step in found["decisions"][-1]["steps"]]
     assert len(steps) == len(set(steps)) == 10
@@ -112,7 +112,7 @@ def test_every_setting_reaches_the_steps(sample, tmp_path):
 
 def test_what_another_engine_chose(sample, logits):
     options = ("--temperature", "1", "--tokens", "3,0", "--uniforms", "0.25,0.5", "--json")
-    entries = told(sample(logits, *options)[1])["decisions"]
+    entries = printed(sample(logits, *options)[1])["decisions"]
     assert [entry["token"] for entry in entries] == [3, 0]
     assert [entry["u"] for entry in entries] == [0.25, 0.5]
     assert [entry["drawn"] for entry in entries] == [0, 3]
@@ -121,13 +121,13 @@ def test_what_another_engine_chose(sample, logits):
 def test_texts_come_from_a_tokenizer(sample, logits, small_tokenizer, tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(["\u2581red", "<b>", "\n", "\U0001f98a"]))
     options = ("--temperature", "1", "--seed", "7", "--tokenizer", tmp_path / "t.json")
-    assert told(sample(logits, *options, "--json")[1])["texts"] == ["\n", "<b>"]
+    assert printed(sample(logits, *options, "--json")[1])["texts"] == ["\n", "<b>"]
     out = sample(logits, *options)[1]
     assert "'\\n'" in out
     assert "'<b>'" in out
     np.save(tmp_path / "wide.npy", np.eye(500)[:2] * 50)
     out = sample(tmp_path / "wide.npy", "--tokenizer", small_tokenizer.path, "--json")[1]
-    assert told(out)["texts"] == ["<pad>", "<eos>"]
+    assert printed(out)["texts"] == ["<pad>", "<eos>"]
 
 
 def test_explain_and_why_not(sample, logits, tmp_path):
@@ -139,12 +139,12 @@ def test_explain_and_why_not(sample, logits, tmp_path):
         piece=["\u2581red", "green", "3", ""].__getitem__,
     )
     assert record.explain(1) in sample(*options, "--explain", "1")[1]
-    asked = told(sample(*options, "--explain", "1", "--why-not", "0:green", "--json")[1])
+    asked = printed(sample(*options, "--explain", "1", "--why-not", "0:green", "--json")[1])
     assert asked["explain"] == record.explain(1)
     assert asked["why_not"] == record.why_not(0, 1)
     # By id, and by text with its space.
-    assert told(sample(*options, "--why-not", "0:3", "--json")[1])["why_not"] == record.why_not(0, 3)
-    assert told(sample(*options, "--why-not", "1: red", "--json")[1])["why_not"] == record.why_not(1, 0)
+    assert printed(sample(*options, "--why-not", "0:3", "--json")[1])["why_not"] == record.why_not(0, 3)
+    assert printed(sample(*options, "--why-not", "1: red", "--json")[1])["why_not"] == record.why_not(1, 0)
     assert "removed by top_k" in sample(*options, "--why-not", "1:0")[1]
 
 
@@ -153,7 +153,7 @@ def test_engines_are_compared(sample, tmp_path):
     options = (tmp_path / "x.npy", "--temperature", "2", "--top-p", "0.6", "--seed", "7")
     out = sample(*options, "--compare", "transformers, llama.cpp")[1]
     assert "part at top_p" in out
-    found = told(sample(*options, "--compare", "transformers,llama.cpp", "--json")[1])["compare"]
+    found = printed(sample(*options, "--compare", "transformers,llama.cpp", "--json")[1])["compare"]
     assert found["engines"]["transformers"]["kept"] == 2
     assert found["engines"]["llama.cpp"]["top"] == [{"id": 0, "probability": 1.0}]
     assert found["partings"][0]["step"] == "top_p"
@@ -162,7 +162,7 @@ def test_engines_are_compared(sample, tmp_path):
 def test_a_replay_gives_the_same_tokens(sample, recorded):
     code, out, err = sample("--replay", recorded, "--json")
     assert (code, err) == (0, "")
-    assert told(out)["replay"] == {
+    assert printed(out)["replay"] == {
         "tokens": [0, 3],
         "first_difference": None,
         "reason": read_record(recorded).replay().reason,
@@ -184,7 +184,7 @@ def test_a_replay_with_another_setting_shows_where_it_differs(sample, recorded):
     want = record.replay(temperature=5.0, top_k=4)
     assert (want.first_difference, want.tokens) == (0, (1,))
     assert want.reason in out
-    found = told(sample("--replay", recorded, "--temperature", "5", "--top-k", "4", "--json")[1])
+    found = printed(sample("--replay", recorded, "--temperature", "5", "--top-k", "4", "--json")[1])
     assert found["replay"]["first_difference"] == 0
     # The decisions shown are those of the new settings on the old tokens.
     assert (found["decisions"][0]["token"], found["decisions"][0]["drawn"]) == (0, 1)
@@ -192,9 +192,9 @@ def test_a_replay_with_another_setting_shows_where_it_differs(sample, recorded):
 
 
 def test_a_replay_with_another_seed_draws_anew(sample, recorded):
-    found = told(sample("--replay", recorded, "--seed", "11", "--json")[1])
+    found = printed(sample("--replay", recorded, "--seed", "11", "--json")[1])
     assert [entry["u"] for entry in found["decisions"]] == [uniform(11, 0), uniform(11, 1)]
-    assert told(sample("--replay", recorded, "--json")[1])["decisions"][0]["u"] == 0.5
+    assert printed(sample("--replay", recorded, "--json")[1])["decisions"][0]["u"] == 0.5
 
 
 def test_a_record_can_be_saved_again_and_looked_at(sample, recorded, logits, tmp_path):
