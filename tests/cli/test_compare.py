@@ -97,7 +97,7 @@ def test_a_picture(ours, theirs, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "the following arguments are required: THEIRS"),
+        ([], "the following arguments are required: CANDIDATE"),
         (["{right}"], "no model is given: give a reference trace that names it, or the model itself"),
         (["{ours}", "absent.npz"], "absent.npz does not exist or is not a file"),
         (["absent.safetensors", "{right}"], "absent.safetensors does not exist or is not a file"),
@@ -114,7 +114,7 @@ def test_a_picture(ours, theirs, capsys, tmp_path):
         (["{ours}", "{right}", "--map", "{right}"], "is not UTF-8"),
         (["{ours}", "{right}", "--map", "{list}"], "expected an object of names"),
         (["{ours}", "{right}", "--map", "{word}"], "is not valid JSON"),
-        (["{ours}", "{right}", "--picture", "{right}"], "--picture and THEIRS are the same file"),
+        (["{ours}", "{right}", "--picture", "{right}"], "--picture and CANDIDATE are the same file"),
     ],
 )
 def test_bad_use(ours, theirs, capsys, tmp_path, monkeypatch, arguments, words):
