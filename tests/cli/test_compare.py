@@ -12,26 +12,26 @@ TOKENS = [2, 40, 41, 42, 43]
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory, gemma, folder):
-    path = tmp_path_factory.mktemp("traces") / "ours.safetensors"
+def reference(tmp_path_factory, gemma, folder):
+    path = tmp_path_factory.mktemp("traces") / "reference.safetensors"
     oracle.trace(gemma, TOKENS, to=path, model=str(folder))
     return path
 
 
 @pytest.fixture(scope="module")
-def theirs(ours):
+def candidates(reference):
     """The same numbers under names of transformers, and a copy with one of them wrong."""
-    tensors = oracle.read_trace(ours).tensors
+    tensors = oracle.read_trace(reference).tensors
     dump = {
         "model.layers.1.self_attn.q_proj": tensors["layers.1.attn.q"].reshape(1, len(TOKENS), -1),
         "lm_head": tensors["logits"],
         "model.layers.1.input": tensors["layers.0.out"],
         "input_ids": np.array([TOKENS]),
     }
-    np.savez(ours.with_name("right.npz"), **dump)
+    np.savez(reference.with_name("right.npz"), **dump)
     dump["model.layers.1.self_attn.q_proj"] = dump["model.layers.1.self_attn.q_proj"] * np.float32(1.01)
-    np.savez(ours.with_name("wrong.npz"), **dump)
-    return {name: ours.with_name(f"{name}.npz") for name in ("right", "wrong")}
+    np.savez(reference.with_name("wrong.npz"), **dump)
+    return {name: reference.with_name(f"{name}.npz") for name in ("right", "wrong")}
 
 
 def compared(capsys, *arguments):
@@ -39,18 +39,18 @@ def compared(capsys, *arguments):
     return code, *capsys.readouterr()
 
 
-def test_text(ours, theirs, capsys):
-    code, out, err = compared(capsys, ours, theirs["right"])
+def test_text(reference, candidates, capsys):
+    code, out, err = compared(capsys, reference, candidates["right"])
     assert (code, err) == (0, "")
-    assert out.rstrip("\n") == oracle.compare(ours, theirs["right"]).text()
-    code, out, err = compared(capsys, ours, theirs["wrong"])
+    assert out.rstrip("\n") == oracle.compare(reference, candidates["right"]).text()
+    code, out, err = compared(capsys, reference, candidates["wrong"])
     assert (code, err) == (1, "")
     assert "WRONG at layers.1.attn.q, the first of " in out
     assert "heads split: B T (N H) read as B T N H" in out
 
 
-def test_json(ours, theirs, capsys):
-    code, out, err = compared(capsys, ours, theirs["wrong"], "--json")
+def test_json(reference, candidates, capsys):
+    code, out, err = compared(capsys, reference, candidates["wrong"], "--json")
     assert (code, err) == (1, "")
     shown = json.loads(out)
     assert shown["first_divergence"]["name"] == "layers.1.attn.q"
@@ -59,16 +59,17 @@ def test_json(ours, theirs, capsys):
     assert missing["ratio"] is None
 
 
-def test_a_model_in_place_of_ours(folder, theirs, capsys):
-    assert compared(capsys, theirs["right"], "--model", folder)[0] == 0
-    assert compared(capsys, "--model", folder, theirs["wrong"])[0] == 1
+def test_a_model_in_place_of_the_reference(folder, candidates, capsys):
+    assert compared(capsys, candidates["right"], "--model", folder)[0] == 0
+    assert compared(capsys, "--model", folder, candidates["wrong"])[0] == 1
     assert (
-        "5 tokens, as bfloat16\n" in compared(capsys, "--model", folder, theirs["right"], "--arithmetic", "bfloat16")[1]
+        "5 tokens, as bfloat16\n"
+        in compared(capsys, "--model", folder, candidates["right"], "--arithmetic", "bfloat16")[1]
     )
 
 
-def test_tokens_that_no_file_says(ours, folder, capsys, tmp_path):
-    np.save(tmp_path / "logits.npy", oracle.read_trace(ours).tensors["logits"])
+def test_tokens_that_no_file_says(reference, folder, capsys, tmp_path):
+    np.save(tmp_path / "logits.npy", oracle.read_trace(reference).tensors["logits"])
     ids = ",".join(map(str, TOKENS))
     assert compared(capsys, "--model", folder, "--tokens", ids, tmp_path / "logits.npy")[0] == 0
     code, _, err = compared(capsys, "--model", folder, tmp_path / "logits.npy")
@@ -76,20 +77,22 @@ def test_tokens_that_no_file_says(ours, folder, capsys, tmp_path):
     assert "give the tokens that were run" in err
 
 
-def test_a_mapping(ours, theirs, capsys, tmp_path):
-    with np.load(theirs["wrong"]) as arrays:
-        np.savez(tmp_path / "theirs.npz", query1=arrays["model.layers.1.self_attn.q_proj"], lm_head=arrays["lm_head"])
+def test_a_mapping(reference, candidates, capsys, tmp_path):
+    with np.load(candidates["wrong"]) as arrays:
+        np.savez(
+            tmp_path / "candidate.npz", query1=arrays["model.layers.1.self_attn.q_proj"], lm_head=arrays["lm_head"]
+        )
     (tmp_path / "names.json").write_text(json.dumps({"query{i}": "layers.{i}.attn.q"}))
-    code, out, _ = compared(capsys, ours, tmp_path / "theirs.npz", "--map", tmp_path / "names.json")
+    code, out, _ = compared(capsys, reference, tmp_path / "candidate.npz", "--map", tmp_path / "names.json")
     assert code == 1
     assert "query1 is layers.1.attn.q; heads split" in out
 
 
-def test_a_picture(ours, theirs, capsys, tmp_path):
+def test_a_picture(reference, candidates, capsys, tmp_path):
     pytest.importorskip("matplotlib", reason="needs matplotlib: pip install refgemma[plot]")
-    assert compared(capsys, ours, theirs["wrong"], "--picture", tmp_path / "report.png")[0] == 1
+    assert compared(capsys, reference, candidates["wrong"], "--picture", tmp_path / "report.png")[0] == 1
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
-    code, _, err = compared(capsys, ours, theirs["right"], "--picture", tmp_path / "report.bmp")
+    code, _, err = compared(capsys, reference, candidates["right"], "--picture", tmp_path / "report.bmp")
     assert code == 2
     assert "report.bmp ends in '.bmp': expected .png, .svg, .pdf" in err
 
@@ -99,29 +102,29 @@ def test_a_picture(ours, theirs, capsys, tmp_path):
     [
         ([], "the following arguments are required: CANDIDATE"),
         (["{right}"], "no model is given: give a reference trace that names it, or the model itself"),
-        (["{ours}", "absent.npz"], "absent.npz does not exist or is not a file"),
+        (["{reference}", "absent.npz"], "absent.npz does not exist or is not a file"),
         (["absent.safetensors", "{right}"], "absent.safetensors does not exist or is not a file"),
-        (["{right}", "{ours}"], "right.npz is not a trace written by refgemma: give one first"),
-        (["{ours}", "{right}", "--model", "absent"], "absent"),
-        (["{ours}", "{right}", "--model", "tiny-it"], "is a trace of another model than"),
-        (["{ours}", "{right}", "--arithmetic", "int4"], "unknown arithmetic 'int4'"),
+        (["{right}", "{reference}"], "right.npz is not a trace written by refgemma: give one first"),
+        (["{reference}", "{right}", "--model", "absent"], "absent"),
+        (["{reference}", "{right}", "--model", "tiny-it"], "is a trace of another model than"),
+        (["{reference}", "{right}", "--arithmetic", "int4"], "unknown arithmetic 'int4'"),
         (
-            ["{ours}", "{right}", "--tokens", "2,40"],
+            ["{reference}", "{right}", "--tokens", "2,40"],
             "the reference trace says which tokens were fed: no others can be given",
         ),
-        (["{ours}", "{right}", "--tokens", "2,x"], "--tokens"),
-        (["{ours}", "{right}", "--map", "absent.json"], "cannot read absent.json"),
-        (["{ours}", "{right}", "--map", "{right}"], "is not UTF-8"),
-        (["{ours}", "{right}", "--map", "{list}"], "expected an object of names"),
-        (["{ours}", "{right}", "--map", "{word}"], "is not valid JSON"),
-        (["{ours}", "{right}", "--picture", "{right}"], "--picture and CANDIDATE are the same file"),
+        (["{reference}", "{right}", "--tokens", "2,x"], "--tokens"),
+        (["{reference}", "{right}", "--map", "absent.json"], "cannot read absent.json"),
+        (["{reference}", "{right}", "--map", "{right}"], "is not UTF-8"),
+        (["{reference}", "{right}", "--map", "{list}"], "expected an object of names"),
+        (["{reference}", "{right}", "--map", "{word}"], "is not valid JSON"),
+        (["{reference}", "{right}", "--picture", "{right}"], "--picture and CANDIDATE are the same file"),
     ],
 )
-def test_bad_use(ours, theirs, capsys, tmp_path, monkeypatch, arguments, words):
+def test_bad_use(reference, candidates, capsys, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "word.json").write_text("word")
-    places = {"ours": ours, **theirs, "list": tmp_path / "list.json", "word": tmp_path / "word.json"}
+    places = {"reference": reference, **candidates, "list": tmp_path / "list.json", "word": tmp_path / "word.json"}
     code, out, err = compared(capsys, *(argument.format(**places) for argument in arguments))
     assert (code, out) == (2, "")
     assert words in err

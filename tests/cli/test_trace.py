@@ -10,7 +10,7 @@ from refgemma.oracle.operations import names_of
 
 
 def test_a_prompt_and_the_same_tokens(run, gemma, folder, tmp_path):
-    path, again = tmp_path / "ours.safetensors", tmp_path / "again.safetensors"
+    path, again = tmp_path / "trace.safetensors", tmp_path / "again.safetensors"
     code, out, err = run("trace", "hello world", "--output", str(path))
     assert (code, err) == (0, "")
     trace = oracle.read_trace(path)
@@ -31,7 +31,7 @@ def test_a_prompt_and_the_same_tokens(run, gemma, folder, tmp_path):
 
 
 def test_some_tensors_of_the_last_position_for_programs(run, gemma, tmp_path):
-    path = str(tmp_path / "ours.safetensors")
+    path = str(tmp_path / "trace.safetensors")
     options = ["--names", "logits", "--names", "layers.1.*", "--last", "--json", "--numerics", "bf16-transformers"]
     code, out, err = run("trace", "--raw", "hello", "--output", path, *options)
     assert (code, err) == (0, "")
@@ -48,16 +48,16 @@ def test_some_tensors_of_the_last_position_for_programs(run, gemma, tmp_path):
     ("arguments", "words"),
     [
         (["hello"], "the following arguments are required: --output"),
-        (["hello", "--output", "ours.npz"], "ours.npz does not end in .safetensors: that is the format of a trace"),
-        (["hello", "--output", "absent/ours.safetensors"], "cannot write absent/ours.safetensors: no such folder"),
-        (["hello", "--tokens", "1", "--output", "ours.safetensors"], "--tokens was given with a prompt"),
-        (["--output", "ours.safetensors"], "no prompt was given"),
+        (["hello", "--output", "trace.npz"], "trace.npz does not end in .safetensors: that is the format of a trace"),
+        (["hello", "--output", "absent/trace.safetensors"], "cannot write absent/trace.safetensors: no such folder"),
+        (["hello", "--tokens", "1", "--output", "trace.safetensors"], "--tokens was given with a prompt"),
+        (["--output", "trace.safetensors"], "no prompt was given"),
         (
-            ["hello", "--output", "ours.safetensors", "--names", "logit"],
+            ["hello", "--output", "trace.safetensors", "--names", "logit"],
             "'logit' matches no tensor: the nearest name is",
         ),
-        (["--tokens", "1,99999", "--output", "ours.safetensors"], "token id 99999 is outside the vocabulary"),
-        (["hello " * 100, "--output", "ours.safetensors"], "the model reads at most 96"),
+        (["--tokens", "1,99999", "--output", "trace.safetensors"], "token id 99999 is outside the vocabulary"),
+        (["hello " * 100, "--output", "trace.safetensors"], "the model reads at most 96"),
     ],
 )
 def test_bad_use(run, tmp_path, monkeypatch, arguments, words):
