@@ -1,8 +1,8 @@
 """Requests from any number of threads, answered by one that owns the model.
 
-The worker takes requests in the order in which they came, as rows of its batch become free, and lives as long as there
-is work: an idle engine has no thread, and needs no closing. Anything that other threads and the worker share is
-touched under one lock, which is never held during a pass of the model, nor while a callback runs.
+The worker takes requests in order of arrival, as rows of its batch become free, and lives as long as there is work: an
+idle engine has no thread and need not be closed. State that other threads share with the worker is protected by one
+lock, which is never held during a pass of the model or while a callback runs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from weakref import WeakKeyDictionary
 
-from refgemma.batching.batch import Batch, OnEvent, Request
-from refgemma.batching.stream import Stream
+from refgemma.batching.batch import Batch, OnEvent, Request, Stream
 from refgemma.errors import InputError
 from refgemma.gemma import Gemma
 from refgemma.generation import Event, Row
@@ -28,18 +27,18 @@ from refgemma.sampling import SamplingParams
 
 
 class Full(RuntimeError):
-    """As many requests are waiting as may wait: come again later."""
+    """The waiting line is full: try again later."""
 
 
 class Closed(RuntimeError):
-    """The engine takes no requests any more, or dropped this one when it stopped."""
+    """The engine no longer takes requests, or dropped this one when it stopped."""
 
 
 class Batching:
     """Concurrent requests over one model, each with its own settings and adapter.
 
-    Every answer is the one that its request would get alone, up to the first decision so close that rounding decides
-    it. Leaving a ``with`` block waits for all answers; leaving it by an exception stops them.
+    Every answer is the same as if its request ran alone, up to the first decision so close that rounding decides it.
+    Leaving a ``with`` block waits for all answers; leaving it by an exception stops them.
     """
 
     def __init__(self, gemma: Gemma, *, max_rows: int = 8, max_waiting: int = 64) -> None:
@@ -76,7 +75,7 @@ class Batching:
         record: bool = False,
         on_event: OnEvent | None = None,
     ) -> Stream:
-        """Ask for an answer."""
+        """Queue a request for an answer."""
         params = self._params(adapter)
         row = Row(0, prompt, settings, self.gemma, record)
         events: SimpleQueue[Event | Exception | None] | None = None
@@ -100,7 +99,7 @@ class Batching:
         return Stream(request, events)
 
     def close(self, timeout: float | None = None) -> None:
-        """Take no more requests, let those that are there finish, and wait for that."""
+        """Take no more requests, and wait until the present ones have finished."""
         with self._lock:
             self._closed = True
             if timeout is not None:
@@ -118,14 +117,14 @@ class Batching:
         self.close(None if kind is None else 0)
 
     def _params(self, adapter: Adapter | None) -> Params:
-        """The model with an adapter; worked out once for each, for as long as somebody has the adapter."""
+        """The model with an adapter; computed once for each adapter, for as long as that is in use."""
         if adapter is None:
             return self.gemma.params
         with self._adapting:
             params = self._adapted.get(adapter)
             if params is None:
                 params = self.gemma.with_lora(adapter).params
-                for_rows(self.gemma.params, [self.gemma.params, params])  # said here what cannot share a batch
+                for_rows(self.gemma.params, [self.gemma.params, params])  # raises here what cannot share a batch
                 self._adapted[adapter] = params
             return params
 
@@ -145,7 +144,7 @@ class Batching:
             raise
 
     def _take(self) -> bool:
-        """Let requests into the batch; tell whether there is anything to do."""
+        """Let requests into the batch; true if there is anything to do."""
         program_ends = not threading.main_thread().is_alive()
         with self._lock:
             stop = program_ends or time.monotonic() >= self._deadline
@@ -166,4 +165,4 @@ class Batching:
             self._waiting.clear()
             self._running, self._working = [], False
         for request in requests:
-            request.tell(reason())
+            request.deliver(reason())
