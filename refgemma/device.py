@@ -1,9 +1,9 @@
 """Where a model computes: with NumPy on the processor, or with CuPy on a GPU.
 
-Operations take their array library from the arrays that come in, so choosing a device is choosing where the weights
-lie. Numbers cross over at few places, always on purpose: weights when they are loaded, tokens and positions at the door
-of `refgemma.model.forward`, and what is asked back with `refgemma.numerics.to_host`. Random numbers are drawn, and
-tokens are chosen, on the host.
+Operations take their array library from their arguments, so choosing a device means choosing where the weights are.
+Numbers are copied at few places, always explicitly: weights when they are loaded, tokens and positions on entry to
+`refgemma.model.forward`, and results by `refgemma.numerics.to_host`. Random numbers are drawn and tokens are chosen on
+the host.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ DEVICES = ("cpu", "cuda")
 
 
 def array_library(device: str) -> Any:
-    """Array library that computes on a device, once it has shown that it can.
+    """Array library that computes on a device, after a trial computation.
 
-    CuPy multiplies float32 matrices in float32, unless the environment says ``CUPY_TF32=1``: then it rounds what it
-    multiplies to 11 significant bits, and no error bound of this package holds.
+    CuPy multiplies float32 matrices in float32, unless the environment variable ``CUPY_TF32=1`` is set: then it rounds
+    the factors to 11 significant bits, and no error bound of this package holds.
     """
     if device not in DEVICES:
         raise InputError(f"device is {device!r}: expected {' or '.join(map(repr, DEVICES))}")
@@ -54,7 +54,7 @@ def _line(error: Exception) -> str:
 
 
 def placed(tree: T, xp: Any) -> T:
-    """Arrays, and whatever holds them, in the arrays of a library; parts that are there already are shared."""
+    """Arrays, and whatever holds them, in the arrays of a library; parts that are already there are shared."""
     done: dict[int, Any] = {}  # by identity, so that a tied head stays tied
 
     def move(value: Any) -> Any:

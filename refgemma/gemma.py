@@ -60,7 +60,7 @@ class Score:
 
 
 class Attached(NamedTuple):
-    """An adapter that is on a model: with what weight, and for which rows of a batch (None: all)."""
+    """An adapter attached to a model, its weight, and the rows of a batch that it applies to (None: all)."""
 
     adapter: Adapter
     scale: float
@@ -86,9 +86,9 @@ class Gemma:
     name : str
         What `load` was called with; empty if it was not.
     adapters : tuple of Attached
-        What was put on the model `before`.
+        The adapters attached to the model `before`.
     merged : bool
-        Whether that is part of the weights.
+        Whether they are part of the weights.
     before : Gemma, optional
         The model without them.
     """
@@ -122,7 +122,7 @@ class Gemma:
         scale : float
             Weight of its changes; may be negative.
         rows : array_like of bool, shape (B,), optional
-            For batches of B rows, the rows it is for; all of any batch, if not given.
+            For batches of B rows, the rows that it applies to; by default all rows of any batch.
 
         Returns
         -------
@@ -134,7 +134,7 @@ class Gemma:
         TypeError
             If `adapter` is something else, such as the name of a folder.
         ValueError
-            If the adapter does not fit the model, or the scale is no finite number.
+            If the adapter does not fit the model, or the scale is not a finite number.
 
         Notes
         -----
@@ -162,7 +162,7 @@ class Gemma:
         Parameters
         ----------
         adapter : Adapter, optional
-            Put on first; without it, what is on the model already is merged.
+            Attached first; without it, the adapters already attached are merged.
         scale : float
             Its weight.
 
@@ -175,7 +175,7 @@ class Gemma:
         Raises
         ------
         ValueError
-            If the adapter does not fit, is for some rows of a batch only, or has biases, for which Gemma has no place.
+            If the adapter does not fit, applies to some rows of a batch only, or has biases, which Gemma cannot hold.
         """
         attached = self if adapter is None else self.with_lora(adapter, scale)
         if attached.merged or attached.before is None:
@@ -222,7 +222,7 @@ class Gemma:
         prompt : str or list of {"role", "content"}
             One user turn, or a conversation.
         raw : bool
-            Take a text as it stands: no template, control text live, ``<bos>`` added if absent.
+            Take a text unchanged: no template, control text live, ``<bos>`` added if absent.
 
         Returns
         -------
@@ -254,7 +254,7 @@ class Gemma:
         last : bool
             Only at the last position.
         progress : callable, optional
-            ``progress(read, total)``, in tokens a row.
+            ``progress(read, total)``, in tokens per row.
 
         Returns
         -------
@@ -337,20 +337,20 @@ class Gemma:
         prompt : str or list of {"role", "content"}
             One user turn, or a conversation.
         raw : bool
-            Continue a text as it stands: no template, control text live, ``<bos>`` added if absent.
+            Continue a text unchanged: no template, control text live, ``<bos>`` added if absent.
         prefix : PrefixCache, optional
-            What earlier prompts have in common with this one is not read again.
+            Skips the beginning that this prompt shares with an earlier one.
         progress : callable, optional
             ``progress(read, total)`` while the prompt is read, in tokens.
         record : bool
-            Whether the result is to hold every decision with its logits: a megabyte a token at V = 256,000.
+            Whether the result holds every decision with its logits: a megabyte per token at V = 256,000.
         **settings
             Fields of `SamplingParams`.
 
         Returns
         -------
         Generation
-            Text, tokens, why it ended, and the seed that gives it again.
+            Text, tokens, why it ended, and the seed that reproduces it.
         """
         ids = self.encode_prompt(prompt, raw=raw)
         row = Row(0, ids, SamplingParams(**settings), self, record)
@@ -375,19 +375,19 @@ class Gemma:
         prompts : sequence of str or list of {"role", "content"}
             As `generate` takes them.
         raw : bool
-            Continue texts as they stand.
+            Continue texts unchanged, as `generate` does.
         lora : sequence of Adapter or None, optional
-            The adapter of each row, on top of those that are on the model.
+            The adapter of each row, in addition to those attached to the model.
         prefix : PrefixCache, optional
-            What all prompts begin with is read once, or not even that; not with `lora`, which makes other keys for
+            The beginning that all prompts share is read at most once; not with `lora`, which makes other keys for
             every row.
         progress : callable, optional
-            ``progress(read, total)`` while the prompts are read, in tokens a row.
+            ``progress(read, total)`` while the prompts are read, in tokens per row.
         record : bool
-            Whether the results are to hold every decision with its logits.
+            Whether the results hold every decision with its logits.
         **settings
-            Fields of `SamplingParams`, the same for every row. With a seed, each row comes out as `generate` would give
-            it alone, up to the first decision so close that rounding decides it.
+            Fields of `SamplingParams`, the same for every row. With a seed, each row is what `generate` alone would
+            return, up to the first decision so close that rounding decides it.
 
         Returns
         -------
@@ -428,20 +428,20 @@ class Gemma:
         prompt : str or list of {"role", "content"}
             One user turn, or a conversation.
         raw : bool
-            Continue a text as it stands.
+            Continue a text unchanged, as `generate` does.
         prefix : PrefixCache, optional
-            Keep one through a chat, and what earlier turns have in common with this prompt is not read again.
+            Skips the beginning that this prompt shares with an earlier one; keep one for the length of a chat.
         progress : callable, optional
             ``progress(read, total)`` while the prompt is read, in tokens.
         record : bool
-            Whether events are to hold what each step did, and the result every decision with its logits.
+            Whether events hold the effect of each step, and the result every decision with its logits.
         **settings
             Fields of `SamplingParams`.
 
         Returns
         -------
         iterator of Event
-            One a token; the texts put together are the answer's, and the last holds the whole result.
+            One per token; their texts joined are the answer, and the last holds the whole result.
         """
         ids = self.encode_prompt(prompt, raw=raw)
         row = Row(0, ids, SamplingParams(**settings), self, record)

@@ -1,7 +1,7 @@
 """Tokens in, a stream of tokens and text out.
 
-A prompt is read in chunks, so that memory stays bounded however long it is; then each step feeds one token a row,
-decides the next, and releases what text is certain: never half a character, never the beginning of a stop text.
+A prompt is read in chunks, so that memory stays bounded however long it is; then each step feeds one token per row,
+decides the next, and releases the text that is certain: never half a character, never the beginning of a stop text.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ class Generation:
     text : str
         Without stop tokens, and up to the stop text that ended it.
     tokens : list of int
-        All that were generated, a final stop token included.
+        All generated tokens, a final stop token included.
     finish_reason : {"stop", "length"}
         "stop" after a stop token or stop text, "length" at `max_tokens` or at the end of the context.
     usage : Usage
         Tokens counted.
     seed : int
-        Of the draws; the same seed, prompt and settings give the same output again.
+        Of the draws; the same seed, prompt and settings reproduce the output.
     record : Record or None
-        Every decision, where that was asked for.
+        Every decision, if recorded.
     """
 
     text: str
@@ -80,15 +80,15 @@ class Event:
     Attributes
     ----------
     text : str
-        Text that became certain with it; often empty, sometimes that of several tokens.
+        Text that became certain with it: often empty, sometimes the text of several tokens.
     token : int
         Its id.
     row : int
         Which prompt of the batch.
     decision : Decision or None
-        How it was chosen; None where many requests share a model and this one is not on record.
+        How it was chosen; None for a request in a shared batch that is not recorded.
     logits : ndarray, shape (V,), or None
-        From what, where that was asked for.
+        Its logits, if recorded.
     result : Generation or None
         The whole output, with the last token of the row.
     """
@@ -206,7 +206,7 @@ def _layer_by_layer(progress: Progress, start: int, stop: int, total: int, num_l
 
 
 class Row:
-    """One prompt and what has come of it: its output, its undecided text, its end."""
+    """One prompt and its output so far: tokens, text that is not yet certain, why it ended."""
 
     def __init__(
         self, index: int, prompt: Sequence[int], settings: SamplingParams, model: Model, record: bool = False

@@ -142,7 +142,7 @@ def forward(
 
 
 def _checked(tokens: Array, positions: Array | None, cache: KVCache | None, config: Config) -> tuple[Array, Array]:
-    """Tokens and positions as integer arrays of one shape (B, T), or a sentence on what is wrong."""
+    """Tokens and positions as integer arrays of one shape (B, T), once they are known to be usable."""
     if tokens.ndim != 2 or not tokens.size:
         raise InputError(f"tokens have shape {tokens.shape}: expected (batch, positions), at least one of each")
     if tokens.dtype.kind not in "iu":

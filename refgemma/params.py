@@ -1,6 +1,6 @@
 """The weights of a model: nested, named arrays, and the one way to walk them.
 
-A path such as ``layers.3.attn.q`` names one weight. What a layer has is what its entries are.
+A path such as ``layers.3.attn.q`` names one weight. A layer has the parts that its entries name.
 """
 
 from __future__ import annotations

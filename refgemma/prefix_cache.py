@@ -13,16 +13,16 @@ from refgemma.numerics import Numerics
 
 
 class PrefixCache:
-    """What the last run of one row read and wrote, so that a prompt which begins like it need not be read again.
+    """Keys and values of the last run of one row, so that a prompt with the same beginning need not be read again.
 
-    A chat is one use: every turn's prompt begins with all that went before. Another is a long beginning that many
-    prompts share. It holds a plain `KVCache`, of which every run forks its own: runs may overlap, and none disturbs
-    another. A run with other weights or other arithmetic starts afresh.
+    It serves a chat, where every prompt begins with all earlier turns, or a long beginning that many prompts share. It
+    holds a plain `KVCache`, which every run forks: runs may overlap without disturbing each other. A run with other
+    weights or other arithmetic starts afresh.
 
     Attributes
     ----------
     tokens : list of int
-        What has been fed, in order; slot i of the cache holds token i.
+        Tokens fed so far, in order; slot i of the cache holds token i.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class PrefixCache:
         prompt : sequence of int
             Token ids; at least the last one is left to be fed.
         params : Params
-            Weights; others, of an adapter say, make other keys.
+            Weights; others, such as those of an adapter, make other keys.
         config : Config
             Shape of the model.
         numerics : Numerics
@@ -52,9 +52,9 @@ class PrefixCache:
         Returns
         -------
         cache : KVCache
-            With room for the whole context; `length` tells how much of the prompt it holds.
+            With room for the whole context; its `length` is the number of prompt tokens it holds.
         fed : list of int
-            Its tokens. Whoever feeds the cache more appends them here, once they are in it.
+            Its tokens. A caller that feeds the cache more tokens appends them here afterwards.
         """
         old = self._cache
         if old is None or self._params is not params or self._numerics != numerics:

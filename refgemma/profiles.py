@@ -1,19 +1,19 @@
 """Where named engines round when they run in bfloat16: one table, engine by rounding point.
 
 The formulas are the same everywhere; what differs is the format that each step's result is written down in. A cell
-names that format. "float32" is what the arithmetic of a profile has anyway, and says that the engine takes this very
+names that format. "float32" is what the arithmetic of a profile has anyway, and says that the engine takes this
 step in float32; None says that the engine has no such value.
 
 Each column says what the source asks for, operation by operation. Matrix products sum in float32 and round their result
 once, which is what torch on the CPU (oneDNN) and XLA do with bfloat16 operands. Compiled code may keep float32 between
 operations that it fuses: a norm of DeepMind's under ``jax.jit`` on the CPU does so with its squares,
-``without("norm.square")``. All weights are taken as they are, so those of the model are to be bfloat16 numbers.
+``without("norm.square")``. Weights are not rounded, so those of the model must be bfloat16 numbers.
 
 References
 ----------
 transformers
     ``models/gemma/modeling_gemma.py`` of 5.23, eager attention, ``from_pretrained(dtype=torch.bfloat16)``. A model cast
-    by ``.to(torch.bfloat16)`` holds its frequencies in bfloat16, too: ``with_("rope.frequency", "bfloat16")``.
+    by ``.to(torch.bfloat16)`` also holds its frequencies in bfloat16: ``with_("rope.frequency", "bfloat16")``.
 DeepMind
     google-deepmind/gemma, release 2.0.2: ``layers.py``, ``modules.py``, ``positional_embeddings.py``; ``jax.nn.gelu``
     and ``jax.nn.softmax``. JAX rounds the result of every operation to the dtype of its operands, constants included.

@@ -51,7 +51,7 @@ def rms_norm(x: Array, weight: Array, *, eps: float, numerics: Numerics = FLOAT3
     else:
         xp = namespace_of(x)
         mean_square = xp.square(x).sum(axis=-1, keepdims=True)
-        mean_square /= x.shape[-1]  # bit by bit what `mean` gives, which takes as long again on one token
+        mean_square /= x.shape[-1]  # bit for bit the result of `mean`, which takes twice as long on one token
         normed = x / xp.sqrt(mean_square + eps)
     gain = numerics.round("norm.gain", 1 + weight.astype(x.dtype, copy=False))
     normed *= gain
