@@ -15,6 +15,7 @@ from contextlib import suppress
 from refgemma.cli.generate import answer, report
 from refgemma.cli.options import add_model, add_sampling, decode, load_model, sampling_settings, text_argument
 from refgemma.cli.terminal import print_json
+from refgemma.errors import InputError
 from refgemma.prefix_cache import PrefixCache
 
 _HELP = "/reset begins a new conversation, /exit or Ctrl-D ends, Ctrl-C ends even in the middle of an answer"
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             result = answer(
                 gemma, [*messages, turn], settings, aloud=not args.json, prefix=prefix, verbose=args.verbose
             )
-        except ValueError as error:
+        except InputError as error:
             _say(f"refgemma: {error}; this turn is left out, /reset begins a new conversation")
             continue
         messages += [turn, {"role": "assistant", "content": result.text}]

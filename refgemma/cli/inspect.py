@@ -35,6 +35,7 @@ from refgemma.checkpoint.names import tensors_of
 from refgemma.cli.options import add_json, add_model
 from refgemma.cli.terminal import print_json, print_table, progress_bar, show, size
 from refgemma.config import SIZES, Config, read_config, to_json
+from refgemma.errors import InputError
 from refgemma.files.safetensors import StoredTensor
 from refgemma.lora.adapter import split_scale
 from refgemma.lora.adapter_config import AdapterConfig
@@ -124,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     if folder and has_weights:
         try:
             check_tensors(stored, config, folder)
-        except ValueError as error:
+        except InputError as error:
             problems.insert(0, str(error))
     for problem in problems:
         print(f"refgemma: {problem}", file=sys.stderr)
@@ -237,7 +238,7 @@ def describe_adapter(name: str, config: Config) -> dict[str, Any]:
     try:
         changes, notes = fit(adapter, config)
         about |= {"changes": _by_kind(changes, scale), "notes": notes, "problem": None}
-    except ValueError as error:
+    except InputError as error:
         about |= {"changes": [], "notes": [], "problem": str(error)}
     return about | {"hosted": [_hosted(folder, rule) for rule in LIMITS]}
 

@@ -165,7 +165,7 @@ def read_prompt(args: argparse.Namespace) -> Prompt:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # shown when the messages are used
             chat.render(messages)
-    except (ValueError, TypeError) as error:
+    except InputError as error:
         raise InputError(f"{args.messages}: {error}") from None
     return messages
 

@@ -117,7 +117,7 @@ def _look(name: str, taken_for: str | None) -> _Checked:
     folder = find_model(name)
     try:
         config = read_config(folder)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{error}{_of_another_family(folder)}") from None
     stored = read_folder(folder)
     recognised = recognise(folder, config, stored)
@@ -126,7 +126,7 @@ def _look(name: str, taken_for: str | None) -> _Checked:
 
 
 def _of_another_family(folder: Path) -> str:
-    """Which figures wait for the model, if it is a Gemma of a later family; empty if not."""
+    """Published figures of the model, if it is a Gemma of a later family; else empty."""
     try:
         family = _FAMILY_OF_TYPE.get(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
     except (ValueError, LookupError, TypeError, RecursionError):

@@ -71,7 +71,7 @@ def look_up(name: str) -> Offer:
     files = _needed_files(about, page)
     try:
         config = config_from_hf(_json_object(_read(files[0])))
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{about.id} is not supported: {error}") from None
     card = about.card_data or {}
     licence = str(card.get("license_name") or card.get("license") or "not stated")

@@ -15,9 +15,9 @@ def test_the_record(found):
     assert {"python", "numpy", "refgemma"} <= found["machine"]["versions"].keys()
     assert all(rate > 0 for rate in found["limits"].values())
     for form in ("float32", "bfloat16"):
-        ours = found["engines"]["refgemma"][form]
-        assert all(value is None or value > 0 for value in ours.values())
-        assert ours["decode_128"] == found["values"][0][f"refgemma.{form}.decode_128"]
+        own = found["engines"]["refgemma"][form]
+        assert all(value is None or value > 0 for value in own.values())
+        assert own["decode_128"] == found["values"][0][f"refgemma.{form}.decode_128"]
         assert set(found["ratios"][form].values()) == {None}
     assert [len(shares) for shares in found["shares"].values()] == [4, 3]
     assert all(share > 0 for shares in found["shares"].values() for share in shares.values())
@@ -109,14 +109,14 @@ def test_tables(found):
 
 
 def test_tables_beside_transformers(found):
-    ours = found["engines"]["refgemma"]["float32"]
-    theirs = {form: {name: 2 * value for name, value in ours.items()} for form in ("float32", "bfloat16")}
-    ratios = {form: dict.fromkeys(ours, 2.0) for form in theirs}
-    both = found | {"engines": found["engines"] | {"transformers": theirs}, "ratios": ratios}
+    own = found["engines"]["refgemma"]["float32"]
+    other = {form: {name: 2 * value for name, value in own.items()} for form in ("float32", "bfloat16")}
+    ratios = {form: dict.fromkeys(own, 2.0) for form in other}
+    both = found | {"engines": found["engines"] | {"transformers": other}, "ratios": ratios}
     measures = next(table for table in report.tables(both) if table.columns[0] == "medians")
     assert len(measures.columns) == 7
     row = next(row for row in measures.rows if row[0] == "decode at 128, 8 rows, tokens/s")
-    assert float(row[1].replace(",", "")) == pytest.approx(8 / ours["decode_8_rows"], rel=0.01)  # three digits
+    assert float(row[1].replace(",", "")) == pytest.approx(8 / own["decode_8_rows"], rel=0.01)  # three digits
     assert row[3] == "2.00"
 
 

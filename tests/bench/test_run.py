@@ -15,10 +15,10 @@ def test_every_process_prints_every_measure(whole_run):
     printed = {job: lines for job, lines, failure in whole_run.rounds[0] if not failure}
     assert list(printed) == [Job("refgemma", "float32"), Job("refgemma", "bfloat16")]
     names = {job: [line["measure"] for line in lines] for job, lines in printed.items()}
-    ours = ["about", "load", "first_token", "prefill_128", *engines.DECODE, "prefill_2048", "memory", "memory_long"]
+    own = ["about", "load", "first_token", "prefill_128", *engines.DECODE, "prefill_2048", "memory", "memory_long"]
     beside = [*(f"beside.{what}" for what in ("decode", "decode_8_rows", "products")), "stream", "beside.prefill"]
-    assert names[Job("refgemma", "bfloat16")] == [*ours, *beside, "gemm"]
-    assert names[Job("refgemma", "float32")] == [*ours, *beside, "gemm", "fresh"]
+    assert names[Job("refgemma", "bfloat16")] == [*own, *beside, "gemm"]
+    assert names[Job("refgemma", "float32")] == [*own, *beside, "gemm", "fresh"]
     assert all(second > 0 for lines in printed.values() for line in lines for second in line.get("seconds", []))
 
 

@@ -183,7 +183,7 @@ def running():
 
 @pytest.fixture(scope="session")
 def hub_model(tmp_path_factory, small_tokenizer):
-    """Folder of a random model in bfloat16, in three shards, as it stands on the hub."""
+    """Folder of a random model in bfloat16, in three shards, as on the hub."""
     model = random_model(2, vocab_size=small_tokenizer.vocab_size, num_layers=3, max_positions=96)
     folder = write_shards(tmp_path_factory.mktemp("hub") / "model", model, "BF16")
     shutil.copy(small_tokenizer.path, folder / "tokenizer.model")

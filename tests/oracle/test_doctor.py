@@ -207,7 +207,7 @@ def test_published_sizes_are_known_by_their_shapes(name):
     shape = SHAPES[name]
     if name in SIZES:
         c = SIZES[name]
-        ours = (
+        sizes = (
             c.vocab_size,
             c.hidden_size,
             c.layers[0].intermediate_size,
@@ -216,7 +216,7 @@ def test_published_sizes_are_known_by_their_shapes(name):
             c.layers[0].num_kv_heads,
             c.layers[0].head_dim,
         )
-        assert ours == tuple(shape[letter] for letter in "VDFLNKH")
+        assert sizes == tuple(shape[letter] for letter in "VDFLNKH")
     patient = Contents(folder=None)
     for tensor, size in [
         ("model.embed_tokens.weight", (shape["V"], shape["D"])),
@@ -253,9 +253,9 @@ def test_a_layer_of_another_shape(patient, model):
 
 def test_the_configuration_against_the_shapes(patient, model):
     c = model.config
-    for field, theirs in (("hidden_size", c.hidden_size), ("intermediate_size", c.layers[0].intermediate_size)):
+    for field, size in (("hidden_size", c.hidden_size), ("intermediate_size", c.layers[0].intermediate_size)):
         found = wrong(patient(config=lambda f, field=field: {**f, field: f[field] + 2}))
-        assert found[0] == f"config: {field} is {theirs + 2}, the tensors have {theirs}"
+        assert found[0] == f"config: {field} is {size + 2}, the tensors have {size}"
     rows = c.layers[0].num_heads * c.layers[0].head_dim
     derived = patient(config=lambda f: {**f, "head_dim": f["hidden_size"] // f["num_attention_heads"]})
     assert wrong(derived)[0].startswith(f"config: num_attention_heads {c.layers[0].num_heads} x head_dim ")

@@ -19,6 +19,7 @@ from refgemma.checkpoint.load import Progress
 from refgemma.checkpoint.names import IGNORED, TABLE, tensors_of
 from refgemma.checkpoint.published import FAMILIES, SHAPES
 from refgemma.config import Config, config_from_hf
+from refgemma.errors import InputError
 
 _ORDER = ("wrong", "look", "fine")
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
@@ -142,7 +143,7 @@ def _about_config(contents: Contents, family: str | None, sizes: dict[str, int])
     if family == "gemma1" and not wrong:
         try:
             config = config_from_hf(fields)
-        except (ValueError, TypeError) as error:
+        except InputError as error:
             what, _, todo = str(error).partition(": ")
             yield Remark("wrong", "config", what, todo)
         else:

@@ -80,7 +80,7 @@ def _read_tensors(contents: Contents) -> None:
     """Read by the index if possible, else file by file, keeping what can be read."""
     try:
         found: Mapping[str, StoredTensor] = read_folder(contents.folder)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         found = _file_by_file(contents)
         said = [remark.what for remark in contents.remarks]
         remark = _remark("files", str(error))
@@ -107,12 +107,12 @@ def _file_by_file(contents: Contents) -> dict[str, StoredTensor]:
     for path in [path for path in shards if path not in adapters]:
         try:
             found |= read_safetensors(path)
-        except (ValueError, OSError) as error:
+        except (InputError, OSError) as error:
             contents.remarks.append(_remark("files", str(error)))
     if (contents.folder / INDEX).is_file() and not (contents.folder / SINGLE).is_file():
         try:
             listed = parse_index((contents.folder / INDEX).read_bytes(), INDEX)
-        except ValueError:
+        except InputError:
             return found  # reported already
         lost = [name for name in listed if name not in found]
         if lost:
@@ -127,7 +127,7 @@ def _read_tokenizer(contents: Contents) -> None:
     except FileNotFoundError:
         todo = "fetch tokenizer.model; tokenizer.json alone is not read"
         contents.remarks.append(Remark("wrong", "tokenizer", "there is no tokenizer.model", todo))
-    except ValueError as error:
+    except InputError as error:
         contents.remarks.append(_remark("tokenizer", str(error)))
 
 
