@@ -1,4 +1,4 @@
-"""Known mistakes of LoRA code, to be planted in ours: a comparison that does not see them is worth nothing.
+"""Known mistakes of LoRA code, to plant in the reference: a comparison that misses them is worth nothing.
 
 Names as in the project's catalogue of known bugs. Each is a function of a `Gemma` with an adapter on it and of the case
 (its model and settings); it gives the Gemma with the mistake, or None where the mistake would change nothing.

@@ -1,7 +1,7 @@
 """Adapters as PEFT writes them, with random numbers and without torch: models to adapt, values, folders.
 
 PEFT decides which tensors an adapter has: their names and shapes come from it, either live (tests/peers) or from a
-record (tests/goldens). What stands in them is drawn here, each tensor by its own name, so that a record of names and
+record (tests/goldens). Their content is drawn here, each tensor by its own name, so that a record of names and
 shapes is enough to have the same adapter again.
 
 Nothing is left at the values PEFT starts from, where an adapter changes nothing: B is not zero, magnitudes are not the
@@ -105,7 +105,7 @@ def scale_of(module, settings):
 
 
 def write_adapter(folder, settings, tensors, dtype="float64", *, adapter_name=None):
-    """The two files of an adapter; with `adapter_name`, it stands in the names of tensors, as in PEFT's memory."""
+    """The two files of an adapter; with `adapter_name` in the names of tensors, as in PEFT's memory."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
     stored = {spelled(name, adapter_name): stored_as(value, dtype) for name, value in tensors.items()}

@@ -58,5 +58,5 @@ def adapted(params):
 
 
 def stored_bytes(params):
-    """The bytes of every weight as it stands in memory."""
+    """The bytes of every weight in memory."""
     return {path: getattr(w, "bits", w).tobytes() for path, w in operands(params).items()}

@@ -246,7 +246,7 @@ def tiny_on(device, xp):
 
 
 def test_two_adapters_with_the_same_weight_trained_whole_are_refused():
-    """Either order, and beside factors, too: one of them would be forgotten without a word."""
+    """Either order, and beside factors as well: one of them would be silently ignored."""
     m = model()
     path = "layers.0.attn.q"
     one, two = (Replaced(path, m.params["layers"][0]["attn"]["q"] + k) for k in (1, 2))

@@ -1,4 +1,4 @@
-"""Strictness: nothing of the file unused, nothing claimed missing, every misfit told, all in one error."""
+"""Strictness: no tensor unused, no claimed module missing, and one error that lists every misfit."""
 
 import re
 from dataclasses import replace

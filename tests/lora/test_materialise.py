@@ -260,7 +260,7 @@ def test_subtracting_the_delta_does_not_restore_the_weight():
     d = Delta(a=np.eye(width, dtype=np.float32), b=numbers, scale=1.0)
     merged = materialise(Adapted(base, (d,)))
     lost = np.mean(materialise(Adapted(merged, (replace(d, scale=-1.0),))).bits != before)
-    # As PEFT adds and subtracts in bfloat16: the delta itself is rounded, too.
+    # As PEFT adds and subtracts in bfloat16: the delta itself is rounded as well.
     rough = from_bfloat16(to_bfloat16(numbers))
     there = to_bfloat16(from_bfloat16(base.bits) + rough)
     lost_there = np.mean(to_bfloat16(from_bfloat16(there) - rough) != before)
@@ -269,7 +269,7 @@ def test_subtracting_the_delta_does_not_restore_the_weight():
         assert abs(share - measured) < 4 * np.sqrt(measured / n + measured / 2e6)
     # The catalogue of known bugs has 2.5 %, of a program that it does not name.
     assert abs(lost_there - 0.025) < 0.0025
-    assert np.array_equal(base.bits, before)  # ours is to keep the base: the same bytes
+    assert np.array_equal(base.bits, before)  # the base keeps its bytes
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -420,7 +420,7 @@ def test_a_disk_without_room_is_seen_before_anything_is_written(tmp_path, settin
 
 
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path, setting):
-    """A limit on the size of files stands for the disk."""
+    """A limit on the size of files takes the place of a full disk."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
@@ -471,13 +471,13 @@ def test_transformers_loads_it(tmp_path, m, dtype, shard_bytes, head):
     options = {"r": 2, "lora_alpha": 2, "target_modules": ["embed_tokens"] + ["lm_head"] * (head == "alike")}
     adapter = write(tmp_path / "adapter", m, embed_factors(m, head=head), "float32", **options)
     merge_checkpoint(base, adapter, tmp_path / "out", dtype, shard_bytes)
-    theirs, about = transformers.GemmaForCausalLM.from_pretrained(
+    reloaded, about = transformers.GemmaForCausalLM.from_pretrained(
         tmp_path / "out", dtype="auto", output_loading_info=True
     )
     assert not any(about[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert theirs.dtype == getattr(torch, dtype)
-    assert theirs.config.tie_word_embeddings is (head == "alike")
-    loaded = theirs.state_dict()
+    assert reloaded.dtype == getattr(torch, dtype)
+    assert reloaded.config.tie_word_embeddings is (head == "alike")
+    loaded = reloaded.state_dict()
     for name, (form, data) in stored(tmp_path / "out").items():
         assert np.array_equal(wide(form, data), loaded[name].double().numpy())
-    assert (theirs.lm_head.weight is theirs.model.embed_tokens.weight) is (head == "alike")
+    assert (reloaded.lm_head.weight is reloaded.model.embed_tokens.weight) is (head == "alike")

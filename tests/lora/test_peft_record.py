@@ -106,7 +106,7 @@ def test_known_bugs_are_rejected(read, bug):
 
 
 def test_the_truth_written_by_hand_has_the_embedding_of_peft(read):
-    """And A5 planted in the truth itself, which knows nothing of adapters but what is added to the table."""
+    """And A5 planted in the truth itself, which has no adapters, only what is added to the table."""
     case = recorded()["embedding alone, tied"]
     base = "base_model.model.model."
     table = (
@@ -130,7 +130,7 @@ def test_the_truth_written_by_hand_has_the_embedding_of_peft(read):
 
 
 def test_an_adapter_twice_by_halves_is_the_adapter(read):
-    """The table that PEFT writes beside its factors is no change of its own, so that two such adapters add up."""
+    """The table that PEFT writes beside its factors is not a change, so that two such adapters add up."""
     linear = [
         c for c in recorded().values() if not {"use_dora", "modules_to_save", "trainable_token_indices"} & {*c.settings}
     ]

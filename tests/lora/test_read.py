@@ -1,4 +1,4 @@
-"""The files of an adapter: names with and without the adapter's own, formats, and everything that is no adapter."""
+"""The files of an adapter: names with and without the adapter's own, formats, and everything that is not an adapter."""
 
 import json
 import tracemalloc

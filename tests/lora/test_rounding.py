@@ -48,7 +48,7 @@ def test_rounded_is_the_nearest_number(form):
     x = awkward_numbers()
     want = np.array([nearest_by_hand(float(v), form) for v in x])
     got = widened(rounded(x, form), form)
-    assert np.array_equal(got.view(np.uint64), want.view(np.uint64))  # signs of zeros, too
+    assert np.array_equal(got.view(np.uint64), want.view(np.uint64))  # signs of zeros as well
     if form != "float32":
         with np.errstate(over="ignore"):
             single = x.astype(np.float32)

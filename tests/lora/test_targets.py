@@ -86,7 +86,7 @@ def test_the_first_pattern_that_matches_the_end_of_a_name_decides():
 
 
 def test_a_pattern_goes_to_the_end_of_a_name():
-    """And begins at a dot or where it likes with one of its own; "q_pro" and "self_attn" are no whole ends."""
+    """And begins at a dot, or anywhere if it contains one; "q_pro" and "self_attn" are not whole ends."""
     for pattern in ("q_pro", "self_attn", r"layers\.1", "proj", "_proj"):
         config = AdapterConfig(r=8, lora_alpha=16, rank_pattern={pattern: 2}, alpha_pattern={pattern: 3})
         assert rank_and_alpha(config, "model.layers.1.self_attn.q_proj") == (8, 16)

@@ -65,8 +65,8 @@ class WideNorm(torch.nn.Module):
 class WideRope(torch.nn.Module):
     def __init__(self, config):
         super().__init__()
-        lane = torch.arange(0, config.layers[0].head_dim, 2, dtype=torch.float64)
-        self.inv_freq = 1.0 / config.rope_parameters["rope_theta"] ** (lane / config.layers[0].head_dim)
+        lane = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
+        self.inv_freq = 1.0 / config.rope_parameters["rope_theta"] ** (lane / config.head_dim)
 
     def forward(self, x, position_ids):
         angle = position_ids[..., None].double() * self.inv_freq

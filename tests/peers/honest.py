@@ -54,7 +54,7 @@ def watched(peer, tokens, positions, real, cache):
     """Named tensors of one call, float32 arrays."""
     seen = {}
     B, T = tokens.shape
-    H = peer.config.layers[0].head_dim
+    H = peer.config.head_dim
     layer = -1
 
     def keep(name, value, heads=False):

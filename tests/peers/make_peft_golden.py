@@ -2,7 +2,7 @@
 
 Run ``python -m tests.peers.make_peft_golden`` where torch, transformers and peft are installed, whenever
 `tests.lora.peft_folders` draws other models or values. Of an adapter its settings, and the names and shapes of its
-tensors, are kept as PEFT writes them; the values are drawn again by whoever reads the record.
+tensors, are kept as PEFT writes them; readers of the record draw the values again.
 """
 
 import json

@@ -46,7 +46,7 @@ def random_options(rng, model, targeted):
         "lora_dropout": float(rng.choice([0.0, 0.1])),
     }
     if square and some(0.6):
-        options["r"] = model.config.hidden_size  # the factors of square weights are square, too
+        options["r"] = model.config.hidden_size  # the factors of square weights are square as well
     if not options["use_dora"] and some(0.15):
         options["lora_bias"] = True
     if some(0.3):

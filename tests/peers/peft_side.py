@@ -61,7 +61,7 @@ def targeted(model, options):
 
 
 def holds(peer, folder):
-    """Whether PEFT has every tensor of a file in memory as it stands there; it passes over what it cannot place."""
+    """Whether PEFT has every tensor of a file in memory unchanged; it ignores what it cannot place."""
     with quiet():
         mine = get_peft_model_state_dict(peer)
     with safe_open(folder / WEIGHTS, "pt") as file:

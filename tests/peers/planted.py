@@ -242,8 +242,8 @@ def angles_with(bugs, positions):
             frequency = frequency.to(BF16).float()
         angle = at * frequency
         if "D3 divided" in bugs:
-            lane = torch.arange(0, self.config.layers[0].head_dim, 2, dtype=torch.float)
-            angle = at / self.config.rope_parameters["rope_theta"] ** (lane / self.config.layers[0].head_dim)
+            lane = torch.arange(0, self.config.head_dim, 2, dtype=torch.float)
+            angle = at / self.config.rope_parameters["rope_theta"] ** (lane / self.config.head_dim)
         if "D1" in bugs:
             angle = angle.to(BF16).float()
         both = torch.cat((angle, angle), dim=-1)
@@ -312,7 +312,7 @@ class Recorder:
     def __init__(self, peer, tokens, positions):
         self.peer, self.real = peer, positions >= 0
         self.B, self.T = tokens.shape
-        self.H = peer.config.layers[0].head_dim
+        self.H = peer.config.head_dim
         self.seen = {}
         self.unwatched = set()  # names of a layer that a planted layer keeps itself
         q, k = positions[:, :, None], positions[:, None, :]

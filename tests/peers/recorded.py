@@ -27,7 +27,7 @@ def record(peer, tokens, positions):
     """Every tensor that `refgemma.model.forward` names, in its axes, as float32 arrays."""
     seen = {}
     B, T = tokens.shape
-    H = peer.config.layers[0].head_dim
+    H = peer.config.head_dim
 
     def keep(name, value, heads=False):
         value = value.float().numpy()

@@ -123,19 +123,19 @@ def test_other_roundings_are_seen(peft, kind, tmp_path):
     folder = folder_of(kind, model, tmp_path)
     seen = seen_by_peft(peft, model, tmp_path, folder)
     operand = adapted(gemma_of(model, PROFILE).with_lora(lora.read(folder)).params)["layers.0.mlp.up"]
-    (delta,), x, theirs = operand.deltas, seen["layers.0.mlp.norm"], seen["layers.0.mlp.up"]
+    (delta,), x, recorded = operand.deltas, seen["layers.0.mlp.norm"], seen["layers.0.mlp.up"]
     base = linear(x, operand.base)
     gain = 1 if delta.gain is None else delta.gain.astype(np.float32)
     low = linear(linear(x, delta.a), delta.b)
     narrow = rounded(linear(rounded(linear(x, rounded(delta.a))), rounded(delta.b)))
-    assert np.mean(linear(x, operand, numerics=PROFILE) == theirs) >= BAR
+    assert np.mean(linear(x, operand, numerics=PROFILE) == recorded) >= BAR
     wrong = {
         "base not rounded": (base + low * delta.scale) * gain,
         "delta rounded": (rounded(base) + rounded(low * delta.scale)) * gain,
         "factors and products in bfloat16": (rounded(base) + narrow * delta.scale) * gain,
         "sum rounded before the gain": rounded(rounded(base) + low * delta.scale) * gain,
     }
-    found = {name: np.mean(rounded(value) == theirs) for name, value in wrong.items()}
+    found = {name: np.mean(rounded(value) == recorded) for name, value in wrong.items()}
     print(f"\n{kind}: {found}")
     if delta.gain is None:
         del found["sum rounded before the gain"]  # there is none
@@ -162,7 +162,7 @@ def test_rows_as_a_change_are_seen(peft, tmp_path):
     added = attach(gemma.params, fit(lora.read(folder), gemma.config).changes)
     assert isinstance(added["head"], Adapted)
     places = np.array(KINDS["rows"]["trainable_token_indices"])
-    x, theirs = seen["final_norm"], seen["logits"][..., places]
+    x, recorded = seen["final_norm"], seen["logits"][..., places]
     exact = gemma.with_lora(lora.read(folder)).params["head"]
-    assert np.mean(linear(x, exact, numerics=PROFILE)[..., places] == theirs) >= BAR
-    assert np.mean(linear(x, added["head"], numerics=PROFILE)[..., places] == theirs) < 0.95
+    assert np.mean(linear(x, exact, numerics=PROFILE)[..., places] == recorded) >= BAR
+    assert np.mean(linear(x, added["head"], numerics=PROFILE)[..., places] == recorded) < 0.95

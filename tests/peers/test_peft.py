@@ -1,6 +1,6 @@
 """Adapters of PEFT, attached and merged, against PEFT itself, live: random settings over all of its format.
 
-Both sides read the same folder. PEFT says which tensors an adapter has; their values are ours, and none is what PEFT
+Both sides read the same folder. PEFT says which tensors an adapter has; their values are drawn here, and none is what PEFT
 starts from. In float64 PEFT wraps transformers' model with its narrow spots widened (tests/peers/eager.py).
 
 `pytest -m peers tests/peers/test_peft.py -s` prints what was covered and how the errors compare.
@@ -65,8 +65,8 @@ def test_every_case_changes_its_model(peft_cases):
 
 def test_attached_in_float64(peft_cases):
     # Both sum in float64. Positions reach 2000, where an angle rounded in another order is off by 2e-13.
-    ours = [logits_of(gemma_of(case.model).with_lora(case.adapter), case.model) for case in peft_cases]
-    errors = [error(got, case.attached) for got, case in zip(ours, peft_cases, strict=True)]
+    found = [logits_of(gemma_of(case.model).with_lora(case.adapter), case.model) for case in peft_cases]
+    errors = [error(got, case.attached) for got, case in zip(found, peft_cases, strict=True)]
     report("attached, float64", errors)
     assert max(errors) <= FLOAT64_BOUND
 
@@ -126,9 +126,9 @@ def test_merged_weights_are_those_of_peft_rounded_once(peft_cases, numerics):
 
     compared = 0
     for case in [case for case in peft_cases if case.mergeable][:60]:
-        theirs = peft_side.weights(peft_side.merged(peft_side.load(case.model, case.folder)))
+        merged = peft_side.weights(peft_side.merged(peft_side.load(case.model, case.folder)))
         for name, got in hf_tensors(gemma_of(case.model, numerics).merge_lora(case.adapter).params).items():
-            want = theirs[name]
+            want = merged[name]
             assert got.dtype == numerics.dtype
             # Float64: products summed in another order. Float32: half a spacing, and what float64 left open.
             spacing = 0.0 if numerics is FLOAT64 else 0.5 * np.spacing(np.abs(want).astype(np.float32))

@@ -1,4 +1,4 @@
-"""The comparison with PEFT is strict: known mistakes of LoRA code, each planted in ours, fail its very assertions.
+"""The comparison with PEFT is strict: known mistakes of LoRA code, each planted in the reference, fail its very assertions.
 
 Names as in the project's catalogue of known bugs. Each is planted in every case that it concerns.
 """
@@ -104,8 +104,8 @@ def test_what_matches_nothing_is_refused_where_peft_passes_over_it(peft_cases, t
         folder = write_adapter(tmp_path / f"{number}", settings, case.tensors, case.dtype)
         with pytest.raises(ValueError, match=f"{field} (has|names) "):
             gemma_of(case.model).with_lora(lora.read(folder))
-        theirs = peft_side.logits(peft_side.load(case.model, folder), case.model)[case.model.real]
-        assert np.array_equal(theirs, case.attached)  # PEFT has said nothing, and done the same as without it
+        loaded = peft_side.logits(peft_side.load(case.model, folder), case.model)[case.model.real]
+        assert np.array_equal(loaded, case.attached)  # PEFT reports nothing, and computes the same as without it
         passed += 1
         if passed == 8:
             break

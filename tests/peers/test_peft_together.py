@@ -91,7 +91,7 @@ def test_adapters_with_weights(world, seed, kinds, weights):
 
 
 def test_two_tables_at_once(world):
-    """PEFT writes the untouched table beside the factors of each; it is no change, and they are summed."""
+    """PEFT writes the untouched table beside the factors of each; it is not a change, and they are summed."""
     from tests.peers import peft_side
 
     for seed in range(4):
@@ -134,15 +134,15 @@ def test_two_doras_are_summed_and_not_one_upon_the_other(world):
             layers.append({"attn": {**layer["attn"], "q": total}, "mlp": layer["mlp"]})
         by_hand = logits_of(replace(gemma, params={**gemma.params, "layers": layers}), model)
         both = gemma.with_lora(lora.read(pair[0])).with_lora(lora.read(pair[1]))
-        theirs = peft_side.logits(with_weights(model, pair, [1.0, 1.0]), model)[model.real]
+        summed = peft_side.logits(with_weights(model, pair, [1.0, 1.0]), model)[model.real]
         assert error(logits_of(both, model), by_hand) <= FLOAT64_BOUND
         assert error(logits_of(both.merge_lora(), model), by_hand) <= FLOAT64_BOUND
-        assert error(theirs, by_hand) > 1e-3
+        assert error(summed, by_hand) > 1e-3
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_adapters_for_rows(world, seed):
-    """PEFT's ``adapter_names``: one for each row, of which one has none. It knows no DoRA there."""
+    """PEFT's ``adapter_names``: one for each row, of which one has none. It has no DoRA there."""
     from tests.peers import peft_side
 
     model, folders = world(seed)
