@@ -34,7 +34,7 @@ def archive(name):
         (b"\x89HDF\r\n\x1a\n" + bytes(40), "is an HDF5 file"),
         (b"\x81\xa6params\x83\xa5embed\xc7", "is a msgpack file, as Flax writes"),
         (b"\xde\x00\x20\xa6params\x83\xa5embed\xc7", "is a msgpack file"),
-        (gzip.compress(b"numbers"), "is compressed with gzip: unpack it"),
+        (gzip.compress(b"numbers", mtime=0), "is compressed with gzip: unpack it"),
         (b"<!DOCTYPE html><html>Access to model google/gemma-2b is restricted</html>", "is a web page: the download"),
         (b"\n  <html lang='en'>", "is a web page"),
         (b'{"weight_map": {"model.norm.weight": "model.safetensors"}}', "is a JSON file"),
