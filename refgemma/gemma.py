@@ -245,7 +245,7 @@ class Gemma:
         return encode_chat(self.tokenizer, prompt)
 
     def logits(self, tokens: ArrayLike, *, last: bool = False, progress: Progress | None = None) -> Array:
-        """Scores of every vocabulary entry as the next token, at every position.
+        """Score every vocabulary entry as the next token, at every position.
 
         Parameters
         ----------

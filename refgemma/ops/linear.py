@@ -108,7 +108,7 @@ def linear(x: Array, w: Operand, *, numerics: Numerics = FLOAT32) -> Array:
 def linears(
     x: Array, weights: Sequence[Operand], *, columns: bool = False, numerics: Numerics = FLOAT32
 ) -> list[Array]:
-    """Products of the same activations with several weights, which is faster than one after the other.
+    """Multiply the same activations with several weights, which is faster than one after the other.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def linears(
 
 
 def table_rows(tokens: Array, table: Operand, numerics: Numerics = FLOAT32) -> Array:
-    """Rows of an embedding table, in the dtype of activations.
+    """Look up rows of an embedding table, in the dtype of activations.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def table_rows(tokens: Array, table: Operand, numerics: Numerics = FLOAT32) -> A
 
 
 def low_rank_rows(tokens: Array, delta: Delta, numerics: Numerics = FLOAT32) -> Array:
-    """Rows of a table's low-rank delta, unscaled.
+    """Compute rows of a table's low-rank delta, unscaled.
 
     Parameters
     ----------
