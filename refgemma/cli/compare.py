@@ -41,7 +41,7 @@ def add_candidate(parser: argparse.ArgumentParser, model: str | None) -> None:
     parser.add_argument(
         "--model",
         default=model,
-        help="folder, shipped name, hub id fetched before, or revealing model"
+        help="folder, shipped name, hub id fetched before, or formula model"
         f" (default: {model or 'the one of REFERENCE'})",
     )
     parser.add_argument(

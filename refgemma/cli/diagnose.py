@@ -2,7 +2,7 @@
 
 CANDIDATE is a trace, as for `refgemma compare`; final logits alone are enough. The reference is
 run with every known bug in turn, and with two at once where no single one explains everything.
-The revealing models (reveal-gqa, reveal-mqa, reveal-lora, reveal-far) need no download: their weights are a formula.
+The formula models (reveal-gqa, reveal-mqa, reveal-lora, reveal-far) need no download: their weights are a formula.
 Exit code 1 if something is wrong, whether a cause is found or not.
 
 examples:

@@ -1,4 +1,4 @@
-"""Write the published data of the revealing models: ``python -m tests.oracle.publish [FOLDER]``.
+"""Write the published data of the formula models: ``python -m tests.oracle.publish [FOLDER]``.
 
 For each model a JSON file (how to make its weights, the batch, the logits, how far a correct float32 engine may be from
 them) and a trace; and the table of coverage: how far each known bug moves the logits, in multiples of that budget.
@@ -24,7 +24,7 @@ from refgemma.oracle.bugs.port import Setup, run
 from refgemma.oracle.diagnosis.by_logits import LogitsTrial
 from refgemma.oracle.diagnosis.explanation import fits, honest_setup
 from refgemma.oracle.formula_models import formula
-from refgemma.oracle.formula_models.formula import EVERY, MODELS, QUIET, Revealing, tensors_of
+from refgemma.oracle.formula_models.formula import EVERY, MODELS, QUIET, FormulaModel, tensors_of
 from refgemma.oracle.traces.trace import Trace
 
 FOLDER = Path(formula.__file__).parent / "data"
@@ -38,7 +38,7 @@ _FORMULA = (
 )
 
 
-def trace_of(model: Revealing, numerics: Numerics = FLOAT64) -> tuple[Trace, Setup]:
+def trace_of(model: FormulaModel, numerics: Numerics = FLOAT64) -> tuple[Trace, Setup]:
     """Every tensor of a model's batch, and the setup that computes them."""
     nothing = Trace({}, {}, model.tokens, model.positions, model.config)
     setup = honest_setup(model.params, model.config, nothing, "float32").but(numerics=numerics)
@@ -60,7 +60,7 @@ def trace_of(model: Revealing, numerics: Numerics = FLOAT64) -> tuple[Trace, Set
     return Trace(tensors, dtypes, model.tokens, model.positions, model.config, meta), setup
 
 
-def page_of(model: Revealing) -> dict[str, Any]:
+def page_of(model: FormulaModel) -> dict[str, Any]:
     """Everything that is published about a model."""
     trace, setup = trace_of(model)
     budgets = LogitsTrial(trace, setup, "float32").budgets(setup)  # BT

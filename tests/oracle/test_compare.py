@@ -511,7 +511,7 @@ def test_merged_weights_are_within_rounding_of_the_attached_adapter(with_pirate)
     assert not compare(None, trace(rounded, TOKENS), model=with_pirate).ok
 
 
-def test_logits_of_a_revealing_model(tmp_path):
+def test_logits_of_a_formula_model(tmp_path):
     path = tmp_path / "logits.npy"
     known = formula.find("reveal-gqa")
     right = forward(known.params, known.config, known.tokens, positions=known.positions)

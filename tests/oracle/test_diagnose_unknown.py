@@ -204,7 +204,7 @@ def logits_of(trace):
 
 
 def model_of(name):
-    """A revealing model, or the shipped one on a text and a padded row."""
+    """A formula model, or the shipped one on a text and a padded row."""
     if name != "tiny-it":
         return find(name)
     gemma, T = tiny_it(), 9

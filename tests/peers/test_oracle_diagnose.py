@@ -64,7 +64,7 @@ class Batch:
 
 @pytest.fixture(scope="module")
 def batches():
-    """Two revealing models, and the shipped one on a text, a padded row and a row that begins at position 300."""
+    """Two formula models, and the shipped one on a text, a padded row and a row that begins at position 300."""
     gemma, T = tiny_it(), 14
     text = gemma.tokenizer.encode("The little cat sat on the mat, and then it said hello to the dog.", bos=True)[:T]
     others = np.random.default_rng(5).integers(110, 1000, size=T).tolist()

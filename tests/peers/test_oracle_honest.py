@@ -98,7 +98,7 @@ def test_no_honest_run_is_outside_the_free_running_budget(honest):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_revealing_models_run_honestly(honest, dtype):
+def test_formula_models_run_honestly(honest, dtype):
     """Among them positions beyond 131,000, where float32 angles are off by 0.01 (D3)."""
     for model in formula.MODELS:
         if model.rank:
@@ -152,7 +152,7 @@ def test_torch_s_curves_are_within_the_allowance_for_libraries(honest):
 
 
 def as_random_model(model):
-    """Revealing model with the fields that the recorder looks at."""
+    """Formula model with the fields that the recorder looks at."""
     own = {"config": model.config, "params": model.params, "tokens": model.tokens, "positions": model.positions}
     return replace(random_model(0), **own)
 

@@ -1,6 +1,6 @@
 """Known bugs planted in transformers: called wrong at the operation that holds them, and nowhere before.
 
-The bugs are torch code of `tests.peers.planted`; the revealing models show them all. Only what a catalogue lists as
+The bugs are torch code of `tests.peers.planted`; the formula models show them all. Only what a catalogue lists as
 "visible in float32" or "bfloat16 runs only" can be seen; D3 is rounding, which the bounds contain.
 """
 

@@ -137,11 +137,11 @@ BUGS: tuple[Bug, ...] = (
         "The activation is applied to what the up matrix gives, not to what the gate matrix gives.",
         "https://github.com/google-deepmind/gemma/commit/5e2ff66",
         ("mlp.gate", "mlp.up", "mlp.act", "mlp.gated"),
-        (edits.field(activated="up"), edits.mlp_weights(lambda mlp: {"gate": mlp["up"], "up": mlp["gate"]}))),
+        (edits.field(activated="up"), edits.swapped_gate)),
     Bug("C3 reshaped", "gate reshaped",
         "The gate matrix is reshaped where it should be transposed: the right shape, and wrong numbers.",
         "https://github.com/google-deepmind/gemma/commit/5e2ff66",
-        ("mlp.gate",), (edits.mlp_weights(lambda mlp: {"gate": edits.reshaped(mlp["gate"])}),)),
+        ("mlp.gate",), (edits.reshaped_gate,)),
     # ---- D: rotary embedding
     Bug("D1", "rotary angles in bfloat16",
         "Frequencies and angles are rounded to bfloat16; they need float32.",

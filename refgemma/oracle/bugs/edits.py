@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted
 from refgemma.oracle.bugs.port import Setup
-from refgemma.params import Params, changed
+from refgemma.params import at, changed
 
 Edit: TypeAlias = Callable[[Setup], Setup | None]
 
@@ -146,16 +146,28 @@ def gain_plus(step: float) -> Edit:
     return edit
 
 
-def mlp_weights(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Edit:
-    """Replace matrices in every MLP."""
-    return lambda setup: _each_layer(setup, lambda layer: {**layer, "mlp": {**layer["mlp"], **change(layer["mlp"])}})
+def swapped_gate(setup: Setup) -> Setup:
+    """Exchange the gate and the up matrix of every MLP."""
+    params, other = setup.params, {"gate": "up", "up": "gate"}
+
+    def swapped(path: str, w: Any) -> Any:
+        mlp, _, name = path.rpartition(".")
+        return at(params, f"{mlp}.{other[name]}") if name in other else w
+
+    return setup.but(params=changed(params, swapped))
 
 
-def reshaped(w: Array | Bfloat16Matrix) -> Array | Bfloat16Matrix:
-    """A matrix (F, D), its numbers read as (D, F) and transposed: the right shape, the wrong numbers."""
-    if isinstance(w, Bfloat16Matrix):
-        return Bfloat16Matrix(np.ascontiguousarray(w.bits.reshape(w.shape[::-1]).T))
-    return np.ascontiguousarray(w.reshape(w.shape[::-1]).T)
+def reshaped_gate(setup: Setup) -> Setup:
+    """Read the numbers of every gate matrix (F, D) as (D, F), transposed: the right shape, the wrong numbers."""
+
+    def reshaped(path: str, w: Any) -> Any:
+        if not path.endswith(".gate"):
+            return w
+        if isinstance(w, Bfloat16Matrix):
+            return Bfloat16Matrix(np.ascontiguousarray(w.bits.reshape(w.shape[::-1]).T))
+        return np.ascontiguousarray(w.reshape(w.shape[::-1]).T)
+
+    return setup.but(params=changed(setup.params, reshaped))
 
 
 def larger_eps(setup: Setup) -> Setup:
@@ -174,8 +186,3 @@ def heads_in_turn(setup: Setup) -> Setup | None:
     """Read key head n % K for query head n; shows where 1 < K < N."""
     c = setup.config
     return setup.but(heads="in turn") if any(1 < row.num_kv_heads < row.num_heads for row in c.layers) else None
-
-
-def _each_layer(setup: Setup, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Setup:
-    layers = [change(layer) for layer in cast(list[dict[str, Any]], setup.params["layers"])]
-    return setup.but(params=cast(Params, {**setup.params, "layers": layers}))

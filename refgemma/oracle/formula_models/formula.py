@@ -1,4 +1,4 @@
-"""Tiny models whose weights are a formula, so that a port can be checked without a download and without Python.
+"""Tiny models whose weights are a formula: a port can be checked without a download and without Python.
 
 Number n of tensor t is the integer hash below of ``0x9E3779B9 (t + 1) + n``, in 32-bit unsigned arithmetic; its highest
 byte b becomes ``(2 b - 255) 2**-e``, or in the MLP ``b 2**-9``: whole numbers below 256 times a power of two, which
@@ -35,14 +35,14 @@ QUIET, EVERY = 10, 8  # rows 5, 13, 21, ... of the table are smaller by 2**-10
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Revealing:
+class FormulaModel:
     """One such model and the batch it is run on."""
 
     name: str  # what users call it
     title: str  # what it is for
     config: Config  # shape and constants
-    tokens: Array  # (B, T): The batch; -1 is padding
-    positions: Array  # (B, T): The batch; -1 is padding
+    tokens: Array  # BT
+    positions: Array  # BT; -1 for padding
     rank: int = 0  # of the adapter on the embedding; 0 for none
 
     @property
@@ -56,9 +56,9 @@ class Tensor:
     """One tensor of the formula."""
 
     number: int  # which one, t
-    name: str  # in our params, and in a Hugging Face checkpoint; the same for the factors of an adapter
-    hf_name: str  # in our params, and in a Hugging Face checkpoint; the same for the factors of an adapter
-    shape: tuple[int, ...]  # row by row, the last axis fastest
+    name: str  # path in params
+    hf_name: str  # in a Hugging Face checkpoint; the factors of an adapter have their path
+    shape: tuple[int, ...]  # in row-major order
     exponent: int  # the power of two that divides, e
     signed: bool = True  # ``2 b - 255`` rather than ``b``
 
@@ -79,7 +79,7 @@ def weight(number: int, count: int, exponent: int, *, signed: bool = True) -> Ar
     return ((2 * whole - 255 if signed else whole) * 2.0**-exponent).astype(np.float32)
 
 
-def tensors_of(model: Revealing) -> Iterator[Tensor]:
+def tensors_of(model: FormulaModel) -> Iterator[Tensor]:
     """Every tensor of a model."""
     c = model.config
     D, V, R = c.hidden_size, c.vocab_size, model.rank
@@ -97,7 +97,7 @@ def tensors_of(model: Revealing) -> Iterator[Tensor]:
         yield Tensor(number + 2, "embed.lora_b", "embed.lora_b", (D, R), MATRIX)
 
 
-def params_of(model: Revealing) -> Params:
+def params_of(model: FormulaModel) -> Params:
     """Weights of a model, from the formula."""
     flat: dict[str, Any] = {tensor.name: tensor.values for tensor in tensors_of(model)}
     table = flat["embed"]
@@ -108,8 +108,8 @@ def params_of(model: Revealing) -> Params:
     return build(flat | {"head": table})
 
 
-def find(name: str) -> Revealing | None:
-    """Model of a name."""
+def find(name: str) -> FormulaModel | None:
+    """The model with a name, or None."""
     return next((model for model in MODELS if model.name == name), None)
 
 
@@ -131,9 +131,9 @@ def _batch(V: int, T: int, starts: tuple[int, ...], padding: tuple[int, ...]) ->
 
 def _model(
     name: str, title: str, config: Config, T: int, starts: tuple[int, ...], padding: tuple[int, ...], rank: int = 0
-) -> Revealing:
+) -> FormulaModel:
     tokens, positions = _batch(config.vocab_size, T, starts, padding)
-    return Revealing(name=name, title=title, config=config, tokens=tokens, positions=positions, rank=rank)
+    return FormulaModel(name=name, title=title, config=config, tokens=tokens, positions=positions, rank=rank)
 
 
 # fmt: off

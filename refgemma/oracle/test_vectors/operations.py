@@ -10,9 +10,9 @@ Weights are the formula of `refgemma.oracle.formula_models.formula`, so that the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from refgemma.oracle.bounds.flow import Flow
 from refgemma.oracle.bounds.slack import Bound, Known
 from refgemma.oracle.formula_models.formula import weight
 from refgemma.oracle.operations import KINDS, OPERATIONS, Operation, split_name
-from refgemma.params import Params
+from refgemma.params import Params, build
 
 ARITHMETICS = ("float32", "bfloat16")
 TOKENS = (2, 5, 11, 60)
@@ -34,7 +34,6 @@ ROWS = 64  # of the table: enough for TOKENS, and for a head
 QUIET, QUIET_ROW = 10, 5  # that row is smaller by 2**-10, so that eps counts
 _RMS = 255 / math.sqrt(3)  # of the formula's numbers, before the power of two
 _LAYER = "layers.0."
-_PARTS = ("attn", "mlp")
 
 
 class Listed(NamedTuple):
@@ -158,9 +157,8 @@ def _weights(config: Config) -> list[Weight]:
 
 
 def _params(weights: list[Weight]) -> Params:
-    flat: Mapping[str, Any] = {
-        w.name: w.numbers if w.numbers.ndim == 1 else Bfloat16Matrix(to_bfloat16(w.numbers)) for w in weights
+    flat: dict[str, Any] = {
+        _LAYER * ("." in w.name) + w.name: w.numbers if w.numbers.ndim == 1 else Bfloat16Matrix(to_bfloat16(w.numbers))
+        for w in weights
     }
-    layer = {part: {key.partition(".")[2]: w for key, w in flat.items() if key.startswith(part)} for part in _PARTS}
-    params = {"embed": flat["embed"], "layers": [layer], "final_norm": flat["final_norm"], "head": flat["embed"]}
-    return cast(Params, params)
+    return build(flat | {"head": flat["embed"]})

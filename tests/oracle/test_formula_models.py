@@ -1,4 +1,4 @@
-"""The revealing models: their formula, what is published about them, and that every known bug shows."""
+"""The formula models: their formula, what is published about them, and that every known bug shows."""
 
 import json
 import shutil
