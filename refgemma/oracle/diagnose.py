@@ -21,16 +21,15 @@ from refgemma.oracle.bugs.port import Setup
 from refgemma.oracle.diagnosis.by_logits import LogitsTrial
 from refgemma.oracle.diagnosis.by_trace import TraceTrial
 from refgemma.oracle.diagnosis.explanation import fits, honest_setup, overflows
-from refgemma.oracle.diagnosis.placement import CLOSER
-from refgemma.oracle.diagnosis.result import TIE, Cause, Diagnosis
+from refgemma.oracle.diagnosis.result import Cause, Diagnosis
 from refgemma.oracle.judging.selection import judged_as_recognised, recognised_arithmetic
 from refgemma.oracle.models import read_candidate, weights_of
 from refgemma.oracle.operations import names_of
+from refgemma.oracle.thresholds import CLOSER, OVERFLOW, TIE
 from refgemma.oracle.traces.trace import Trace
 from refgemma.params import Params
 
 _BOS = 2  # of every Gemma
-_OVERFLOW = 1.8e19  # larger numbers have no square in float32 and bfloat16
 
 
 def diagnose(
@@ -82,8 +81,8 @@ def diagnose(
     Each operation of a trace is judged on the candidate's own inputs (`refgemma.oracle.judging.forced`), with each known
     bug in the reference in turn: an explanation is right if nothing is wrong any more. Where no operation is wrong, but
     the logits are not those of the model, the logits are explained. A bug in some layers only is found as well, since it
-    explains the operations of these and none of the others (`refgemma.oracle.bugs.sites`). For final logits alone the
-    reference is run by itself, and a bug is everywhere. Explanations that fit are ordered by how well they do.
+    explains the operations of these and none of the others. For final logits alone the reference is run by itself, and a
+    bug is everywhere. Explanations that fit are ordered by how well they do.
     """
     params, config = weights_of(model, lora)
     trace = candidate
@@ -176,7 +175,7 @@ def _finite(trace: Trace, config: Config) -> tuple[Trace, str]:
         raise InputError("the candidate holds no tensor that is recognised: there is nothing to explain")
     kept: dict[str, Array] = {}
     for name in (name for name in names_of(config) if name in trace.tensors):
-        if overflows(trace, name, _OVERFLOW):
+        if overflows(trace, name, OVERFLOW):
             if not kept:
                 raise InputError(
                     f"the candidate's {name} holds NaN or overflows, and nothing before it is given to judge by"

@@ -1,8 +1,8 @@
 """The one table of operations: every named tensor of a run, what it is made from, by which formula, with which weight.
 
 The names are those that `refgemma.model.forward` calls its tap with. Everything else in the oracle that depends on the
-structure of the model (bounds, bug sites, traces, test vectors) reads this table. A new operation needs a line on the
-page of the model, its function in `refgemma.ops`, a row here, and a bound.
+structure of the model (bounds, where bugs are, traces, test vectors) reads this table. A new operation needs a line on
+the page of the model, its function in `refgemma.ops`, a row here, and a bound.
 
 Letters: B batch row, T query position, S key position, D residual stream, N query heads, K key/value heads, H head
 width, F MLP width, V vocabulary.

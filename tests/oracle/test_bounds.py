@@ -13,7 +13,7 @@ from refgemma.ops.rope import rope, rope_table
 from refgemma.oracle.bounds import elementwise, products, sums
 from refgemma.oracle.bounds.arithmetic import UNIT, arithmetic_of, confidence
 from refgemma.oracle.bounds.slack import Known
-from refgemma.oracle.judging.thresholds import BRIDGED, LIBRARY
+from refgemma.oracle.thresholds import BRIDGED, LIBRARY
 
 F32 = arithmetic_of("float32")
 U = UNIT["float32"]

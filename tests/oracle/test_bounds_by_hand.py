@@ -16,7 +16,7 @@ from refgemma.ops.norm import rms_norm
 from refgemma.oracle.bounds import elementwise, products, sums
 from refgemma.oracle.bounds.arithmetic import UNIT, arithmetic_of, confidence
 from refgemma.oracle.bounds.slack import Known
-from refgemma.oracle.judging.thresholds import DRIFTED, SEEDS
+from refgemma.oracle.thresholds import DRIFTED, SEEDS
 from tests.oracle.test_bounds import single, summed_one_by_one, wide
 
 F32, P64 = arithmetic_of("float32"), PROFILES["float64"]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import refgemma.oracle
+from refgemma.oracle import thresholds
 from refgemma.oracle.bounds import elementwise, products, sums
-from refgemma.oracle.judging import thresholds
 from refgemma.oracle.operations import KINDS
 from refgemma.profiles import ROUNDINGS
 

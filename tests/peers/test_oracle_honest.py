@@ -12,8 +12,8 @@ import pytest
 from refgemma.oracle.formula_models import formula
 from refgemma.oracle.judging.forced import judge_forced
 from refgemma.oracle.judging.free_run import judge_free
-from refgemma.oracle.judging.thresholds import LIBRARY
 from refgemma.oracle.operations import split_name
+from refgemma.oracle.thresholds import LIBRARY
 from tests.bfloat16 import narrow_params
 from tests.models import random_model
 

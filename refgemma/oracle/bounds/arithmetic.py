@@ -22,7 +22,7 @@ import numpy as np
 from refgemma.errors import InputError
 from refgemma.numerics import PROFILES, Array, Bfloat16Matrix, Numerics, from_bfloat16, to_bfloat16
 from refgemma.ops.linear import Adapted, Operand
-from refgemma.oracle.judging.thresholds import STRAY
+from refgemma.oracle.thresholds import STRAY
 from refgemma.params import Params, changed, each_once
 
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}

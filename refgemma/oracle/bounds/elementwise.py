@@ -27,7 +27,7 @@ from refgemma.ops.rope import rope_table
 from refgemma.oracle.bounds.arithmetic import Arithmetic
 from refgemma.oracle.bounds.slack import Bound, Known, Size, bound
 from refgemma.oracle.bounds.sums import gamma
-from refgemma.oracle.judging.thresholds import LIBRARY
+from refgemma.oracle.thresholds import LIBRARY
 
 CURVE = 2 * LIBRARY  # unit roundoffs of a library function's result
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from refgemma.numerics import Array
 from refgemma.oracle.bounds.arithmetic import Arithmetic, confidence
-from refgemma.oracle.judging.thresholds import BRIDGED
+from refgemma.oracle.thresholds import BRIDGED
 
 Size: TypeAlias = Array | float
 

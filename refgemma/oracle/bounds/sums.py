@@ -27,7 +27,7 @@ import numpy as np
 from refgemma.numerics import Array
 from refgemma.oracle.bounds.arithmetic import Arithmetic
 from refgemma.oracle.bounds.slack import Bound, Known, Size, bound
-from refgemma.oracle.judging.thresholds import LIBRARY
+from refgemma.oracle.thresholds import LIBRARY
 
 
 def gamma(n: Size, unit: float) -> Size:

@@ -23,15 +23,10 @@ from refgemma.oracle.bounds.slack import Known
 from refgemma.oracle.bugs.catalogue import Bug, with_bugs
 from refgemma.oracle.bugs.port import Chunks, Setup, run
 from refgemma.oracle.diagnosis.explanation import fits, with_roundings
-from refgemma.oracle.diagnosis.result import TIE, Cause
-from refgemma.oracle.judging.thresholds import DRIFTED, SEEDS
+from refgemma.oracle.diagnosis.result import Cause
+from refgemma.oracle.thresholds import CLOSER_LOGITS, DRIFTED, MEASURED, REACH, SEEDS, TIE
 from refgemma.oracle.traces.trace import Trace, of_chunk
 
-# Times less misfit than without the bug: no coincidence. Measured where it is hardest, with roundings that fall either
-# way in every layer, the right explanation is 12 times closer or more, a related one up to 1.4 times.
-CLOSER = 4.0
-_MEASURED = 6  # explanations whose budget is measured before one has been found that is inside it
-_REACH = 10.0  # times its own effect, by which a bug may move the logits beside another bug
 _LOGITS = 2**24  # compared at most; of a longer text the last positions
 
 
@@ -90,8 +85,8 @@ class LogitsTrial:
         measured = 0
         for one, explanation in sorted(imitated, key=lambda pair: pair[0].misfit):
             first = next((cause.misfit for cause in found if cause.explains), None)
-            near = measured < _MEASURED if first is None else one.misfit <= TIE * first
-            if near and one.misfit * CLOSER <= self._without(explanation):
+            near = measured < MEASURED if first is None else one.misfit <= TIE * first
+            if near and one.misfit * CLOSER_LOGITS <= self._without(explanation):
                 measured += 1
                 found.append(_cause(explanation, one.misfit, self.effect(one.setup)))
             else:
@@ -111,9 +106,9 @@ class LogitsTrial:
         """Pairs that could explain the logits, by what each of the two does alone."""
         kept: list[tuple[Bug, ...]] = []
         for one, other in pairs:
-            best = [self._alone[a.key] - _REACH * self._moves[b.key] for a, b in ((one, other), (other, one))]
-            undone = min(self._moves[one.key], self._moves[other.key]) > _REACH * self._plain
-            if not undone and not any(misfit * CLOSER > self._plain for misfit in best):
+            best = [self._alone[a.key] - REACH * self._moves[b.key] for a, b in ((one, other), (other, one))]
+            undone = min(self._moves[one.key], self._moves[other.key]) > REACH * self._plain
+            if not undone and not any(misfit * CLOSER_LOGITS > self._plain for misfit in best):
                 setups = with_bugs(self._honest, (one, other))
                 kept += [(one, other)] * any(fits(setup.tokens, self._candidate) for setup in setups)
         return kept

@@ -10,10 +10,11 @@ from refgemma.oracle.bounds.arithmetic import arithmetic_of, storage_unit
 from refgemma.oracle.bugs.catalogue import Bug, with_bugs
 from refgemma.oracle.bugs.port import Setup
 from refgemma.oracle.diagnosis.explanation import Misfit, fits, judge, loosens, misfits
-from refgemma.oracle.diagnosis.placement import CLOSER, Tried, is_closer, place, placed_alone, placed_pairs
+from refgemma.oracle.diagnosis.placement import Tried, is_closer, place, placed_alone, placed_pairs
 from refgemma.oracle.diagnosis.result import Cause
 from refgemma.oracle.judging.grades import Finding
 from refgemma.oracle.operations import names_of, split_name
+from refgemma.oracle.thresholds import CLOSER
 from refgemma.oracle.traces.trace import Trace
 
 Explanation = tuple[Bug, ...]

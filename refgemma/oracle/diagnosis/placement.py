@@ -1,9 +1,9 @@
 """Explanations by known bugs that are in some layers only, put together from trials of each bug everywhere.
 
-Nothing is run again: in a trace each operation is judged on its own inputs, so what a trial found at a site holds
-whatever the other sites do (`refgemma.oracle.bugs.sites`). A bug is placed at a site if something there is wrong
-without it, nothing is with it, and its numbers are much closer to the candidate's, which neither chance nor a looser
-bound gives.
+Nothing is run again: in a trace each operation is judged on its own inputs, so what a trial found at a location holds
+whatever the other locations do (`refgemma.oracle.bugs.locations`). A bug is placed at a location if something there is
+wrong without it, nothing is with it, and its numbers are much closer to the candidate's, which neither chance nor a
+looser bound gives.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from itertools import combinations
 
 from refgemma.config import Config
 from refgemma.oracle.bugs.catalogue import Bug
-from refgemma.oracle.bugs.sites import Site, sites_of
+from refgemma.oracle.bugs.locations import Location, locations_of
 from refgemma.oracle.diagnosis.explanation import Misfit
 from refgemma.oracle.diagnosis.result import Cause
 from refgemma.oracle.judging.grades import Finding
-
-CLOSER = 10.0  # times less misfit than without the bug: no coincidence
+from refgemma.oracle.thresholds import CLOSER
 
 
 @dataclass(frozen=True)
@@ -39,34 +38,34 @@ class Placed:
     """One bug, and where it is."""
 
     tried: Tried  # what it does everywhere
-    here: tuple[Site, ...]  # where it is
-    undecided: tuple[Site, ...]  # where these numbers cannot tell
-    everywhere: bool  # whether no site contradicts that
+    here: tuple[Location, ...]  # where it is
+    undecided: tuple[Location, ...]  # where these numbers cannot tell
+    everywhere: bool  # whether no location contradicts that
 
     @property
     def seen(self) -> frozenset[str]:
         """Tensors in which it is seen."""
-        return frozenset[str]().union(*(site.seen for site in self.here))
+        return frozenset[str]().union(*(location.seen for location in self.here))
 
     def without(self, taken: frozenset[str]) -> Placed:
-        """The same bug, less the sites that are seen in some tensors."""
-        here = tuple(site for site in self.here if not site.seen & taken)
+        """The same bug, less the locations that are seen in some tensors."""
+        here = tuple(location for location in self.here if not location.seen & taken)
         return Placed(self.tried, here, self.undecided, self.everywhere and len(here) == len(self.here))
 
 
 def place(honest: Tried, tried: Tried, config: Config, given: set[str], floor: Mapping[str, float]) -> Placed:
-    """Find the sites at which a bug is."""
+    """Find the locations at which a bug is."""
     here, undecided, everywhere = [], [], True
-    for site in sites_of(tried.bugs[0], config, given):
-        wrong = site.seen & honest.wrong
-        nearer = {name for name in site.seen if is_closer(tried.off[name], honest.off[name], floor[name])}
-        farther = any(is_closer(honest.off[name], tried.off[name], floor[name]) for name in site.seen)
-        if site.seen & tried.wrong or farther or not wrong <= nearer:
+    for location in locations_of(tried.bugs[0], config, given):
+        wrong = location.seen & honest.wrong
+        nearer = {name for name in location.seen if is_closer(tried.off[name], honest.off[name], floor[name])}
+        farther = any(is_closer(honest.off[name], tried.off[name], floor[name]) for name in location.seen)
+        if location.seen & tried.wrong or farther or not wrong <= nearer:
             everywhere = False
         elif nearer:
-            here.append(site)
+            here.append(location)
         else:
-            undecided.append(site)
+            undecided.append(location)
     return Placed(tried, tuple(here), tuple(undecided), everywhere)
 
 
@@ -77,7 +76,7 @@ def is_closer(one: Misfit, other: Misfit, floor: float, times: float = CLOSER) -
 
 
 def placed_alone(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
-    """Causes of one bug that is at some of its sites only."""
+    """Causes of one bug that is at some of its locations only."""
     best: dict[tuple[str, ...], Cause] = {}
     for cause in (_cause(honest, (one,)) for one in places if one.here and not one.everywhere):
         found = best.setdefault(cause.keys, cause)
@@ -86,7 +85,7 @@ def placed_alone(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
 
 
 def placed_pairs(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
-    """Causes of two bugs at different sites, at least one of them not everywhere, that explain everything."""
+    """Causes of two bugs at different locations, at least one of them not everywhere, that explain everything."""
     causes: dict[tuple[tuple[str, ...], tuple[tuple[str, ...], ...]], Cause] = {}
     for pair in combinations([one for one in places if one.here], 2):
         if not honest.wrong <= pair[0].seen | pair[1].seen or pair[0].tried.bugs == pair[1].tried.bugs:
@@ -100,7 +99,7 @@ def placed_pairs(honest: Tried, places: Sequence[Placed]) -> list[Cause]:
 
 
 def _cause(honest: Tried, places: tuple[Placed, ...]) -> Cause:
-    """Cause of bugs, each at its sites, and the honest reference everywhere else."""
+    """Cause of bugs, each at its locations, and the honest reference everywhere else."""
     by = {name: one.tried for one in places for name in one.seen}
     judged = {name: by.get(name, honest) for name in honest.findings}
     ratios = [tried.findings[name].ratio for name, tried in judged.items() if name not in tried.forgiven]
@@ -114,5 +113,5 @@ def _cause(honest: Tried, places: tuple[Placed, ...]) -> Cause:
     )
 
 
-def _names(sites: tuple[Site, ...]) -> tuple[str, ...]:
-    return tuple(name for site in sites for name in site.names)
+def _names(locations: tuple[Location, ...]) -> tuple[str, ...]:
+    return tuple(name for location in locations for name in location.names)

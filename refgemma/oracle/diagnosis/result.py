@@ -9,11 +9,8 @@ from typing import Any
 from refgemma.errors import grouped
 from refgemma.oracle.bounds.arithmetic import arithmetic_of
 from refgemma.oracle.bugs.catalogue import Bug
-from refgemma.oracle.bugs.sites import words
-
-# Explanations whose misfit is within this factor of the best are as good: misfits of right ones are rounding noise, and
-# differ by chance; those of wrong ones are a hundred times larger, or more.
-TIE = 3.0
+from refgemma.oracle.bugs.locations import words
+from refgemma.oracle.thresholds import TIE
 
 _FINE = ("A2", "B4", "B5", "B6", "G1")  # bugs that bfloat16 logits show on none of the models tried
 
@@ -74,7 +71,7 @@ class Cause:
 class Diagnosis:
     """Why another engine computed what it did.
 
-    Attributes
+    Parameters
     ----------
     causes : tuple of Cause
         Explanations, best first: those that explain everything, then those that explain some of it. Empty if none is
@@ -156,7 +153,13 @@ class Diagnosis:
         return ("a rounding profile: " if kinds == {"profile"} else "") + self.first.name
 
     def text(self) -> str:
-        """All of it, for people."""
+        """Write all of it, for people.
+
+        Returns
+        -------
+        str
+            The verdict, then a line on each bug it names.
+        """
         basis = "each operation on its own inputs" if self.basis == "trace" else "final logits alone"
         lines = [self.verdict, f"  judged as {self.arithmetic}, by {basis}"]
         if self.overflow:
@@ -191,7 +194,13 @@ class Diagnosis:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for programs."""
+        """Give all of it, for programs.
+
+        Returns
+        -------
+        dict
+            What ``diagnose --json`` prints.
+        """
         return {
             "verdict": self.verdict,
             "ok": self.ok,

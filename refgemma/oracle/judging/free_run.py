@@ -25,8 +25,8 @@ from refgemma.oracle.bounds.flow import Flow, chunks
 from refgemma.oracle.bounds.slack import Known
 from refgemma.oracle.judging.grades import Finding, grade_of, worse
 from refgemma.oracle.judging.patterns import pattern
-from refgemma.oracle.judging.thresholds import DRIFTED, SEEDS
 from refgemma.oracle.operations import axes_of, names_of
+from refgemma.oracle.thresholds import DRIFTED, SEEDS
 from refgemma.oracle.traces.trace import Trace, of_chunk
 from refgemma.params import Params
 

@@ -19,7 +19,7 @@ GRADES: tuple[Grade, ...] = ("not given", "inside rounding", "suspicious", "wron
 class Finding:
     """Verdict on one named tensor.
 
-    Attributes
+    Parameters
     ----------
     name : str
         The tensor, such as ``layers.3.attn.q_rope``.

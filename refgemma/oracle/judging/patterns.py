@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refgemma.numerics import Array, from_bfloat16, to_bfloat16
-from refgemma.oracle.judging.thresholds import (
+from refgemma.oracle.thresholds import (
     F_RATIO,
     GROWTH_POSITIONS,
     GROWTH_RANK,

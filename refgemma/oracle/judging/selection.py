@@ -19,8 +19,8 @@ from refgemma.numerics import PROFILES, Array
 from refgemma.oracle.judging.forced import judge_forced
 from refgemma.oracle.judging.free_run import drift
 from refgemma.oracle.judging.grades import Finding
-from refgemma.oracle.judging.thresholds import EXAMINED, NUMBERS, STORED_LEFT, STORED_WRONG
 from refgemma.oracle.operations import OPERATIONS, split_name
+from refgemma.oracle.thresholds import EXAMINED, NUMBERS, STORED_LEFT, STORED_WRONG
 from refgemma.oracle.traces.trace import Trace
 from refgemma.params import Params
 

@@ -18,7 +18,7 @@ from refgemma.oracle.reporting.picture import draw
 class Report:
     """Verdict on a trace.
 
-    Attributes
+    Parameters
     ----------
     candidate : str
         The trace that was judged.
@@ -134,7 +134,18 @@ class Report:
         Path(path).write_bytes(self.drawn(picture_format(path)))
 
     def drawn(self, format: str) -> bytes:
-        """Content of an image file, "png", "svg" or "pdf"."""
+        """Draw the picture without writing it.
+
+        Parameters
+        ----------
+        format : {"png", "svg", "pdf"}
+            What to draw it as.
+
+        Returns
+        -------
+        bytes
+            Content of the image file.
+        """
         title = f"{Path(self.candidate).name} against {self.model}"
         return draw(title, self.findings, self.drifts, self.first_divergence, format=format)
 

@@ -32,7 +32,7 @@ _END = "last."  # before the names of `Trace.ends` in a file
 class Trace:
     """Named tensors of one run, of refgemma or of another engine.
 
-    Attributes
+    Parameters
     ----------
     tensors : mapping of str to ndarray
         Names and axes as in `refgemma.oracle.operations`, batch axis first. Numbers are float16, float32 or float64;

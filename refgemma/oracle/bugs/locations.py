@@ -1,7 +1,7 @@
 """Where in a model a known bug may be: everywhere it can, in some layers, in the final norm; and that in words.
 
 Each operation of a trace is judged on its own inputs. So a bug in one layer is seen there, in the first tensors that
-were given, and nowhere else: sites that are seen in different tensors are judged one by one.
+were given, and nowhere else: locations that are seen in different tensors are judged one by one.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _RUN = 3  # layers in a row, from which on they are written as "4 to 6"
 
 
 @dataclass(frozen=True)
-class Site:
+class Location:
     """A part of the model in which a bug may be, independently of the rest."""
 
     names: tuple[str, ...]  # tensors that the bug moves there
     seen: frozenset[str]  # given tensors that differ if the bug is there
 
 
-def sites_of(bug: Bug, config: Config, given: Iterable[str]) -> list[Site]:
+def locations_of(bug: Bug, config: Config, given: Iterable[str]) -> list[Location]:
     """Sites of a bug that a trace can tell apart."""
     exact = frozenset(given)
     units: dict[str | int, list[str]] = {}
@@ -34,14 +34,14 @@ def sites_of(bug: Bug, config: Config, given: Iterable[str]) -> list[Site]:
         layer, kind = split_name(name)
         if kind in bug.where:
             units.setdefault(name if layer is None or _TWICE.issuperset(bug.where) else layer, []).append(name)
-    sites: list[Site] = []
+    locations: list[Location] = []
     for names in units.values():
-        site = Site(tuple(names), _seen(names, config, exact))
-        shared = [other for other in sites if other.seen & site.seen]
-        sites = [other for other in sites if other not in shared]
-        both = [name for one in (*shared, site) for name in one.names]
-        sites.append(Site(tuple(both), site.seen.union(*(one.seen for one in shared))))
-    return [site for site in sites if site.seen]
+        location = Location(tuple(names), _seen(names, config, exact))
+        shared = [other for other in locations if other.seen & location.seen]
+        locations = [other for other in locations if other not in shared]
+        both = [name for one in (*shared, location) for name in one.names]
+        locations.append(Location(tuple(both), location.seen.union(*(one.seen for one in shared))))
+    return [location for location in locations if location.seen]
 
 
 def words(names: Iterable[str], where: Iterable[str]) -> str:

@@ -47,3 +47,19 @@ NO_CHANCE = 20.0  # natural log of the odds against all numbers outside a region
 GROWTH_POSITIONS = 6  # fewer positions rank in one order too easily
 GROWTH_RANK = 0.9  # rank correlation of error and position
 GROWTH_TIMES = 3.0  # last third of the positions against the first
+
+# ---- Diagnosis: when a bug explains the numbers
+
+CLOSER = 10.0  # times less misfit than without the bug: no coincidence
+
+# The same for final logits alone. Measured where it is hardest, with roundings that fall either way in every layer, the
+# right explanation is 12 times closer or more, a related one up to 1.4 times.
+CLOSER_LOGITS = 4.0
+
+# Explanations whose misfit is within this factor of the best are as good: misfits of right ones are rounding noise, and
+# differ by chance; those of wrong ones are a hundred times larger, or more.
+TIE = 3.0
+
+MEASURED = 6  # explanations whose budget is measured before one has been found that is inside it
+REACH = 10.0  # times its own effect, by which a bug may move the logits beside another bug
+OVERFLOW = 1.8e19  # larger numbers have no square in float32 and bfloat16

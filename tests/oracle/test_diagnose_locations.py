@@ -13,7 +13,7 @@ from refgemma.model import forward
 from refgemma.numerics import FLOAT64
 from refgemma.oracle import diagnose
 from refgemma.oracle.bugs.catalogue import BUGS, find
-from refgemma.oracle.bugs.sites import sites_of, words
+from refgemma.oracle.bugs.locations import locations_of, words
 from refgemma.oracle.operations import names_of, split_name
 from refgemma.oracle.traces.trace import Trace
 from tests.models import random_model, widened
@@ -188,18 +188,20 @@ def test_places_where_a_bug_shows_nothing_are_told():
 def test_sites_hold_every_tensor_once(bug):
     every = names_of(MODEL.config)
     moved = [name for name in every if split_name(name)[1] in bug.where]
-    sites = sites_of(bug, MODEL.config, every)
-    assert sorted(name for site in sites for name in site.names) == sorted(moved)
-    assert all(set(site.names) == site.seen for site in sites)  # all is given, so all is seen where it is
-    whole = sites_of(bug, MODEL.config, ["logits"])
-    assert [set(site.names) for site in whole] == ([set(moved)] if moved else [])
-    assert sites_of(bug, MODEL.config, []) == []
+    locations = locations_of(bug, MODEL.config, every)
+    assert sorted(name for location in locations for name in location.names) == sorted(moved)
+    assert all(
+        set(location.names) == location.seen for location in locations
+    )  # all is given, so all is seen where it is
+    whole = locations_of(bug, MODEL.config, ["logits"])
+    assert [set(location.names) for location in whole] == ([set(moved)] if moved else [])
+    assert locations_of(bug, MODEL.config, []) == []
 
 
 def test_sites_end_where_tensors_are_given():
     given = ["embed", *(f"layers.{i}.out" for i in range(6)), "layers.4.mlp.norm", "logits"]
-    sites = sites_of(find("B1"), MODEL.config, given)
-    seen = {frozenset(site.names): site.seen for site in sites}
+    locations = locations_of(find("B1"), MODEL.config, given)
+    seen = {frozenset(location.names): location.seen for location in locations}
     assert seen[frozenset({"layers.4.mlp.norm", "layers.4.attn.norm"})] == {"layers.4.mlp.norm", "layers.4.out"}
     assert seen[frozenset({"layers.2.mlp.norm", "layers.2.attn.norm"})] == {"layers.2.out"}
     assert seen[frozenset({"final_norm"})] == {"logits"}
