@@ -80,6 +80,13 @@ class Stream(Iterator[Event]):
 
     Iterating waits. A stream that is dropped or closed before its end is cancelled: its row leaves the batch before the
     next token. Unread events are kept, so a slow reader delays neither the model nor other readers.
+
+    Parameters
+    ----------
+    request : Request
+        The request in its batch.
+    events : SimpleQueue or None
+        Where its events arrive; None if they go to a callback.
     """
 
     def __init__(self, request: Request, events: SimpleQueue[Event | Exception | None] | None) -> None:

@@ -39,6 +39,27 @@ class Batching:
 
     Every answer is the same as if its request ran alone, up to the first decision so close that rounding decides it.
     Leaving a ``with`` block waits for all answers; leaving it by an exception stops them.
+
+    Parameters
+    ----------
+    gemma : Gemma
+        The model; its own adapters apply to every request.
+    max_rows : int
+        Requests at work at a time; the cache may grow to hold as many contexts.
+    max_waiting : int
+        Requests that may wait beside those.
+
+    Examples
+    --------
+    >>> import refgemma
+    >>> from refgemma.batching import Batching
+    >>> gemma = refgemma.load("tiny-it")
+    >>> settings = refgemma.SamplingParams(temperature=0, max_tokens=20)
+    >>> with Batching(gemma) as engine:
+    ...     streams = [engine.submit(gemma.encode_prompt(f"What is {n} + 25?"), settings) for n in (17, 18)]
+    ...     answers = ["".join(event.text for event in stream) for stream in streams]
+    >>> answers
+    ['17 + 25 = 42.', '18 + 25 = 43.']
     """
 
     def __init__(self, gemma: Gemma, *, max_rows: int = 8, max_waiting: int = 64) -> None:
@@ -75,7 +96,37 @@ class Batching:
         record: bool = False,
         on_event: OnEvent | None = None,
     ) -> Stream:
-        """Queue a request for an answer."""
+        """Queue a request for an answer.
+
+        Parameters
+        ----------
+        prompt : sequence of int
+            Token ids, as from `Gemma.encode_prompt`.
+        settings : SamplingParams
+            How tokens are chosen.
+        adapter : Adapter, optional
+            For this request alone, on top of the model's own.
+        record : bool
+            Whether events hold decisions, and the result every decision with its logits.
+        on_event : callable, optional
+            ``on_event(event)`` receives every event instead of the stream: in an asyncio program, pass it on with
+            ``loop.call_soon_threadsafe``. The worker calls it and waits for it, so it should return at once. If the
+            request fails it receives the exception, last; after `Stream.cancel` it receives nothing.
+
+        Returns
+        -------
+        Stream
+            To iterate over, and to cancel.
+
+        Raises
+        ------
+        ValueError
+            If the prompt is empty or too long, or the adapter does not fit the model, or holds a weight trained whole.
+        Full
+            If too many requests are waiting.
+        Closed
+            After `close`, or when the worker has died of an error.
+        """
         params = self._params(adapter)
         row = Row(0, prompt, settings, self.gemma, record)
         events: SimpleQueue[Event | Exception | None] | None = None
@@ -99,7 +150,13 @@ class Batching:
         return Stream(request, events)
 
     def close(self, timeout: float | None = None) -> None:
-        """Take no more requests, and wait until the present ones have finished."""
+        """Take no more requests, and wait until the present ones have finished.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds after which unfinished requests are stopped.
+        """
         with self._lock:
             self._closed = True
             if timeout is not None:

@@ -31,7 +31,18 @@ _NO_PART = ("max_tokens", "stop")  # settings that play no part in a decision
 
 
 def no_piece(token: int) -> str:
-    """Spell tokens where there is no tokenizer."""
+    """Spell tokens where there is no tokenizer.
+
+    Parameters
+    ----------
+    token : int
+        Any id.
+
+    Returns
+    -------
+    str
+        The empty string.
+    """
     return ""
 
 
