@@ -247,7 +247,7 @@ def read_config(path: str | Path) -> Config:
 def config_from_hf(fields: Mapping[str, Any]) -> Config:
     """Translate the fields of a Hugging Face ``config.json``.
 
-    Three traps. ``hidden_act: "gelu"`` means the tanh form. ``head_dim`` is read, never derived. ``rope_theta`` stands
+    Three traps. ``hidden_act: "gelu"`` means the tanh form. ``head_dim`` is read, never derived. ``rope_theta`` is
     at the top level in older files and inside ``rope_parameters`` in newer ones.
     """
     model_type = fields.get("model_type")
@@ -278,7 +278,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> Config:
         if fields.get(name):
             raise InputError(f"{name} is {fields[name]!r:.60}: no published Gemma 1 has it, and it is not supported")
 
-    values = {ours: fields[theirs] for theirs, ours in _HF_NAMES}
+    values = {name: fields[hf_name] for hf_name, name in _HF_NAMES}
     head_dim = values["head_dim"]
     if not isinstance(head_dim, int) or not 1 <= head_dim < 2**63:
         raise InputError(f"head_dim is {head_dim!r}: expected a whole number of at least 1")

@@ -24,7 +24,7 @@ RETIRED = (
     r"\btold\b(?! apart)",
     r"\bhands\b",
     r"\bstands\b(?! for)",
-    r"\bis no (?!longer\b|more\b|less\b|need\b|room\b)",
+    r"(?<![Tt]here )\bis no (?!longer\b|more\b|less\b|need\b|room\b)",
     r"\bso many\b",
     r"\bsome times\b",
     r"\bno telling\b",

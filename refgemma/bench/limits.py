@@ -1,7 +1,7 @@
 """What the machine can do, with no model around it, and how to time it.
 
 How fast ``gemv`` streams a float32 matrix larger than any cache, how fast ``gemm`` computes, how fast the checkpoint's
-bfloat16 matrices are widened and multiplied tile by tile, how fast the system hands out memory that is new to a
+bfloat16 matrices are widened and multiplied tile by tile, how fast the system provides memory that is new to a
 process. Where there are several ways (BLAS divides the work, or our threads take tiles of it), the best counts.
 """
 

@@ -19,8 +19,8 @@ from refgemma.compute.threads import in_parallel, threads
 from refgemma.errors import InputError
 from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16, namespace_of
 
-# Numbers in one widened tile: larger ones fall out of the caches, and smaller ones are so many that threads wait for
-# each other in Python, where only one runs at a time.
+# Numbers in one widened tile: larger tiles fall out of the caches; with many small ones, threads wait for each other in
+# Python, where only one runs at a time.
 _TILE = 2**20
 
 # Rows of a matrix that a thread takes at a time, if they are to be multiplied with many columns: BLAS prepares those

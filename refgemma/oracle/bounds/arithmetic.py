@@ -101,7 +101,7 @@ def confidence(size: int) -> float:
 
 
 def storage_unit(dtype: str, computed: str) -> float:
-    """Unit roundoff of storing numbers that were computed in another format; 0 where that is no wider."""
+    """Unit roundoff of storing numbers that were computed in another format; 0 if that one was not wider."""
     unit = UNIT.get(dtype, 0.0)
     return unit if unit > UNIT[computed] else 0.0
 

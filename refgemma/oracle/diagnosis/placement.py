@@ -70,7 +70,7 @@ def place(honest: Tried, tried: Tried, config: Config, given: set[str], floor: M
 
 
 def is_closer(one: Misfit, other: Misfit, floor: float, times: float = CLOSER) -> bool:
-    """Whether one explanation is so much closer to a tensor that it is no coincidence."""
+    """Whether one explanation is so much closer to a tensor that chance cannot explain it."""
     mean = one.mean * times <= other.mean and other.mean > floor
     return mean or (one.peak * times <= other.peak and other.peak > floor and one.mean <= other.mean)
 

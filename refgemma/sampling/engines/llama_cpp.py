@@ -30,7 +30,7 @@ def repetition_penalty_in_window(logits: Array, tokens: Sequence[int], penalty: 
 
 
 def count_penalties_in_window(logits: Array, output_tokens: Sequence[int], frequency: float, presence: float) -> Array:
-    """Subtract the frequency penalty for every time a token stands in the window, prompt included, and presence once.
+    """Subtract the frequency penalty for every time a token occurs in the window, prompt included, and presence once.
 
     `llama_sampler_penalties_apply`, ngxson/llama.cpp at 3f545bec, ``src/llama-sampler.cpp``.
     """
