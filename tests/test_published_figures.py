@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import refgemma
-from refgemma.checkpoint.published import FAMILIES, SHAPES
+from refgemma.checkpoint.names import FAMILIES, SHAPES
 from refgemma.config import SIZES, read_config
 from refgemma.oracle.published.figures import (
     DATA,

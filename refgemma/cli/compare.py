@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 def read_mapping(path: str) -> dict[str, str]:
     """Read the names of another engine."""
-    wanted = 'expected an object of names, {"their name": "our name", ...}'
+    wanted = 'expected an object of names, {"candidate name": "reference name", ...}'
     try:
         mapping = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:

@@ -17,8 +17,7 @@ import sys
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, progress_bar, size
 from refgemma.errors import InputError
-from refgemma.hub.download import Place, choose_place, fetch
-from refgemma.hub.offer import look_up
+from refgemma.hub import Place, choose_place, fetch, look_up
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

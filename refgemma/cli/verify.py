@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refgemma.checkpoint.folder import find_model, read_folder
-from refgemma.checkpoint.published import FAMILIES
+from refgemma.checkpoint.names import FAMILIES
 from refgemma.cli.options import add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar, show
 from refgemma.config import Config, read_config

@@ -19,7 +19,6 @@ from refgemma.errors import InputError, all_problems
 from refgemma.files.safetensors import StoredTensor, read_safetensors
 from refgemma.lora.adapter_config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, read_adapter_config
 from refgemma.lora.tiles import is_finite, tiles
-from refgemma.numerics import Array, Bfloat16Matrix, from_bfloat16
 
 # What PEFT writes after the name of a module, but for the adapter's own name -> the name of the part here.
 _PARTS = {
@@ -162,9 +161,9 @@ def _by_module(stored: dict[str, StoredTensor], path: Path) -> dict[str, dict[st
             if not _all_finite(tensor):
                 problems.append(f"{key!r} holds numbers that are not finite: training diverged, or the file is damaged")
             if part in ("base_layer", "weight") and len(tensor.shape) == 2:
-                modules[module][part] = Bfloat16Matrix(tensor.data) if tensor.dtype == "BF16" else tensor.data
+                modules[module][part] = tensor.matrix()
             else:
-                modules[module][part] = _widened(tensor)
+                modules[module][part] = tensor.numbers().astype(np.float64 if tensor.dtype == "F64" else np.float32)
     if len(names) > 1:
         problems.insert(0, f"it holds several adapters, {', '.join(sorted(names))}: expected one")
     if not stored:
@@ -201,14 +200,8 @@ def _split(key: str) -> tuple[str, str]:
     return "", ""
 
 
-def _widened(tensor: StoredTensor) -> Array:
-    if tensor.dtype == "BF16":
-        return from_bfloat16(tensor.data)
-    return tensor.data.astype(np.float64 if tensor.dtype == "F64" else np.float32)
-
-
 def _all_finite(tensor: StoredTensor) -> bool:
     if not tensor.shape:
-        return bool(np.isfinite(_widened(tensor)))
+        return bool(np.isfinite(tensor.numbers()))
     form = "bfloat16" if tensor.dtype == "BF16" else str(tensor.data.dtype)
     return all(is_finite(tensor.data[rows], form).all() for rows in tiles(tensor.shape))  # a table may be large

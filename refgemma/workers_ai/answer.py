@@ -12,18 +12,22 @@ eavesdroppers: https://blog.cloudflare.com/ai-side-channel-attack-mitigated/
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from refgemma.errors import InputError
 from refgemma.generation import Event, Generation, Usage
 from refgemma.text.tools import LONGEST_CALL, ToolCallError, parse_calls
-from refgemma.workers_ai.json_mode import read_json
+from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.request import Request
+from refgemma.workers_ai.schema import Schema, join, loads, problems
 
 DONE = b"data: [DONE]\n\n"
 PADDING = "abdefghijklmnoprstuvxyz1234567890"  # as observed, repeated
 LONGEST_PADDING = 50
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
 SCHEMA: dict[str, Any] = {  # of `result`
     "type": "object",
     "properties": {
@@ -117,6 +121,20 @@ def tool_calls(text: str, request: Request) -> list[dict[str, Any]]:
         return parse_calls(text, request.tools)
     except ToolCallError:
         return []
+
+
+def read_json(text: str, schema: Schema) -> str:
+    """Return the JSON of an answer, without a Markdown fence around it."""
+    text = text.strip()
+    if fenced := _FENCE.fullmatch(text):
+        text = fenced[1].strip()
+    try:
+        value = loads(text)
+    except InputError:
+        raise AiError(5024, f"JSON Mode couldn't be met: the answer is not JSON, it begins {text[:60]!r}") from None
+    if found := problems(value, schema):
+        raise AiError(5024, f"JSON Mode couldn't be met: {join(found)}")
+    return text
 
 
 def _usage(usage: Usage) -> dict[str, int]:

@@ -15,9 +15,8 @@ from refgemma.gemma import Gemma
 from refgemma.sampling import SamplingParams
 from refgemma.text.tools import normalize_tools
 from refgemma.workers_ai.errors import AiError
-from refgemma.workers_ai.json_mode import answer_schema, check_format
 from refgemma.workers_ai.pages import HOSTED, Page, page
-from refgemma.workers_ai.prompt import encode
+from refgemma.workers_ai.prompt import answer_schema, check_format, encode
 from refgemma.workers_ai.schema import Schema, join, problems, short, type_name
 
 TEMPERATURE = 0.6  # the default of the 2B page; the other page has none

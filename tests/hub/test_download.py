@@ -14,8 +14,7 @@ from huggingface_hub.utils import WeakFileLock
 
 import refgemma
 from refgemma.checkpoint.folder import find_model
-from refgemma.hub.download import choose_place, fetch
-from refgemma.hub.offer import look_up
+from refgemma.hub import choose_place, fetch, look_up
 from tests.checkpoint.files import one_sentence, write_model
 from tests.hub.fake_hub import NAME, NOT_ACCEPTED, sha256
 from tests.models import map_params, random_model
@@ -257,7 +256,7 @@ def test_a_full_disk_is_told_before_anything_is_fetched(hub, monkeypatch, to):
 
 
 def test_a_disk_that_fills_up_keeps_what_has_arrived(hub, hub_model, monkeypatch):
-    class Full(refgemma.hub.download._Watched):
+    class Full(refgemma.hub._Watched):
         def write(self, data, /):
             if self.tell() + len(data) > 40_000:
                 raise OSError(28, "No space left on device")
@@ -265,7 +264,7 @@ def test_a_disk_that_fills_up_keeps_what_has_arrived(hub, hub_model, monkeypatch
 
     waiting = choose_place(look_up(NAME))
     with monkeypatch.context() as patch:
-        patch.setattr("refgemma.hub.download._Watched", Full)
+        patch.setattr("refgemma.hub._Watched", Full)
         with pytest.raises(OSError, match=r"cannot write .*refgemma-part: No space left on device; what has arrived"):
             fetch(waiting)
     assert any(part.stat().st_size == 40_000 for part in parts())

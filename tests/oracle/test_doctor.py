@@ -10,7 +10,7 @@ from refgemma.checkpoint.folder import find_model, read_folder
 from refgemma.checkpoint.health.doctor import examine, published_size, sizes_of
 from refgemma.checkpoint.health.folder import Contents
 from refgemma.checkpoint.health.numbers import about_norms, numbers_of
-from refgemma.checkpoint.published import SHAPES
+from refgemma.checkpoint.names import SHAPES
 from refgemma.cli import main
 from refgemma.config import SIZES
 from refgemma.files.safetensors import StoredTensor

@@ -3,8 +3,9 @@
 import pytest
 
 from refgemma.workers_ai import AiError, read
-from refgemma.workers_ai.json_mode import ANY_OBJECT, INSTRUCTION, instruction, read_json
+from refgemma.workers_ai.answer import read_json
 from refgemma.workers_ai.pages import HOSTED
+from refgemma.workers_ai.prompt import ANY_OBJECT, INSTRUCTION, instruction
 
 SCHEMA = {
     "title": "Country",

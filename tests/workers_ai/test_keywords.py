@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 
 from refgemma.workers_ai import AiError, read
-from refgemma.workers_ai.json_mode import ANNOTATIONS, ANSWER_SCHEMAS
 from refgemma.workers_ai.pages import GEMMA_2B, GEMMA_7B, HOSTED, page
+from refgemma.workers_ai.prompt import ANNOTATIONS, ANSWER_SCHEMAS
 from refgemma.workers_ai.schema import WORDING, problems
 from tests.workers_ai.keyword_cases import FORMS, TOOL, cases
 

@@ -8,8 +8,8 @@ from random import Random
 import jsonschema
 import pytest
 
-from refgemma.workers_ai.json_mode import check_format
 from refgemma.workers_ai.pages import HOSTED, page
+from refgemma.workers_ai.prompt import check_format
 from refgemma.workers_ai.schema import LONGEST, SHOWN, join, problems
 from tests.workers_ai.keyword_cases import cases
 

@@ -16,8 +16,7 @@ from typing import Any
 from refgemma.checkpoint.health.folder import Contents, Remark, read_contents
 from refgemma.checkpoint.health.numbers import about_head, about_norms, about_numbers, about_vocabulary, read_numbers
 from refgemma.checkpoint.load import Progress
-from refgemma.checkpoint.names import IGNORED, TABLE, tensors_of
-from refgemma.checkpoint.published import FAMILIES, SHAPES
+from refgemma.checkpoint.names import FAMILIES, IGNORED, SHAPES, TABLE, tensors_of
 from refgemma.config import Config, config_from_hf
 from refgemma.errors import InputError
 

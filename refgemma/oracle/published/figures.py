@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refgemma.checkpoint.published import FAMILIES
+from refgemma.checkpoint.names import FAMILIES
 from refgemma.errors import InputError
 
 DATA = Path(__file__).parent / "data"
@@ -27,7 +27,7 @@ class Figure:
     """One published figure."""
 
     id: str  # its name in the file
-    family: str  # key of `refgemma.checkpoint.published.FAMILIES`
+    family: str  # key of `refgemma.checkpoint.names.FAMILIES`
     models: tuple[str, ...]  # names of the models
     kind: str  # what was computed, such as "logit_mean" or "greedy_text"
     url: str  # where it is published

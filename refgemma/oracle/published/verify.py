@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from refgemma.checkpoint.load import Progress
-from refgemma.checkpoint.published import FAMILIES
+from refgemma.checkpoint.names import FAMILIES
 from refgemma.config import SIZES, Config
 from refgemma.files.safetensors import StoredTensor
 from refgemma.gemma import Gemma

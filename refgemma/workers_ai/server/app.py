@@ -25,8 +25,9 @@ from refgemma.lora import Adapter
 from refgemma.workers_ai.ai import AI
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.pages import HOSTED
-from refgemma.workers_ai.server import chat, finetune_routes, native, playground
+from refgemma.workers_ai.server import chat, native, playground
 from refgemma.workers_ai.server.finetunes import Finetunes
+from refgemma.workers_ai.server.finetunes import routes as finetune_routes
 from refgemma.workers_ai.server.http import API_ERRORS, api_error, refusal, reply
 from refgemma.workers_ai.server.limits import GRACE, REQUESTS, ROWS, WAITING
 from refgemma.workers_ai.server.openapi import openapi
@@ -64,7 +65,7 @@ def create_app(
     async def describe(http: HttpRequest) -> Response:
         return reply(openapi(ai))
 
-    of_accounts = [*native.routes(service), *finetune_routes.routes(service.finetunes), *chat.routes(service)]
+    of_accounts = [*native.routes(service), *finetune_routes(service.finetunes), *chat.routes(service)]
     app = Starlette(
         routes=[
             Mount("/client/v4/accounts/{account}/ai", routes=of_accounts),

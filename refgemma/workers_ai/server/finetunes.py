@@ -1,4 +1,6 @@
-"""Finetunes, kept on disk in one folder each, named by id, with a description and the adapter's two files.
+"""Finetunes: created, uploaded and listed over HTTP, kept on disk in one folder each.
+
+A folder is named by id, and has a description and the adapter's two files.
 
 No text from a user is ever part of a path: folders are named by ids made here, files by the two fixed names. A file is
 written to a temporary folder, checked there together with the file that is there already, and then renamed.
@@ -9,6 +11,7 @@ the uploads of its two files, since the second is checked together with the firs
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -18,12 +21,18 @@ import threading
 import uuid
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
 
 from refgemma.errors import InputError
 from refgemma.lora import read
@@ -31,7 +40,8 @@ from refgemma.workers_ai.ai import AI
 from refgemma.workers_ai.errors import AiError
 from refgemma.workers_ai.schema import short
 from refgemma.workers_ai.server.adapter_check import FILES, check, fits
-from refgemma.workers_ai.server.limits import DESCRIPTION, FINETUNES, NAME
+from refgemma.workers_ai.server.http import read_chunks, read_json, reply, success
+from refgemma.workers_ai.server.limits import DESCRIPTION, FINETUNES, FORM_FIELD_BYTES, NAME, UPLOAD_BYTES, UPLOADS
 
 ABOUT = "finetune.json"
 STAGE = ".new-"  # prefix of temporary folders
@@ -240,3 +250,68 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def routes(finetunes: Finetunes) -> list[Route]:
+    """Make the routes."""
+    uploads = asyncio.Semaphore(UPLOADS)
+
+    async def create(http: HttpRequest) -> Response:
+        return success(asdict(await asyncio.to_thread(finetunes.create, await read_json(http))))
+
+    async def every(http: HttpRequest) -> Response:
+        return success(finetunes.every())
+
+    async def public(http: HttpRequest) -> Response:
+        return success(finetunes.every(public=True))
+
+    async def upload(http: HttpRequest) -> Response:
+        if uploads.locked():
+            raise AiError(3040, f"{UPLOADS} uploads are in progress: try again later")
+        async with uploads:
+            file_name, path = await _form(http)
+            try:
+                await asyncio.to_thread(finetunes.add, http.path_params["finetune"], file_name, path)
+            finally:
+                path.unlink(missing_ok=True)
+        return reply({"success": True})
+
+    paths = ("/finetunes", "/finetunes/")  # with a slash in the guide, without in Cloudflare's own tool
+    return [
+        *(Route(path, create, methods=["POST"]) for path in paths),
+        *(Route(path, every, methods=["GET"]) for path in paths),
+        Route("/finetunes/public", public, methods=["GET"]),
+        *(Route(f"/finetunes/{{finetune}}/finetune-assets{end}", upload, methods=["POST"]) for end in ("", "/")),
+    ]
+
+
+async def _form(http: HttpRequest) -> tuple[str, Path]:
+    """Read the two fields of an upload: the file's name, and its content, saved to a temporary file."""
+    if not http.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise AiError(5006, "the body is not a multipart form: expected its fields file_name and file")
+
+    async def bounded() -> AsyncGenerator[bytes, None]:
+        async for chunk in read_chunks(http, UPLOAD_BYTES):
+            yield chunk
+        yield b""
+
+    parser = MultiPartParser(http.headers, bounded(), max_files=1, max_fields=8, max_part_size=FORM_FIELD_BYTES)
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, UnicodeError, ValueError) as error:
+        what = error.message if isinstance(error, MultiPartException) else "it is damaged"
+        raise AiError(5006, f"the form cannot be read: {what}") from None
+    try:
+        file_name, file = form.get("file_name"), form.get("file")
+        if not isinstance(file_name, str) or not isinstance(file, UploadFile):
+            raise AiError(5006, "required properties at '/' are 'file_name,file'")
+        return file_name, await asyncio.to_thread(_saved, file)
+    finally:
+        await form.close()
+
+
+def _saved(file: UploadFile) -> Path:
+    with tempfile.NamedTemporaryFile(prefix="refgemma-upload-", delete=False) as copy:
+        while piece := file.file.read(2**20):
+            copy.write(piece)
+    return Path(copy.name)

@@ -388,7 +388,7 @@ def test_lists_wait_for_no_upload(own, monkeypatch):
 
 
 def test_only_so_many_uploads_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("refgemma.workers_ai.server.finetune_routes.UPLOADS", 2)
+    monkeypatch.setattr("refgemma.workers_ai.server.finetunes.UPLOADS", 2)
     body, headers = form(CONFIG, pirate(CONFIG))
     path = f"{ACCOUNT}/finetunes/nothing/finetune-assets"
     head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"

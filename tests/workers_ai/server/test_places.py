@@ -70,7 +70,7 @@ def app(monkeypatch, tmp_path):
     """A server with one place of every kind, and none to wait in."""
     monkeypatch.setattr("refgemma.workers_ai.server.app.REQUESTS", 1)
     monkeypatch.setattr("refgemma.workers_ai.server.playground.RECORDED", 1)
-    monkeypatch.setattr("refgemma.workers_ai.server.finetune_routes.UPLOADS", 1)
+    monkeypatch.setattr("refgemma.workers_ai.server.finetunes.UPLOADS", 1)
     app = create_app({GEMMA_2B: tiny_it()}, {}, max_rows=1, max_waiting=0, finetunes=tmp_path)
     yield app
     app.state.service.close(0)
@@ -94,7 +94,7 @@ def test_a_client_may_ask_again_at_once(app, name):
 
 
 def test_an_upload_leaves_no_place_descriptor_or_file_behind(app, monkeypatch, tmp_path):
-    monkeypatch.setattr("refgemma.workers_ai.server.finetune_routes.UPLOAD_BYTES", 3_000_000)
+    monkeypatch.setattr("refgemma.workers_ai.server.finetunes.UPLOAD_BYTES", 3_000_000)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
 
