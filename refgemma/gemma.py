@@ -30,7 +30,7 @@ from refgemma.params import Params
 from refgemma.prefix_cache import PrefixCache
 from refgemma.sampling import SamplingParams
 from refgemma.text.chat import encode_chat
-from refgemma.text.stopping import read_generation_config, stop_ids
+from refgemma.text.streaming import read_generation_config, stop_ids
 from refgemma.text.tokenizer import Control, Tokenizer
 
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]

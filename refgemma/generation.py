@@ -22,8 +22,7 @@ from refgemma.params import Params
 from refgemma.prefix_cache import PrefixCache, in_common
 from refgemma.sampling import Decision, Record, SamplingParams, decide, uniform
 from refgemma.sampling.decision import seed_of
-from refgemma.text.stopping import split_at_stop
-from refgemma.text.streaming import StreamDecoder
+from refgemma.text.streaming import StreamDecoder, split_at_stop
 from refgemma.text.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]

@@ -10,7 +10,8 @@ import numpy as np
 
 from refgemma.errors import InputError, listed
 from refgemma.numerics import Array
-from refgemma.sampling.engines import ENGINES, Distribution, LogitsDtype, Refused, State, distribution, find
+from refgemma.sampling.engines import ENGINES, Refused, distribution, find
+from refgemma.sampling.engines.engine import Distribution, LogitsDtype, State
 from refgemma.sampling.params import SamplingParams
 
 ROWS = 12  # tokens that the table shows
@@ -280,13 +281,8 @@ def _part(state: State, ids: Array) -> State:
     return State(state.name, state.rule, state.logits[ids], state.scores[ids], state.weights[ids])
 
 
-def _of(distribution: Distribution, name: str) -> State | None:
-    return next((state for state in distribution.states if state.name == name), None)
-
-
 def _rule(distribution: Distribution, name: str) -> str:
-    state = _of(distribution, name)
-    return state.rule if state else f"No step {name}"
+    return next((state.rule for state in distribution.states if state.name == name), f"No step {name}")
 
 
 def _order(distribution: Distribution) -> tuple[str, ...]:

@@ -74,17 +74,17 @@ def _step(step: StepRecord, name: Name) -> str:
     if step.name == "temperature":
         return f"temperature divided all logits by {step.value:g}{lost}."
     if step.name == "banned":
-        gone = f"{_count(len(step.ids))}, with {_percent(step.mass)} of the probability" if step.ids else "none"
+        gone = f"{counted(len(step.ids))}, with {percent(step.mass)} of the probability" if step.ids else "none"
         return f"banned removed {gone}."
     if step.name not in CUTS:
         setting = "" if step.name == "logit_bias" else f" {step.value:g}"
-        moved = f"the logits of {_count(len(step.ids))}{lost}" if step.ids else "no logit"
+        moved = f"the logits of {counted(len(step.ids))}{lost}" if step.ids else "no logit"
         return f"{step.name}{setting} moved {moved}."
     if step.last_kept is None or step.first_removed is None:
         return f"{step.name} {step.value:g} removed none."
     unit = " nats further from the entropy" if step.name == "typical" else " lower"
     return (
-        f"{step.name} {step.value:g} removed {_count(step.removed)}, with {_percent(step.mass)} of the probability: "
+        f"{step.name} {step.value:g} removed {counted(step.removed)}, with {percent(step.mass)} of the probability: "
         f"the last kept was {name(step.last_kept)}, the first removed {name(step.first_removed)}, "
         f"{step.margin:.3g}{unit}."
     )
@@ -96,7 +96,7 @@ def _draw(entry: Entry, params: SamplingParams, name: Name) -> str:
         if entry.token == entry.drawn:
             return "It had the highest logit."
         return f"But {name(entry.drawn)} had the highest logit: {foreign}."
-    left = f"{_count(entry.kept)} were left" if entry.kept != 1 else "One token was left"
+    left = f"{counted(entry.kept)} were left" if entry.kept != 1 else "One token was left"
     left += f" (entropy {entry.entropy:.3f} nats, {entry.raw_entropy:.3f} before all steps), and u = {entry.u:.8f}"
     span = None if entry.interval is None else span_text(entry.interval)
     if entry.token == entry.drawn:
@@ -154,9 +154,11 @@ def _probability(logprob: float | None) -> str:
     return "0" if logprob is None else f"{np.exp(logprob):.5g}"
 
 
-def _count(count: int) -> str:
+def counted(count: int) -> str:
+    """A number of tokens."""
     return f"{count:,} token{'s' if count != 1 else ''}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A probability in three digits."""
     return f"{100 * share:.3g} %"

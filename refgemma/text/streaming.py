@@ -1,14 +1,22 @@
-"""Tokens in, text out as soon as it is certain, and never half a character.
+"""Tokens in, text out as soon as it is certain, and where an answer ends.
 
-A character without a piece of its own is spelled in up to four byte tokens, so a stream has to wait for the
-last of them. Every other piece is decoded by itself.
+A character without a piece of its own is spelled in up to four byte tokens, so a stream has to wait for the last of
+them. Every other piece is decoded by itself.
+
+An answer ends at ``<eos>``, ``<end_of_turn>``, ids from the model's own files, and a user's stop texts. The ids are
+looked up by name: Gemma 1 and 2 end a turn with id 107, which is a newline in Gemma 3, so a copied number stops Gemma 3
+at the first line end, https://github.com/mlc-ai/mlc-llm/pull/3191.
 """
 
 from __future__ import annotations
 
+import json
 import operator
-from typing import SupportsIndex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, SupportsIndex
 
+from refgemma.errors import InputError
 from refgemma.text.tokenizer import Tokenizer
 
 
@@ -92,3 +100,81 @@ def _unfinished(run: list[int]) -> int:
             announced = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4 if byte < 0xF8 else 1
             return length if length < announced else 0
     return 0
+
+
+# ---- where an answer ends
+
+
+def stop_ids(tokenizer: Tokenizer, generation_config: Mapping[str, Any] | None = None) -> tuple[int, ...]:
+    """Token ids that end an answer.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        The vocabulary.
+    generation_config : mapping, optional
+        Fields of a ``generation_config.json``; its ``eos_token_id`` is one id or a list of them.
+
+    Returns
+    -------
+    tuple of int
+        Those of the configuration, ``<eos>`` and ``<end_of_turn>``, ascending, each once.
+
+    Raises
+    ------
+    ValueError
+        If ``eos_token_id`` is not an id of this vocabulary.
+
+    Notes
+    -----
+    Gemma 1 ends some answers with ``<eos>`` and some with ``<end_of_turn>``:
+    https://github.com/huggingface/transformers/issues/32110.
+    """
+    given = (generation_config or {}).get("eos_token_id")
+    ids = given if isinstance(given, list | tuple) else [] if given is None else [given]
+    for i in ids:
+        if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < tokenizer.vocab_size:
+            raise InputError(
+                f"eos_token_id holds {i!r}: expected whole numbers from 0 to {tokenizer.vocab_size - 1}, one or a list"
+            )
+    return tuple(sorted({*ids, tokenizer.eos_id, tokenizer.end_of_turn_id}))
+
+
+def read_generation_config(folder: str | Path) -> dict[str, Any]:
+    """Read the ``generation_config.json`` of a model folder.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The folder. The file is optional: many copies of a model lack it.
+
+    Returns
+    -------
+    dict
+        Its fields; empty if the file does not exist.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a JSON object.
+    """
+    path = Path(folder) / "generation_config.json"
+    if not path.exists():
+        return {}
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, or brackets nested too deeply
+        raise InputError(f"{path} is not valid JSON ({error}): expected a generation configuration") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{path} holds a JSON {type(fields).__name__}: expected an object")
+    return fields
+
+
+def split_at_stop(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
+    """Split text that may hold a stop text, or the beginning of one at its end."""
+    found = [at for stop in stops if (at := text.find(stop)) >= 0]
+    if found:
+        return text[: min(found)], "", True
+    begun = max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+    certain = len(text) - begun
+    return text[:certain], text[certain:], False

@@ -3,7 +3,7 @@
 import pytest
 
 from refgemma.generation import Usage
-from refgemma.text.stopping import split_at_stop
+from refgemma.text.streaming import split_at_stop
 from tests.generation.runs import CONTEXT, results
 
 STOPS = {  # text, stop texts, what comes out

@@ -3,7 +3,7 @@
 import pytest
 
 from refgemma.text.chat import encode_chat, render
-from refgemma.text.stopping import stop_ids
+from refgemma.text.streaming import stop_ids
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

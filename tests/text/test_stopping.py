@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from refgemma.text.stopping import read_generation_config, stop_ids
+from refgemma.text.streaming import read_generation_config, stop_ids
 
 
 @pytest.mark.parametrize(

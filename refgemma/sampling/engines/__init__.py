@@ -13,6 +13,7 @@ import numpy as np
 
 from refgemma.errors import InputError
 from refgemma.numerics import Array
+from refgemma.sampling import steps
 from refgemma.sampling.decision import GREEDY_BELOW, Step, checked, steps_of
 from refgemma.sampling.engines.engine import (
     Context,
@@ -20,18 +21,18 @@ from refgemma.sampling.engines.engine import (
     Engine,
     LogitsDtype,
     Refused,
-    State,
+    engine_of,
     first_maximum,
+    is_on,
     rounded,
     run,
 )
 from refgemma.sampling.engines.google import DEEPMIND, GEMMA_CPP, GEMMA_PYTORCH, KERAS_HUB
 from refgemma.sampling.engines.llama_cpp import LLAMA_CPP
-from refgemma.sampling.engines.openai import OPENAI
 from refgemma.sampling.engines.transformers import TRANSFORMERS, VLLM
 from refgemma.sampling.params import SamplingParams
 
-__all__ = ["ENGINES", "Context", "Distribution", "Engine", "LogitsDtype", "Refused", "State", "distribution", "find"]
+__all__ = ["ENGINES", "Refused", "distribution"]
 
 
 def _steps_of_refgemma(params: SamplingParams, context: Context) -> list[Step]:
@@ -41,6 +42,35 @@ def _steps_of_refgemma(params: SamplingParams, context: Context) -> list[Step]:
 
 
 REFGEMMA = Engine("refgemma", "this package", _steps_of_refgemma, dtype=np.float64, total=np.float64)
+
+
+_RANGES = {"temperature": (0, 2), "frequency_penalty": (-2, 2), "presence_penalty": (-2, 2)}
+
+
+def _refusal_of_openai(params: SamplingParams, context: Context) -> str:
+    if is_on(params, "top_p"):
+        return (
+            f"openai documents top_p (given {params.top_p}) as a share of mass, neither its border nor its order: "
+            "leave it at 1 to see the documented penalties"
+        )
+    for name, (low, high) in _RANGES.items():
+        if not low <= getattr(params, name) <= high:
+            return f"openai refuses {name} {getattr(params, name)}: it must be between {low} and {high}"
+    beyond = [bias for bias in dict(params.logit_bias).values() if not -100 <= bias <= 100]
+    return f"openai refuses a logit_bias of {beyond[0]}: it must be between -100 and 100" if beyond else ""
+
+
+OPENAI = engine_of(
+    "openai",
+    "OpenAI API documentation: Frequency and presence penalties",
+    {
+        "logit_bias": steps.logit_bias,
+        "frequency_penalty": steps.frequency_penalty,
+        "presence_penalty": steps.presence_penalty,
+        "temperature": steps.temperature,
+    },
+    _refusal_of_openai,
+)
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
@@ -51,23 +81,7 @@ _ALSO_CALLED = {"deepmind": "google-deepmind/gemma"}
 
 
 def find(engine: str) -> Engine:
-    """Engine of this name.
-
-    Parameters
-    ----------
-    engine : str
-        A name in `ENGINES`, in any case of letters, or "deepmind".
-
-    Returns
-    -------
-    Engine
-        As in `ENGINES`.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
+    """Engine of this name, in any case of letters."""
     names = {name.lower(): name for name in ENGINES} | _ALSO_CALLED
     name = names.get(str(engine).lower())
     if name is None:

@@ -44,22 +44,12 @@ class Refused(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What an engine may use, besides logits and settings, to choose its steps.
+    """What an engine may use, besides logits and settings, to choose its steps."""
 
-    Attributes
-    ----------
-    prompt, output : sequence of int
-        What has been read and written so far.
-    V : int
-        Size of the vocabulary.
-    logits_dtype : {"float32", "float16", "bfloat16"}
-        Format in which the model gave the logits; the numbers themselves are kept in a wider one.
-    """
-
-    prompt: Sequence[int]
-    output: Sequence[int]
+    prompt: Sequence[int]  # what has been read
+    output: Sequence[int]  # what has been written
     V: int
-    logits_dtype: LogitsDtype = "float32"
+    logits_dtype: LogitsDtype = "float32"  # in which the model gave the logits, kept here in a wider format
 
 
 StepsOf: TypeAlias = Callable[[SamplingParams, Context], list[Step]]
@@ -67,54 +57,24 @@ StepsOf: TypeAlias = Callable[[SamplingParams, Context], list[Step]]
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine's way from logits to a distribution.
+    """One engine's way from logits to a distribution."""
 
-    Attributes
-    ----------
-    name : str
-        What users call it.
-    source : str
-        Repository, version and file that the steps were read from.
-    steps : callable
-        ``steps(params, context)`` lists the steps that act, in order, or raises ValueError where the engine refuses
-        the settings.
-    dtype : type of numpy.floating
-        Format of scores and probabilities. An engine that computes in a narrower format of its logits has steps that
-        round to it.
-    total : type of numpy.floating
-        Format in which the probabilities of the kept tokens are summed at the end.
-    """
-
-    name: str
-    source: str
-    steps: StepsOf
-    dtype: type[np.floating[Any]] = np.float32
-    total: type[np.floating[Any]] = np.float32
+    name: str  # what users call it
+    source: str  # repository, version and file that the steps were read from
+    steps: StepsOf  # lists the steps that act, in order, or refuses the settings
+    dtype: type[np.floating[Any]] = np.float32  # of scores and probabilities; steps may round to a narrower format
+    total: type[np.floating[Any]] = np.float32  # in which the probabilities of the kept tokens are summed at the end
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Scores after one step.
+    """Scores after one step."""
 
-    Attributes
-    ----------
-    name : str
-        The step; ``logits`` for the input.
-    rule : str
-        What the step does, in a sentence, and its setting.
-    logits : ndarray, shape (V,)
-        The last scores that were logits.
-    scores : ndarray, shape (V,)
-        Logits or, after the step ``softmax``, probabilities; removed tokens are minus infinity.
-    weights : ndarray, shape (V,)
-        Shares of the probability, unnormalised; 0 for removed tokens.
-    """
-
-    name: str
-    rule: str
-    logits: Array
-    scores: Array
-    weights: Array
+    name: str  # of the step; ``logits`` for the input
+    rule: str  # what the step does, in a sentence, and its setting
+    logits: Array  # (V,), the last scores that were logits
+    scores: Array  # (V,), logits or, after the step ``softmax``, probabilities; removed tokens are minus infinity
+    weights: Array  # (V,), unnormalised probabilities; 0 for removed tokens
 
     @property
     def kept(self) -> Array:
@@ -124,24 +84,12 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Distribution:
-    """What an engine would draw from.
+    """What an engine would draw from."""
 
-    Attributes
-    ----------
-    engine : str
-        Its name.
-    kept : ndarray of int
-        Ids that are left, ascending.
-    probs : ndarray, shape (V,)
-        Their probabilities, in the engine's format; 0 for removed tokens.
-    states : tuple of State
-        The input, then the scores after each step.
-    """
-
-    engine: str
-    kept: Array
-    probs: Array
-    states: tuple[State, ...]
+    engine: str  # its name
+    kept: Array  # ids that are left, ascending
+    probs: Array  # (V,), in the engine's format; 0 for removed tokens
+    states: tuple[State, ...]  # the input, then the scores after each step
 
 
 # ---- from a table of steps to the steps of one decision

@@ -1,11 +1,6 @@
-"""Decisions shown in the terminal, as a picture, as a page.
+"""Decisions shown in the terminal (tables of rich), as a picture (the bytes of an image file), as a page (HTML)."""
 
-Each function returns what it shows, a table of rich, the bytes of an image file or the text of an HTML file, and leaves
-it to the caller where that goes.
-"""
-
-from refgemma.sampling.show.page import page
-from refgemma.sampling.show.picture import picture
-from refgemma.sampling.show.table import candidates, overview
-
-__all__ = ["candidates", "overview", "page", "picture"]
+from refgemma.sampling.show.page import page as page
+from refgemma.sampling.show.picture import picture as picture
+from refgemma.sampling.show.table import candidates as candidates
+from refgemma.sampling.show.table import overview as overview

@@ -11,6 +11,7 @@ from importlib import resources
 from typing import Any
 
 from refgemma.sampling.decision import GREEDY_BELOW
+from refgemma.sampling.explain import counted, percent
 from refgemma.sampling.record import Record
 from refgemma.sampling.show.table import BORDERS, Column, label, probability, settings, surprise, texts, view
 from refgemma.text.token_texts import spell
@@ -19,24 +20,8 @@ _DIGITS = 6  # significant, of every number on the page
 
 
 def page(record: Record, *, title: str = "", progress: Callable[[int, int], None] | None = None) -> str:
-    """Write a record as a page.
+    """Write a record as a page, in ASCII; `progress` is called with the number of tokens done and of all.
 
-    Parameters
-    ----------
-    record : Record
-        What to show.
-    title : str
-        The heading.
-    progress : callable, optional
-        Called with the number of tokens done and of all.
-
-    Returns
-    -------
-    str
-        HTML in ASCII.
-
-    Notes
-    -----
     Whatever came from a model is data: JSON in which ``<``, ``>`` and ``&`` are escaped, so that no text can end the
     script element, and put on the page as text, never as markup.
     """
@@ -112,8 +97,7 @@ def token_data(record: Record, t: int, text: str) -> dict[str, Any]:
 
 
 def _note(column: Column) -> str:
-    plural = "s" if column.removed != 1 else ""
-    return f"\u2212{column.removed:,} token{plural}, {100 * column.mass:.3g} %" if column.removed else ""
+    return f"\u2212{counted(column.removed)}, {percent(column.mass)}" if column.removed else ""
 
 
 def _short(value: float | None) -> float | None:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from refgemma.files.pictures import FAINT, check_format, image, new_figure, plain
+from refgemma.sampling.explain import percent
 from refgemma.sampling.record import Record
-from refgemma.sampling.show.table import Column, View, label, settings, view
+from refgemma.sampling.show.table import View, label, settings, view
 
 _CANDIDATES = 12
 # Dark enough on white, and apart in lightness, so that print and colour-blind eyes tell them apart.
@@ -16,27 +17,7 @@ _BAR, _CHOSEN = "#9dbfe4", "#0a58b0"
 
 
 def picture(record: Record, t: int | None = None, *, format: str = "png") -> bytes:
-    """Draw a record: how surprising each token was, and the candidates of one.
-
-    Parameters
-    ----------
-    record : Record
-        What to show.
-    t : int, optional
-        Which output token; by default the most surprising.
-    format : {"png", "svg", "pdf"}
-        Format of the image.
-
-    Returns
-    -------
-    bytes
-        Content of the image file.
-
-    Raises
-    ------
-    ValueError
-        If the format is unknown, or matplotlib is not installed.
-    """
+    """Draw how surprising each token was, and the candidates of token t, by default the most surprising."""
     check_format(format)
     logprobs = [record[i].raw_logprob for i in range(len(record))]
     surprises = np.array([np.inf if logprob is None else -logprob for logprob in logprobs])
@@ -77,10 +58,10 @@ def _candidates(area: Any, shown: View, title: str) -> None:
             p = row.probs[j]
             if p is not None:
                 axes.barh(i, p, height=0.72, color=_CHOSEN if row.chosen else _BAR)
-                axes.text(p + 0.02, i, f"{100 * p:.3g} %", va="center", fontsize=7.5)
+                axes.text(p + 0.02, i, percent(p), va="center", fontsize=7.5)
             elif j == 0 or row.probs[j - 1] is not None:
                 axes.text(0.02, i, "removed", va="center", fontsize=7.5, color=FAINT, style="italic")
-        axes.set_title(_heading(column), fontsize=8.5, loc="left")
+        axes.set_title(f"{column.title}\n{column.note}", fontsize=8.5, loc="left")
         axes.set_xlim(0, 1.35)
         axes.set_xticks([])
         axes.spines[["top", "right", "bottom"]].set_visible(False)
@@ -89,8 +70,3 @@ def _candidates(area: Any, shown: View, title: str) -> None:
     for name, row in zip(panels[0].get_yticklabels(), shown.rows, strict=True):
         name.set_fontweight("bold" if row.chosen else "normal")
     panels[0].invert_yaxis()
-
-
-def _heading(column: Column) -> str:
-    removed = f"\u2212{column.removed:,}, {100 * column.mass:.3g} %" if column.removed else ""
-    return f"{column.title}\n{removed}"

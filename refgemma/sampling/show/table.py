@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from refgemma.sampling.decision import GREEDY_BELOW
+from refgemma.sampling.explain import percent
 from refgemma.sampling.params import SamplingParams
 from refgemma.sampling.record import Record
 from refgemma.text.token_texts import spell
@@ -42,6 +43,11 @@ class Column:
     def title(self) -> str:
         """Name and setting."""
         return f"{self.name.replace('_', ' ')} {self.setting}".rstrip()
+
+    @property
+    def note(self) -> str:
+        """What it removed, if anything."""
+        return f"\u2212{self.removed:,}, {percent(self.mass)}" if self.removed else ""
 
 
 @dataclass(frozen=True)
@@ -144,18 +150,7 @@ def surprise(logprob: float | None) -> int:
 
 
 def overview(record: Record) -> Table:
-    """Show a record, one line per token.
-
-    Parameters
-    ----------
-    record : Record
-        What to show.
-
-    Returns
-    -------
-    rich.table.Table
-        For `rich.print`.
-    """
+    """Show a record, one line per token."""
     from rich.text import Text
 
     table = _table("t", "id", "token", "the model gave it", "", "drawn with", "left", "near tie", left=(2, 4, 7))
@@ -179,25 +174,10 @@ def overview(record: Record) -> Table:
 
 
 def candidates(record: Record, t: int, *, count: int = _CANDIDATES) -> Table:
-    """Show the candidates of one decision through its steps, with bars.
-
-    Parameters
-    ----------
-    record : Record
-        What to show.
-    t : int
-        Which output token.
-    count : int
-        How many of the most likely candidates; those on both sides of each cut are added.
-
-    Returns
-    -------
-    rich.table.Table
-        For `rich.print`.
-    """
+    """Show the most likely candidates of one decision, and those on both sides of each cut, through its steps."""
     whole = view(record, t)
     shown = whole.head(count)
-    across = [_heading(column) for column in shown.columns]
+    across = [f"{column.title}\n{column.note}".rstrip() for column in shown.columns]
     table = _table("", "id", "token", "logit", *across, left=(2, *range(4, 4 + len(across))))
     for row in shown.rows:
         logit = "-inf" if row.logit is None else f"{row.logit:.4f}"
@@ -213,11 +193,6 @@ def bar(share: float, width: int = _BAR) -> str:
     return (_BLOCK * whole + (_EIGHTHS[rest] if rest else "")).ljust(width)
 
 
-def percent(p: float) -> str:
-    """A probability in three digits."""
-    return f"{100 * p:.3g} %"
-
-
 def _cell(row: Row, j: int) -> Text | str:
     from rich.text import Text
 
@@ -227,11 +202,6 @@ def _cell(row: Row, j: int) -> Text | str:
     if j == 0:
         return "-inf"
     return Text("removed", style="red") if row.probs[j - 1] is not None else ""
-
-
-def _heading(column: Column) -> str:
-    removed = f"\n\u2212{column.removed:,}, {percent(column.mass)}" if column.removed else ""
-    return column.title + removed
 
 
 def _table(*headings: str, left: tuple[int, ...]) -> Table:
