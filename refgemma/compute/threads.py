@@ -139,9 +139,11 @@ def elementwise(work: Callable[..., Array], *inputs: Array) -> Array:
     """
     first = inputs[0]
     for x in inputs:
-        if not isinstance(x, np.ndarray) or (x.shape, x.dtype) != (first.shape, first.dtype) or x.size <= _PART:
+        if not isinstance(x, np.ndarray) or (x.shape, x.dtype) != (first.shape, first.dtype):
             return work(*inputs)
-    out = np.empty_like(first)
+    out = np.empty_like(first)  # in memory as `first` is, whatever the size: products of it then have the same bits
+    if first.size <= _PART:
+        return work(*inputs, out)
     outermost = max(range(first.ndim), key=lambda axis: abs(first.strides[axis]) if first.shape[axis] > 1 else 0)
     turned = [np.moveaxis(array, outermost, 0) for array in (*inputs, out)]
     length = first.shape[outermost]
