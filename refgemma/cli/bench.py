@@ -19,11 +19,9 @@ from refgemma.bench import report
 from refgemma.bench.machine import machine
 from refgemma.bench.run import LONGEST, SHAPES, check_memory, checkpoint, peers_installed
 from refgemma.bench.run import run as run_rounds
-from refgemma.cli.options import add_json
+from refgemma.cli.options import add_json, picture_file
 from refgemma.cli.terminal import print_json, print_table, progress_bar
 from refgemma.errors import InputError
-from refgemma.files.atomic import whole_file
-from refgemma.files.pictures import picture_format
 
 _WEIGHTS = ("float32", "bfloat16")
 
@@ -55,14 +53,13 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--rounds is {args.rounds}: expected at least 1")
     if args.peers and not peers_installed():
         raise InputError('--peers measures transformers, which is not installed: pip install "refgemma[peers]"')
-    form = picture_format(args.picture) if args.picture else None
     config = SHAPES[args.size]
     peers = peers_installed() if args.peers is None else args.peers
     check_memory(config, args.weights)
     about = machine()
     start = time.monotonic()
     with ExitStack() as stack:
-        file = stack.enter_context(whole_file(args.picture, devices=True)) if args.picture else None
+        save_picture = stack.enter_context(picture_file(args.picture))
         with progress_bar(f"making random weights of {args.size}") as progress:
             folder = stack.enter_context(checkpoint(args.size, args.keep, progress))
         with progress_bar("measuring") as progress:
@@ -71,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
                 folder, weights=args.weights, peers=peers, rounds=args.rounds, longest=longest, progress=progress
             )
         found = report.summary(args.size, config, args.weights, about, rounds)
-        if file is not None and form is not None:
-            file.write(report.picture(found, config, format=form))
+        save_picture(lambda form: report.picture(found, config, format=form))
     if args.json:
         print_json(found)
         return 0

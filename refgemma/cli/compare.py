@@ -16,15 +16,11 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
-from contextlib import nullcontext
 
 from refgemma import oracle
-from refgemma.cli.options import add_json, check_apart, read_text, token_ids
+from refgemma.cli.options import add_json, check_apart, picture_file, read_json, token_ids
 from refgemma.cli.terminal import print_json, progress_bar
 from refgemma.errors import InputError
-from refgemma.files.atomic import whole_file
-from refgemma.files.pictures import picture_format
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,9 +61,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
     read = {"REFERENCE": args.reference, "CANDIDATE": args.candidate, "--map": args.map}
     check_apart(read, {"--picture": args.picture})
-    form = picture_format(args.picture) if args.picture else None
-    mapping = None if args.map is None else read_mapping(args.map)
-    with whole_file(args.picture, devices=True) if args.picture else nullcontext() as picture:
+    with picture_file(args.picture) as save_picture:
+        mapping = read_mapping(args.map)
         with progress_bar(f"judging {args.candidate}") as progress:
             report = oracle.compare(
                 args.reference,
@@ -79,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
                 tokens=args.tokens,
                 progress=progress,
             )
-        if picture is not None and form is not None:
-            picture.write(report.drawn(form))
+        save_picture(report.drawn)
     if args.json:
         print_json(report.as_dict())
     else:
@@ -88,13 +82,12 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-def read_mapping(path: str) -> dict[str, str]:
-    """Read the names of another engine."""
+def read_mapping(path: str | None) -> dict[str, str] | None:
+    """Read the file of ``--map``, if any."""
+    if path is None:
+        return None
     wanted = 'expected an object of names, {"candidate name": "reference name", ...}'
-    try:
-        mapping = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}): {wanted}") from None
-    if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping.values()):
+    mapping = read_json(path, dict, wanted)
+    if not all(isinstance(name, str) for name in mapping.values()):
         raise InputError(f"{path} holds {mapping!r:.40}: {wanted}")
     return mapping

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
-    mapping = None if args.map is None else read_mapping(args.map)
+    mapping = read_mapping(args.map)
     with progress_bar(f"trying known bugs on {args.candidate}") as progress:
         found = oracle.diagnose(
             args.candidate,

@@ -25,13 +25,13 @@ from refgemma.cli.options import (
     add_prompt,
     add_sampling,
     load_model,
+    output_file,
     outputs,
     read_prompt,
     sampling_settings,
     wants_record,
 )
 from refgemma.cli.terminal import print_json, progress_bar, to_json
-from refgemma.files.atomic import whole_file
 from refgemma.gemma import Gemma, Prompt
 from refgemma.generation import Generation
 from refgemma.prefix_cache import PrefixCache
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
     settings = sampling_settings(args)
     prompt = read_prompt(args)
-    with outputs(args) as save, whole_file(args.output, devices=True) if args.output else nullcontext() as file:
+    with outputs(args) as save, output_file(args.output) as file:
         gemma = load_model(args)
         aloud = not args.json and file is None
         record = wants_record(args)

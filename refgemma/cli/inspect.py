@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refgemma import lora
+from refgemma.checkpoint.contents import Remark
+from refgemma.checkpoint.doctor import examine
 from refgemma.checkpoint.folder import INDEX, SINGLE, find_model, read_folder
-from refgemma.checkpoint.health.doctor import examine
-from refgemma.checkpoint.health.folder import Remark
 from refgemma.checkpoint.load import check_tensors
 from refgemma.checkpoint.names import tensors_of
 from refgemma.cli.options import add_json, add_model

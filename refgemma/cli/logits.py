@@ -10,17 +10,23 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, TypeAlias
 
 import numpy as np
 import safetensors.numpy
 
-from refgemma.cli.options import add_json, add_model, add_prompt, check_apart, load_model, read_prompt_or_tokens
+from refgemma.cli.options import (
+    add_json,
+    add_model,
+    add_prompt,
+    check_apart,
+    load_model,
+    output_file,
+    read_prompt_or_tokens,
+)
 from refgemma.cli.terminal import print_json, print_table, progress_bar, visible
 from refgemma.errors import InputError
-from refgemma.files.atomic import whole_file
 from refgemma.gemma import Gemma
 from refgemma.numerics import Array
 from refgemma.sampling import SamplingParams, decide
@@ -57,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     save = _format_of(args.output) if args.output else None
     check_apart({"--messages": args.messages}, {"--output": args.output})
     prompt = read_prompt_or_tokens(args)
-    with whole_file(args.output, devices=True) if args.output else nullcontext() as file:
+    with output_file(args.output) as file:
         gemma = load_model(args)
         tokens = gemma.encode_prompt(prompt, raw=args.raw) if args.tokens is None else list(args.tokens)
         with progress_bar(f"reading {len(tokens)} tokens") as progress:

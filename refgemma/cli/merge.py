@@ -18,18 +18,17 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from refgemma import lora
 from refgemma.checkpoint.folder import find_model, read_folder
-from refgemma.cli.options import add_json, text_argument
+from refgemma.cli.options import add_json, picture_file, text_argument
 from refgemma.cli.terminal import print_json, print_table, progress_bar, size
 from refgemma.errors import InputError
-from refgemma.files.atomic import check_folder_place, whole_file
-from refgemma.files.pictures import picture_format
+from refgemma.files.atomic import check_folder_place
 from refgemma.gemma import load
 from refgemma.lora.adapter import split_scale
 from refgemma.lora.adapter_config import CONFIG_FILE
@@ -69,15 +68,14 @@ def run(args: argparse.Namespace) -> int:
     adapters, out = _adapters_and_out(args)
     for name, _ in map(split_scale, adapters):
         lora.find_adapter(name)  # before the model is read
-    form = _check_options(args)
+    _check_options(args)
     if out is not None:
         check_folder_place(Path(out).expanduser())
     found = None
-    with whole_file(args.picture, devices=True) if args.picture else nullcontext() as file:
-        if args.audit:
-            found = _audit(args, adapters)
-            if file is not None:
-                file.write(picture(found, title=f"{' + '.join(adapters)} on {args.base}", format=form))
+    if args.audit:
+        with picture_file(args.picture) as save_picture:
+            audit = found = _audit(args, adapters)
+            save_picture(lambda form: picture(audit, title=f"{' + '.join(adapters)} on {args.base}", format=form))
     merged = None
     if out is not None:
         with progress_bar(f"writing {out}") as progress, _ended_like_an_error():
@@ -132,13 +130,12 @@ def _is_adapter(text: str) -> bool:
     return True
 
 
-def _check_options(args: argparse.Namespace) -> Any:
-    """Refuse options without effect; return the format of the picture."""
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse options without effect."""
     if not args.audit:
         for name in ("all", "prompt", "picture"):
             if getattr(args, name):
                 raise InputError(f"--{name} is part of the audit: add --audit")
-    return picture_format(args.picture) if args.picture else None
 
 
 def _audit(args: argparse.Namespace, adapters: list[str]) -> Audit:

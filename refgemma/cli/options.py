@@ -8,11 +8,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias, TypeVar
 
 from refgemma.cli.terminal import progress_bar
 from refgemma.device import DEVICES
@@ -26,6 +26,7 @@ from refgemma.sampling.record_file import logits_file_of
 from refgemma.text import chat
 
 Save: TypeAlias = Callable[[Record, str, int | None], None]
+T = TypeVar("T")
 
 
 def token_ids(text: str) -> tuple[int, ...]:
@@ -82,17 +83,7 @@ def add_model(parser: argparse.ArgumentParser, *, runs: bool = True) -> None:
         "--model", default="tiny-it", help="folder, shipped name, or hub id fetched before (default: tiny-it)"
     )
     if runs:
-        group.add_argument(
-            "--weights",
-            choices=("bfloat16", "float32", "float64"),
-            help="how matrices stay in memory (default: as --numerics)",
-        )
-        group.add_argument(
-            "--numerics",
-            choices=tuple(PROFILES),
-            default="float32",
-            help="arithmetic of activations (default: float32)",
-        )
+        add_formats(group, "as --numerics")
         group.add_argument(
             "--device", choices=DEVICES, default="cpu", help="where to compute; cuda is an NVIDIA GPU (default: cpu)"
         )
@@ -103,6 +94,18 @@ def add_model(parser: argparse.ArgumentParser, *, runs: bool = True) -> None:
             metavar="DIR[:SCALE]",
             help="put this LoRA adapter on the model, a folder or a shipped name; may be given several times",
         )
+
+
+def add_formats(parser: argparse._ActionsContainer, default: str) -> None:
+    """Add the options for the formats of weights and arithmetic; `default` describes that of the weights."""
+    parser.add_argument(
+        "--weights",
+        choices=("bfloat16", "float32", "float64"),
+        help=f"how matrices stay in memory (default: {default})",
+    )
+    parser.add_argument(
+        "--numerics", choices=tuple(PROFILES), default="float32", help="arithmetic of activations (default: float32)"
+    )
 
 
 def load_model(args: argparse.Namespace) -> Gemma:
@@ -160,24 +163,13 @@ def read_prompt(args: argparse.Namespace) -> Prompt:
         raise InputError(
             "--raw and --messages were both given: a conversation needs the chat template, leave out --raw"
         )
-    messages = _parse_messages(read_text(args.messages), args.messages)
+    messages = read_json(args.messages, list, 'expected a list of messages, [{"role": "user", "content": "..."}, ...]')
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # shown when the messages are used
             chat.render(messages)
     except InputError as error:
         raise InputError(f"{args.messages}: {error}") from None
-    return messages
-
-
-def _parse_messages(text: str, path: str) -> list[Any]:
-    wanted = 'expected a list of messages, [{"role": "user", "content": "..."}, ...]'
-    try:
-        messages = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}): {wanted}") from None
-    if not isinstance(messages, list):
-        raise InputError(f"{path} holds {messages!r:.40}: {wanted}")
     return messages
 
 
@@ -232,17 +224,32 @@ def wants_record(args: argparse.Namespace) -> bool:
     return bool(args.record or args.page or args.picture)
 
 
+def output_file(path: str | None) -> AbstractContextManager[IO[bytes] | None]:
+    """Open the file that an option names, if any."""
+    return whole_file(path, devices=True) if path else nullcontext()
+
+
+@contextmanager
+def picture_file(path: str | None) -> Iterator[Callable[[Callable[[str], bytes]], None]]:
+    """Open the file of ``--picture``, if any; yields what saves the picture that a function draws in a format."""
+    form = picture_format(path) if path else None
+    with output_file(path) as file:
+
+        def save(draw: Callable[[str], bytes]) -> None:
+            if file is not None and form is not None:
+                file.write(draw(form))
+
+        yield save
+
+
 @contextmanager
 def outputs(args: argparse.Namespace) -> Iterator[Save]:
     """Open the files before the work begins, so that one that cannot be written is reported at once."""
     _check_files(args)
-    form = picture_format(args.picture) if args.picture else None
     if args.record:
         check_file_place(args.record)
         check_file_place(logits_file_of(Path(args.record)))
-    with ExitStack() as stack:
-        page = stack.enter_context(whole_file(args.page, devices=True)) if args.page else None
-        picture = stack.enter_context(whole_file(args.picture, devices=True)) if args.picture else None
+    with picture_file(args.picture) as save_picture, output_file(args.page) as page:
 
         def save(record: Record, title: str, t: int | None) -> None:
             if args.record:
@@ -250,9 +257,9 @@ def outputs(args: argparse.Namespace) -> Iterator[Save]:
             if page is not None:
                 with progress_bar("writing the page") as progress:
                     page.write(show.page(record, title=title, progress=progress).encode("ascii"))
-            if picture is not None and form is not None:
+            if args.picture:
                 with progress_bar("drawing the picture"):
-                    picture.write(show.picture(record, t, format=form))
+                    save_picture(lambda form: show.picture(record, t, format=form))
 
         yield save
 
@@ -294,6 +301,18 @@ def read_text(path: str) -> str:
         return decode(Path(path).read_bytes(), path)
     except OSError as error:
         raise OSError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_json(path: str, kind: type[T], wanted: str) -> T:
+    """Read a JSON value of one kind; `wanted` ends the error where it is something else."""
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}): {wanted}") from None
+    if not isinstance(value, kind):
+        raise InputError(f"{path} holds {value!r:.40}: {wanted}")
+    return value
 
 
 def text_argument(text: str) -> str:

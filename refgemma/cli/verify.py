@@ -20,13 +20,12 @@ from pathlib import Path
 
 from refgemma.checkpoint.folder import find_model, read_folder
 from refgemma.checkpoint.names import FAMILIES
-from refgemma.cli.options import add_json
+from refgemma.cli.options import add_formats, add_json
 from refgemma.cli.terminal import print_json, print_table, progress_bar, show
 from refgemma.config import Config, read_config
 from refgemma.errors import InputError, listed
 from refgemma.files.safetensors import StoredTensor
 from refgemma.gemma import load
-from refgemma.numerics import PROFILES
 from refgemma.oracle.published.figures import Figure, figures_of, models, read_figures
 from refgemma.oracle.published.golden import golden_figures, known_file
 from refgemma.oracle.published.verify import (
@@ -63,14 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--golden", metavar="FILE", help="compare with full logits, JSON lines, instead of the figures")
     which.add_argument("--figures", metavar="FILE", help="check the figures in this file instead, whatever the model")
-    parser.add_argument(
-        "--weights",
-        choices=("bfloat16", "float32", "float64"),
-        help="how matrices stay in memory (default: as stored where that is bfloat16, else as --numerics)",
-    )
-    parser.add_argument(
-        "--numerics", choices=tuple(PROFILES), default="float32", help="arithmetic of activations (default: float32)"
-    )
+    add_formats(parser, "as stored where that is bfloat16, else as --numerics")
     add_json(parser)
 
 

@@ -1,4 +1,4 @@
-"""Files of named arrays, whichever program wrote them: safetensors, .npz and .npy, told apart by content.
+"""Files of named arrays, whichever program wrote them: safetensors, .npz and .npy, recognised by content.
 
 Opening one reads headers; the numbers of an array are read when it is asked for.
 """

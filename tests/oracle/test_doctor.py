@@ -6,10 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
+from refgemma.checkpoint.contents import Contents, numbers_of
+from refgemma.checkpoint.doctor import about_norms, examine, published_size, sizes_of
 from refgemma.checkpoint.folder import find_model, read_folder
-from refgemma.checkpoint.health.doctor import examine, published_size, sizes_of
-from refgemma.checkpoint.health.folder import Contents
-from refgemma.checkpoint.health.numbers import about_norms, numbers_of
 from refgemma.checkpoint.names import SHAPES
 from refgemma.cli import main
 from refgemma.config import SIZES

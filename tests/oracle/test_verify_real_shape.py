@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from refgemma.checkpoint.health.doctor import examine
+from refgemma.checkpoint.doctor import examine
 from refgemma.cli import main
 from refgemma.oracle.published.figures import figures_of
 from tests.test_real_shape import folder  # noqa: F401

@@ -1,24 +1,29 @@
-"""Everything that can be read of a model folder, and a remark on each thing that cannot.
+"""Everything that can be read of a model folder, statistics of its numbers among it; a remark on what cannot be read.
 
 Unlike the loader, this never refuses: files are read one by one, prefixes of names are removed, and damage becomes a
-remark.
+remark. Each tensor is read once, some rows at a time, so that a checkpoint may be larger than memory.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from refgemma.checkpoint.folder import INDEX, SINGLE, parse_index, read_folder
 from refgemma.errors import InputError
 from refgemma.files.safetensors import StoredTensor, read_safetensors
+from refgemma.numerics import Array, from_bfloat16
 from refgemma.text.tokenizer import Tokenizer
 
 Grade = Literal["wrong", "look", "fine"]
+READ_FORMATS = ("BF16", "F16", "F32")
+_TILE = 2**22  # numbers
 
 # Prefixes that wrappers add to names: vision models, PEFT, compiled and parallel modules.
 _PREFIX = re.compile(r"^(?:base_model\.model\.|language_model\.|_orig_mod\.|module\.)+|^model\.(?=language_model\.)")
@@ -47,6 +52,24 @@ class Contents:
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         return self.tensors[name].shape if name in self.tensors else None
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Statistics of one tensor."""
+
+    nans: int
+    infinite: int
+    lowest: float  # this, highest and mean: of the finite numbers
+    highest: float
+    mean: float
+    negative: int  # how many are below zero
+    zero_rows: int  # rows of zeros at the end
+
+    @property
+    def all_zero(self) -> bool:
+        """Whether every number is zero."""
+        return self.lowest == self.highest == 0.0 and not self.nans and not self.infinite
 
 
 def read_contents(folder: str | Path) -> Contents:
@@ -135,3 +158,57 @@ def _remark(about: str, sentence: str) -> Remark:
     """Split a sentence of the loader, whose last part says what was expected or what to do."""
     what, _, todo = sentence.rpartition("; ") if "; " in sentence else sentence.rpartition(": ")
     return Remark("wrong", about, what, todo) if what else Remark("wrong", about, todo, "fetch it again")
+
+
+def read_numbers(contents: Contents, progress: Callable[[int, int], None] | None = None) -> dict[str, Numbers]:
+    """Statistics of every tensor of floats."""
+    found, done = {}, 0
+    total = sum(tensor.nbytes for tensor in contents.tensors.values())
+    for name, tensor in contents.tensors.items():
+        if tensor.dtype in READ_FORMATS and tensor.data.size:
+            found[name] = numbers_of(tensor)
+        done += tensor.nbytes
+        if progress is not None:
+            progress(done, total)
+    return found
+
+
+def numbers_of(tensor: StoredTensor) -> Numbers:
+    nans = infinite = negative = count = 0
+    lowest, highest, total = np.inf, -np.inf, 0.0
+    for tile in tiles_of(tensor):
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            wide = from_bfloat16(tile) if tensor.dtype == "BF16" else tile.astype(np.float32)
+        finite = np.isfinite(wide)
+        if not finite.all():
+            bad = int(np.count_nonzero(np.isnan(wide)))
+            nans, infinite = nans + bad, infinite + int(np.count_nonzero(~finite)) - bad
+            wide = wide[finite]
+        if wide.size:
+            lowest, highest = min(lowest, float(wide.min())), max(highest, float(wide.max()))
+            total += float(wide.sum(dtype=np.float64))
+            negative += int(np.count_nonzero(wide < 0))
+            count += wide.size
+    if not count:
+        lowest = highest = np.nan
+    mean = total / count if count else np.nan
+    return Numbers(nans, infinite, lowest, highest, mean, negative, _zero_rows_at_the_end(tensor.data))
+
+
+def tiles_of(tensor: StoredTensor) -> Iterator[Array]:
+    """Rows of a tensor, as stored, some at a time."""
+    flat = tensor.data.reshape(-1) if tensor.data.ndim < 2 else tensor.data
+    step = max(1, _TILE // max(1, flat.size // max(1, len(flat))))
+    for start in range(0, len(flat), step):
+        yield flat[start : start + step]
+
+
+def _zero_rows_at_the_end(data: Array) -> int:
+    if data.ndim < 2:
+        return 0
+    rows = 0
+    for row in data[::-1]:
+        if row.any():
+            break
+        rows += 1
+    return rows

@@ -1,1 +1,0 @@
-"""Finds what is wrong with a model folder, without loading it."""
