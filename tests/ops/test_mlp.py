@@ -98,15 +98,6 @@ def test_a_product_side_by_side_is_the_whole(monkeypatch):
         assert np.array_equal(elementwise(np.multiply, a, b), a * b)
 
 
-@pytest.mark.parametrize("part", [16, 2**18])
-def test_the_result_is_in_memory_as_the_first_operand_is(part, monkeypatch):
-    """Else a matrix product of it would add up in another order, by the size and by what a tap put in beside it."""
-    monkeypatch.setattr(threads, "_PART", part)
-    by_columns, by_rows = np.ones((8, 6)).T, np.ones((6, 8))
-    assert elementwise(np.multiply, by_columns, by_rows).flags.f_contiguous
-    assert elementwise(np.multiply, by_rows, by_columns).flags.c_contiguous
-
-
 def test_a_part_is_a_piece_of_memory(monkeypatch):
     """Else threads would take turns with the numbers of a line."""
     monkeypatch.setattr(threads, "_PART", 16)

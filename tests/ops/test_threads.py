@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import refgemma
-from refgemma.compute.threads import in_parallel, mapped, threads
+from refgemma.compute.threads import elementwise, in_parallel, mapped, threads
 from tests.ops.weights import use_threads
 
 
@@ -157,3 +157,12 @@ def test_the_first_large_product_sets_blas_to_one_thread():
     environment = {name: value for name, value in os.environ.items() if name != "REFGEMMA_THREADS"}
     environment |= {"OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", _OF_BLAS], env=environment, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("part", [16, 2**18])
+def test_the_result_is_in_memory_as_the_first_operand_is(part, monkeypatch):
+    """Else a matrix product of it would add up in another order, by the size and by what a tap put in beside it."""
+    monkeypatch.setattr("refgemma.compute.threads._PART", part)
+    by_columns, by_rows = np.ones((8, 6)).T, np.ones((6, 8))
+    assert elementwise(np.multiply, by_columns, by_rows).flags.f_contiguous
+    assert elementwise(np.multiply, by_rows, by_columns).flags.c_contiguous
