@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from refgemma import lora, sampling
+from refgemma.cache import PrefixCache
 from refgemma.compute.threads import set_threads
 from refgemma.config import SIZES, Config
 from refgemma.gemma import Gemma, Score, load
 from refgemma.generation import Event, Generation
-from refgemma.prefix_cache import PrefixCache
 from refgemma.sampling import SamplingParams
 from refgemma.version import __version__ as __version__
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from refgemma.config import Config
 from refgemma.errors import InputError
-from refgemma.numerics import Array, namespace_of, to_host
+from refgemma.numerics import Array, Numerics, namespace_of, to_host
 
 
 class KVCache:
@@ -100,7 +100,7 @@ class KVCache:
         return own
 
     def update(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
-        """Store k and v (B, T, K, H) of one layer in the slots taken last; return all of it so far, both (B, K, S, H)."""
+        """Store k and v (B, T, K, H) of one layer in the slots taken last; return all its own so far, (B, K, S, H)."""
         keys, values = self.keys[layer], self.values[layer]
         if k.dtype != keys.dtype:
             raise InputError(f"keys are {k.dtype}, the cache holds {keys.dtype}: make it with the dtype of activations")
@@ -147,6 +147,71 @@ def join_rows(rows: Sequence[tuple[KVCache, int]], config: Config, *, capacity: 
             target[b, :, new] = source[row, :, old]
             target[b, :, none] = 0  # never attended to, but even a weight of zero times NaN is NaN
     return batch
+
+
+class PrefixCache:
+    """Keys and values of the last run of one row, so that a prompt with the same beginning need not be read again.
+
+    It serves a chat, where every prompt begins with all earlier turns, or a long beginning that many prompts share. It
+    holds a plain `KVCache`, which every run forks: runs may overlap without disturbing each other. A run with other
+    weights or other arithmetic starts afresh.
+
+    Attributes
+    ----------
+    tokens : list of int
+        Tokens fed so far, in order; slot i of the cache holds token i.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self._cache: KVCache | None = None
+        self._params: object | None = None
+        self._numerics: Numerics | None = None
+
+    def resume(
+        self, prompt: Sequence[int], params: object, config: Config, numerics: Numerics, *, xp: Any = np
+    ) -> tuple[KVCache, list[int]]:
+        """Cache that holds the longest beginning of the prompt that was fed before.
+
+        Parameters
+        ----------
+        prompt : sequence of int
+            Token ids; at least the last one is left to be fed.
+        params : Params
+            Weights; others, such as those of an adapter, make other keys.
+        config : Config
+            Shape of the model.
+        numerics : Numerics
+            Arithmetic of activations.
+        xp : module, default numpy
+            Array library of the weights.
+
+        Returns
+        -------
+        cache : KVCache
+            With room for the whole context; its `length` is the number of prompt tokens it holds.
+        fed : list of int
+            Its tokens. A caller that feeds the cache more tokens appends them here afterwards.
+        """
+        old = self._cache
+        if old is None or self._params is not params or self._numerics != numerics:
+            old = KVCache(config, batch=1, capacity=config.max_positions, dtype=numerics.dtype, xp=xp)
+            self._params, self._numerics = params, numerics
+            self.tokens = []
+        same = in_common([self.tokens, prompt[:-1]])
+        self._cache = old.fork(same, batch=1, capacity=config.max_positions)
+        self.tokens = self.tokens[:same]  # a new list: the run before may still append to its own
+        return self._cache, self.tokens
+
+
+def in_common(texts: Sequence[Sequence[int]]) -> int:
+    """Count the tokens with which all texts begin."""
+    same = 0
+    for tokens in zip(*texts, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        same += 1
+    return same
 
 
 def _ranges(positions: Array) -> str:

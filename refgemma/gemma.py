@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from refgemma import generation
 from refgemma import lora as low_rank
-from refgemma.cache import KVCache
+from refgemma.cache import KVCache, PrefixCache
 from refgemma.checkpoint.folder import find_model, read_folder
 from refgemma.checkpoint.load import Progress, load_params
 from refgemma.config import Config, read_config
@@ -27,7 +27,6 @@ from refgemma.lora.merge import merge
 from refgemma.model import forward
 from refgemma.numerics import FLOAT64, PROFILES, Array, Numerics, namespace_of, to_host
 from refgemma.params import Params
-from refgemma.prefix_cache import PrefixCache
 from refgemma.sampling import SamplingParams
 from refgemma.text.chat import encode_chat
 from refgemma.text.streaming import read_generation_config, stop_ids

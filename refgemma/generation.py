@@ -12,14 +12,13 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from refgemma.cache import KVCache
+from refgemma.cache import KVCache, PrefixCache, in_common
 from refgemma.checkpoint.load import Progress
 from refgemma.config import Config
 from refgemma.errors import InputError
 from refgemma.model import Tap, forward
 from refgemma.numerics import Array, Numerics, namespace_of, to_host
 from refgemma.params import Params
-from refgemma.prefix_cache import PrefixCache, in_common
 from refgemma.sampling import Decision, Record, SamplingParams, decide, uniform
 from refgemma.sampling.decision import seed_of
 from refgemma.text.streaming import StreamDecoder, split_at_stop

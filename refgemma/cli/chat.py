@@ -12,11 +12,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 
+from refgemma.cache import PrefixCache
 from refgemma.cli.generate import answer, report
 from refgemma.cli.options import add_model, add_sampling, decode, load_model, sampling_settings, text_argument
 from refgemma.cli.terminal import print_json
 from refgemma.errors import InputError
-from refgemma.prefix_cache import PrefixCache
 
 _HELP = "/reset begins a new conversation, /exit or Ctrl-D ends, Ctrl-C ends even in the middle of an answer"
 

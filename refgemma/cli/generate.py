@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
+from refgemma.cache import PrefixCache
 from refgemma.checkpoint.load import Progress
 from refgemma.cli.options import (
     add_json,
@@ -34,7 +35,6 @@ from refgemma.cli.options import (
 from refgemma.cli.terminal import print_json, progress_bar, to_json
 from refgemma.gemma import Gemma, Prompt
 from refgemma.generation import Generation
-from refgemma.prefix_cache import PrefixCache
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

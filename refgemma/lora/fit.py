@@ -13,7 +13,7 @@ from refgemma.checkpoint.names import tensors_of
 from refgemma.config import Config
 from refgemma.errors import InputError, all_problems, listed, nearest_name
 from refgemma.lora.adapter import Adapter
-from refgemma.lora.targets import (
+from refgemma.lora.adapter_config import (
     EMBEDDING,
     HEAD,
     low_rank_modules,

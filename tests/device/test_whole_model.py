@@ -11,12 +11,11 @@ import pytest
 
 from refgemma import lora
 from refgemma.batching import Batching
-from refgemma.cache import KVCache
+from refgemma.cache import KVCache, PrefixCache
 from refgemma.device import placed
 from refgemma.model import forward
 from refgemma.numerics import Bfloat16Matrix
 from refgemma.oracle import compare, trace
-from refgemma.prefix_cache import PrefixCache
 from refgemma.sampling import SamplingParams
 from tests.judge import FLOAT64_BOUND, error
 from tests.tiny_it import tiny_it

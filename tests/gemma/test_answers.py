@@ -4,7 +4,7 @@ import pytest
 
 import refgemma
 from refgemma import generation
-from refgemma.prefix_cache import PrefixCache
+from refgemma.cache import PrefixCache
 from refgemma.text import encode_chat
 from tests.gemma.texts import CONTEXT, pieces
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from refgemma import generation
+from refgemma.cache import PrefixCache
 from refgemma.model import forward
 from refgemma.numerics import FLOAT32, Numerics
-from refgemma.prefix_cache import PrefixCache
 from tests.generation.runs import CONTEXT, SETTINGS, results
 from tests.models import widened
 from tests.talker import talker

@@ -2,8 +2,14 @@
 
 import pytest
 
-from refgemma.lora.adapter_config import AdapterConfig
-from refgemma.lora.targets import low_rank_modules, rank_and_alpha, saved_modules, trained_tokens, unused_patterns
+from refgemma.lora.adapter_config import (
+    AdapterConfig,
+    low_rank_modules,
+    rank_and_alpha,
+    saved_modules,
+    trained_tokens,
+    unused_patterns,
+)
 
 PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
          "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip

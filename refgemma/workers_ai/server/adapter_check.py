@@ -18,9 +18,8 @@ import numpy as np
 from refgemma.errors import InputError
 from refgemma.gemma import Gemma
 from refgemma.lora import Adapter, check_hosted, read
-from refgemma.lora.adapter_config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
+from refgemma.lora.adapter_config import CONFIG_FILE, WEIGHTS_FILE, rank_and_alpha, read_adapter_config
 from refgemma.lora.fit import fit
-from refgemma.lora.targets import rank_and_alpha
 from refgemma.model import forward
 from refgemma.numerics import to_host
 from refgemma.workers_ai.errors import AiError
