@@ -34,6 +34,8 @@ from refgemma.sampling.params import SamplingParams
 
 __all__ = ["ENGINES", "Refused", "distribution"]
 
+# ---- this package
+
 
 def _steps_of_refgemma(params: SamplingParams, context: Context) -> list[Step]:
     """Steps of `decide`, and the greedy choice as one more."""
@@ -43,6 +45,8 @@ def _steps_of_refgemma(params: SamplingParams, context: Context) -> list[Step]:
 
 REFGEMMA = Engine("refgemma", "this package", _steps_of_refgemma, dtype=np.float64, total=np.float64)
 
+
+# ---- OpenAI's API, as far as it is documented: a bias and two penalties on the logits, and a temperature
 
 _RANGES = {"temperature": (0, 2), "frequency_penalty": (-2, 2), "presence_penalty": (-2, 2)}
 
@@ -71,6 +75,10 @@ OPENAI = engine_of(
     },
     _refusal_of_openai,
 )
+
+
+# ---- all of them
+
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (

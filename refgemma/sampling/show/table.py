@@ -37,7 +37,6 @@ class Column:
     setting: str = ""  # its setting, in words
     removed: int = 0  # how many tokens it removed
     mass: float = 0.0  # their probability, of what was left before
-    margin: float | None = None  # between the last token kept and the first removed
 
     @property
     def title(self) -> str:
@@ -89,7 +88,7 @@ def view(record: Record, t: int) -> View:
     entry = record[t]
     greedy = record.params.temperature < GREEDY_BELOW
     columns = [Column("model")]
-    columns += [Column(step.name, setting(step.value), step.removed, step.mass, step.margin) for step in entry.steps]
+    columns += [Column(step.name, setting(step.value), step.removed, step.mass) for step in entry.steps]
     columns += [Column("greedy", "most likely")] if greedy else []
     rows = []
     for candidate in entry.candidates:
@@ -174,9 +173,8 @@ def overview(record: Record) -> Table:
 
 
 def candidates(record: Record, t: int, *, count: int = _CANDIDATES) -> Table:
-    """Show the most likely candidates of one decision, and those on both sides of each cut, through its steps."""
-    whole = view(record, t)
-    shown = whole.head(count)
+    """Show the `count` most likely candidates of one decision, and those on both sides of each cut, through its steps."""
+    shown = view(record, t).head(count)
     across = [f"{column.title}\n{column.note}".rstrip() for column in shown.columns]
     table = _table("", "id", "token", "logit", *across, left=(2, *range(4, 4 + len(across))))
     for row in shown.rows:
