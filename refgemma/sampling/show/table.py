@@ -173,7 +173,7 @@ def overview(record: Record) -> Table:
 
 
 def candidates(record: Record, t: int, *, count: int = _CANDIDATES) -> Table:
-    """Show the `count` most likely candidates of one decision, and those on both sides of each cut, through its steps."""
+    """Show one decision step by step: the `count` most likely candidates, and those on both sides of each cut."""
     shown = view(record, t).head(count)
     across = [f"{column.title}\n{column.note}".rstrip() for column in shown.columns]
     table = _table("", "id", "token", "logit", *across, left=(2, *range(4, 4 + len(across))))
