@@ -90,7 +90,8 @@ def main() -> int:
     if args.json:
         print(json.dumps(table, indent=2))
     else:
-        print(f"\nStories at temperature 1: {args.stories} told, {ended} ended by themselves, {different} different.")
+        print(f"\nStories at temperature 1: {args.stories} generated,", end=" ")
+        print(f"{ended} ended by themselves, {different} different.")
     return 0 if good else 1
 
 
