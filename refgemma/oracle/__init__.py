@@ -10,7 +10,7 @@ from refgemma.oracle.diagnosis.result import Diagnosis
 from refgemma.oracle.foreign.reader import read_foreign
 from refgemma.oracle.judging.grades import Finding
 from refgemma.oracle.models import read_trace
-from refgemma.oracle.reporting.report import Report
+from refgemma.oracle.report import Report
 from refgemma.oracle.traces.recording import trace
 from refgemma.oracle.traces.trace import Trace
 

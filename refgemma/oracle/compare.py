@@ -19,7 +19,7 @@ from refgemma.oracle.judging.selection import (
     without_the_last_token,
 )
 from refgemma.oracle.models import read_candidate, weights_of
-from refgemma.oracle.reporting.report import Report
+from refgemma.oracle.report import Report
 from refgemma.oracle.traces.recording import fingerprint
 from refgemma.oracle.traces.trace import Trace, first_difference, is_trace, read_trace_file
 

@@ -18,7 +18,7 @@ from refgemma.oracle import Trace, compare, trace
 from refgemma.oracle.bounds import flow
 from refgemma.oracle.formula_models import formula
 from refgemma.oracle.judging.grades import Finding, not_given
-from refgemma.oracle.reporting.report import Report
+from refgemma.oracle.report import Report
 from refgemma.oracle.traces.recording import fingerprint
 from tests.models import random_model
 from tests.oracle.gemmas import gemma_of

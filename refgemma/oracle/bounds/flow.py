@@ -24,9 +24,10 @@ _CHUNK = 512
 _NUMBERS = 2**24  # of one tensor at a time; truth, bounds and the candidate take some ten float64 arrays of that size
 
 
-def chunks(T: int, width: int) -> Iterator[tuple[int, int]]:
-    """Cut a text into pieces that are fed one after the other."""
-    step = max(1, min(_CHUNK, _NUMBERS // width))
+def chunks(config: Config, B: int, T: int, *, logits: bool) -> Iterator[tuple[int, int]]:
+    """Cut a text into pieces that are fed one after the other; `logits` of all positions are the widest product."""
+    width = max(config.vocab_size if logits else 1, max(row.intermediate_size for row in config.layers))
+    step = max(1, min(_CHUNK, _NUMBERS // (B * width)))
     for start in range(0, T, step):
         yield start, min(start + step, T)
 

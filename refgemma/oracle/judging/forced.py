@@ -50,10 +50,8 @@ def judge_forced(
     flow = Flow(params, config, a)
     B, T = trace.tokens.shape
     cache = KVCache(config, batch=B, capacity=T, dtype=np.float64)
-    every = bool({"final_norm", "logits"} & set(trace.tensors))  # positions are worth the widest product of all
-    pieces = list(
-        chunks(T, B * max(config.vocab_size if every else 1, max(row.intermediate_size for row in config.layers)))
-    )
+    every = bool({"final_norm", "logits"} & set(trace.tensors))
+    pieces = list(chunks(config, B, T, logits=every))
     done = 0
 
     for start, stop in pieces:

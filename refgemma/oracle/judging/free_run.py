@@ -152,9 +152,7 @@ def _measured(
     caches = [KVCache(config, batch=B, capacity=T, dtype=np.float64) for _ in range(1 + len(seeds))]
     flows = [Flow(params, config, a) for _ in seeds]
 
-    for start, stop in chunks(
-        T, B * max(config.vocab_size if logits else 1, max(row.intermediate_size for row in config.layers))
-    ):
+    for start, stop in chunks(config, B, T, logits=logits):
         part = slice(start, stop)
 
         def run(tap: Tap, cache: KVCache, part: slice = part) -> None:

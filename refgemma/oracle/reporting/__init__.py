@@ -1,1 +1,0 @@
-"""Findings as text and as a picture."""
