@@ -27,7 +27,7 @@ class Location:
 
 
 def locations_of(bug: Bug, config: Config, given: Iterable[str]) -> list[Location]:
-    """Sites of a bug that a trace can tell apart."""
+    """Locations of a bug that a trace can tell apart."""
     exact = frozenset(given)
     units: dict[str | int, list[str]] = {}
     for name in names_of(config):
