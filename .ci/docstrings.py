@@ -1,7 +1,7 @@
 """Check that what is public has a complete numpydoc docstring: exported names, their methods, `ops` and `forward`.
 
-Public is what the `__all__` of refgemma and of its packages lists. Run ``python .ci/docstrings.py``; prints what is missing, and
-exits 1 if anything is.
+Public is what the `__all__` of refgemma and of its packages lists. Run ``python .ci/docstrings.py``; prints what is
+missing, and exits 1 if anything is.
 """
 
 import importlib

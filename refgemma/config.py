@@ -1,8 +1,8 @@
 """The facts that distinguish one Gemma from another, and nothing else.
 
 A `Config` holds the numbers of the whole model, and one row of numbers per layer; the published sizes are plain
-instances in `SIZES`, so that two of them can be compared by eye. Axis letters (D, F, L, N, K, H, V) are the ones used in
-every shape of this project.
+instances in `SIZES`, so that two of them can be compared by eye. Axis letters (D, F, L, N, K, H, V) are the ones used
+in every shape of this project.
 """
 
 from __future__ import annotations

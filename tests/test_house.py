@@ -13,8 +13,8 @@ ROOT = PACKAGE.parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # A little above what there is: a change that needs more says why.
-MOST_LINES = 26_600
-MOST_FILES = 186
+MOST_LINES = 26_500
+MOST_FILES = 171
 MOST_PROSE = 0.45  # lines of docstrings and comments for each line of code
 
 # Words that read as translated, or that say "reference" and "candidate" in four ways.
@@ -24,7 +24,7 @@ RETIRED = (
     r"\btold\b(?! apart)",
     r"\bhands\b",
     r"\bstands\b(?! for)",
-    r"(?<![Tt]here )\bis no (?!longer\b|more\b|less\b|need\b|room\b)",
+    r"(?<![Tt]here )\bis no (?!longer\b|more\b|less\b|need\b|room\b|better\b)",
     r"\bso many\b",
     r"\bsome times\b",
     r"\bno telling\b",

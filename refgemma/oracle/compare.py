@@ -76,8 +76,9 @@ def compare(
     The residual stream and the logits are also judged as each engine's own run made them, by a budget that is measured;
     for logits alone, this is all.
 
-    Where the arithmetic is not given, and the one recognised makes half of all kinds of operation wrong, the numbers may
-    have been computed in float32 and only stored so: if that explains them, they are judged so, and the report says it.
+    Where the arithmetic is not given, and the one recognised makes half of all kinds of operation wrong, the numbers
+    may have been computed in float32 and only stored so: if that explains them, they are judged so, and the report says
+    it.
     """
     reference = _reference(a)
     if reference is not None and tokens is not None:

@@ -78,11 +78,11 @@ def diagnose(
 
     Notes
     -----
-    Each operation of a trace is judged on the candidate's own inputs (`refgemma.oracle.judging.forced`), with each known
-    bug in the reference in turn: an explanation is right if nothing is wrong any more. Where no operation is wrong, but
-    the logits are not those of the model, the logits are explained. A bug in some layers only is found as well, since it
-    explains the operations of these and none of the others. For final logits alone the reference is run by itself, and a
-    bug is everywhere. Explanations that fit are ordered by how well they do.
+    Each operation of a trace is judged on the candidate's own inputs (`refgemma.oracle.judging.forced`), with each
+    known bug in the reference in turn: an explanation is right if nothing is wrong any more. Where no operation is
+    wrong, but the logits are not those of the model, the logits are explained. A bug in some layers only is found as
+    well, since it explains the operations of these and none of the others. For final logits alone the reference is run
+    by itself, and a bug is everywhere. Explanations that fit are ordered by how well they do.
     """
     params, config = weights_of(model, lora)
     trace = candidate

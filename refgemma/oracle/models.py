@@ -1,4 +1,4 @@
-"""What a comparison starts from: the model's weights as they are stored, and traces, of refgemma or of another engine."""
+"""What a comparison starts from: the model's weights as stored, and traces, of refgemma or of another engine."""
 
 from __future__ import annotations
 

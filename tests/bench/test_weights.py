@@ -18,7 +18,8 @@ def test_a_checkpoint_loads_and_holds_different_numbers_everywhere(folder, confi
     params = load_params(folder, config)
     gate, up = params["layers"][0]["mlp"]["gate"], params["layers"][1]["mlp"]["up"]
     assert not np.array_equal(gate, up)
-    # Of 2,880 numbers with deviation 1/sqrt(40): their deviation is off by 1/sqrt(2 * 2880), 1.3 %, at one sigma; four of it.
+    # Of 2,880 numbers with deviation 1/sqrt(40): their deviation is off by 1/sqrt(2 * 2880), 1.3 %, at one sigma; four
+    # of it.
     assert np.std(gate) == pytest.approx(40**-0.5, rel=0.053)
     norm = params["final_norm"]
     assert -0.9 < norm.mean() < 0.9  # an offset from one, not one plus the offset

@@ -1,4 +1,4 @@
-"""THEORY.md against the code: a derivation for each bound, each constant with its value, each rounding point by name."""
+"""THEORY.md against the code: a derivation for each bound, each constant with its value, each rounding point."""
 
 import re
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Adapters of PEFT, attached and merged, against PEFT itself, live: random settings over all of its format.
 
-Both sides read the same folder. PEFT says which tensors an adapter has; their values are drawn here, and none is what PEFT
-starts from. In float64 PEFT wraps transformers' model with its narrow spots widened (tests/peers/eager.py).
+Both sides read the same folder. PEFT says which tensors an adapter has; their values are drawn here, and none is what
+PEFT starts from. In float64 PEFT wraps transformers' model with its narrow spots widened (tests/peers/eager.py).
 
 `pytest -m peers tests/peers/test_peft.py -s` prints what was covered and how the errors compare.
 """

@@ -1,4 +1,4 @@
-"""The comparison with PEFT is strict: known mistakes of LoRA code, each planted in the reference, fail its very assertions.
+"""The comparison with PEFT is strict: known mistakes of LoRA code, each planted in the reference, fail its assertions.
 
 Names as in the project's catalogue of known bugs. Each is planted in every case that it concerns.
 """

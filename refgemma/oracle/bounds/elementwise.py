@@ -1,4 +1,4 @@
-"""Rounding bounds of what is computed number by number: embedding, residual add, rotary embedding, GELU and its product.
+"""Rounding bounds of element-wise operations: embedding, residual add, rotary embedding, GELU and its product.
 
 Each function takes the exact result (float64, computed from the engine's own inputs), those inputs and the arithmetic;
 it counts the roundings that any engine of that arithmetic makes, and says how far they reach.

@@ -219,7 +219,8 @@ def _heads(setup: Setup, i: int, step: str, value: Array, seen: dict[str, Array]
     wide = setup.fresh_keys == "wide" and step == "attn.scores"
     if setup.heads == "grouped" and not wide:
         return value
-    # Head m of the reference reads m // G. Head n of the port reads n % K: it takes the (n // K)-th place of that group.
+    # Head m of the reference reads m // G. Head n of the port reads n % K: it takes the (n // K)-th place of that
+    # group.
     N, K = c.num_heads, c.num_kv_heads
     heads = np.arange(N)
     place = heads if setup.heads == "grouped" else (heads % K) * (N // K) + heads // K

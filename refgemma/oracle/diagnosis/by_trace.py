@@ -186,9 +186,9 @@ def _wrong(findings: Findings) -> set[str]:
 # ---- bugs in some places only
 #
 # Nothing is run again: in a trace each operation is judged on its own inputs, so what a trial found at a location holds
-# whatever the other locations do (`refgemma.oracle.bugs.locations`). A bug is placed at a location if something there is
-# wrong without it, nothing is with it, and its numbers are much closer to the candidate's, which neither chance nor a
-# looser bound gives.
+# whatever the other locations do (`refgemma.oracle.bugs.locations`). A bug is placed at a location if something there
+# is wrong without it, nothing is with it, and its numbers are much closer to the candidate's, which neither chance nor
+# a looser bound gives.
 
 
 @dataclass(frozen=True)

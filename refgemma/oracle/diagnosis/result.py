@@ -83,8 +83,8 @@ class Diagnosis:
     arithmetic : str
         What the candidate's numbers were taken to be computed in.
     closer : tuple of Cause
-        Where nothing is wrong: bugs that come ten times closer to the candidate than the reference does, or more. Mostly
-        choices of rounding that engines make differently, in good faith; or a bug too small to be sure of.
+        Where nothing is wrong: bugs that come ten times closer to the candidate than the reference does, or more.
+        Mostly choices of rounding that engines make differently, in good faith; or a bug too small to be sure of.
     fed : Bug or None
         What the tokens alone show: <bos> missing or double.
     pairs : bool

@@ -24,9 +24,10 @@ from refgemma.oracle.published.figures import Figure, read_json
 _LONGEST = 28  # letters of a text that are shown
 _ROWS = 64  # positions whose logits are held at once: 131 MB in float64 at V = 256,000
 
-# How far below the model's best logit a published token may be, by the format its engine computed in. bfloat16 is spaced by
-# 0.125 to 0.25 for logits of 16 to 64, two of them are compared, and the layers before add as much again: five runs of
-# one request differ by 0.1. float16 is 8 times finer; float32 leaves the order of summation, over 18 layers.
+# How far below the model's best logit a published token may be, by the format its engine computed in. bfloat16 is
+# spaced by 0.125 to 0.25 for logits of 16 to 64, two of them are compared, and the layers before add as much again:
+# five runs of one request differ by 0.1. float16 is 8 times finer; float32 leaves the order of summation, over 18
+# layers.
 NEAR_TIE = {"float32": 0.02, "float16": 0.1, "bfloat16": 0.5, "8-bit weights": 0.5, "unknown": 0.5}
 
 

@@ -212,7 +212,8 @@ def chosen_names(patterns: str | Sequence[str], config: Config) -> list[str]:
 def fingerprint(params: Params) -> str:
     """A few digits that tell one set of weights from another; empty with adapters attached.
 
-    Read from all norms and the first row of every matrix: any training step changes those, and reading them takes no time.
+    Read from all norms and the first row of every matrix: any training step changes those, and reading them takes no
+    time.
     """
     digest = hashlib.sha256()
     for _, weight in sorted(leaves(params), key=_order):

@@ -1,7 +1,7 @@
 """A trace: every named tensor of one run, in memory or in a safetensors file.
 
-The file's metadata holds "format", "version", "config" (JSON), and what else is known of the run. Shapes follow from the
-model and the tokens, so every tensor has its place in the file before the first number is known.
+The file's metadata holds "format", "version", "config" (JSON), and what else is known of the run. Shapes follow from
+the model and the tokens, so every tensor has its place in the file before the first number is known.
 """
 
 from __future__ import annotations
