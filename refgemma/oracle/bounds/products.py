@@ -103,7 +103,7 @@ def mix(y: Array, probs: Known, v: Known, seen: Array, a: Arithmetic) -> Bound:
 
 
 def against(w: Operand, linear: Sequence[Array], square: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-    """Products of nonnegative arrays (..., I) with a weight's magnitudes and with its squares, tile by tile: (..., O)."""
+    """Products of nonnegative arrays (..., I) with the magnitudes and squares of a weight, by tiles: (..., O)."""
     O, I = w.shape
     outs: tuple[list[Array], list[Array]] = ([], [])
     for arrays, out in zip((linear, square), outs, strict=True):

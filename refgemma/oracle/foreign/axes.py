@@ -178,7 +178,7 @@ def _padded(columns: int, sizes: Mapping[str, int]) -> bool:
 
 
 def settled(chosen: Mapping[str, Placed]) -> dict[str, Settled]:
-    """One layout per tensor: where sizes coincide, that of related tensors (say, of other layers) whose sizes differ."""
+    """One layout per tensor; where sizes coincide, that of related tensors, say of other layers, whose sizes differ."""
     related: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for name, placed in chosen.items():
         if len(placed.options) == 1:
