@@ -111,7 +111,8 @@ def _check_same_table(embed: StoredTensor, head: StoredTensor) -> None:
     )
     if not same:
         raise InputError(
-            f"{head.file} has an lm_head.weight unlike model.embed_tokens.weight, yet tie_word_embeddings is true:"
+            f"{head.file} has an lm_head.weight that differs from model.embed_tokens.weight, yet tie_word_embeddings"
+            " is true:"
             " set that to false in config.json to use the stored head, or remove the head to use the embedding"
         )
 

@@ -129,18 +129,16 @@ _BUGS_HEAD = """\
 
 <!-- Written by `python -m tests.oracle.publish` from catalogue.py: change the table there. -->
 
-Each of these happened: the last column links to the issue, pull request, commit or article where it was found. Each is
-also runnable: `refgemma diagnose` compares an engine's numbers with the reference and with every one of these bugs in
-it, alone and in pairs. [Coverage](../formula_models/data/coverage.md) says how far each moves the logits of four tiny
-models.
+Each of these happened: the last column links to the issue, pull request, commit or article where it was found. Each is also runnable:
+`refgemma diagnose` compares an engine's numbers with the reference and with every one of these bugs in it, alone and in pairs.
+[Coverage](../formula_models/data/coverage.md) says how far each moves the logits of four tiny models.
 
 ```python
 from refgemma.oracle.bugs import catalogue, port
 
-# tokens and positions: (B, T)
-setup = port.Setup(params=gemma.params, config=gemma.config, tokens=tokens, positions=positions)
-wrong = [port.run(with_bug) for with_bug in catalogue.find("B1").setups(setup)]  # logits (B, T, V), once for each way
-to do it ```
+setup = port.Setup(params=gemma.params, config=gemma.config, tokens=tokens, positions=positions)  # tokens and positions: (B, T)
+wrong = [port.run(with_bug) for with_bug in catalogue.find("B1").setups(setup)]  # logits (B, T, V), once for each way to do it
+```
 
 "Wrong tensors" are those that come out wrong when everything before them is right; names as in `refgemma trace`. No list is complete:
 a bug with a public thread that is missing here is a welcome contribution.
