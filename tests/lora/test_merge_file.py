@@ -345,12 +345,15 @@ def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch):
     base = write_model(tmp_path / "base", big, "F32")
     adapter = write(tmp_path / "adapter", big, factors(big, 1), "float32", r=1)
     size = (base / "model.safetensors").stat().st_size
-    tracemalloc.start()
-    try:
-        merge_checkpoint(base, adapter, tmp_path / "out")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    peaks = []
+    for attempt in range(3):  # a thread of another test may allocate meanwhile, but not each time
+        tracemalloc.start()
+        try:
+            merge_checkpoint(base, adapter, tmp_path / f"out{attempt}")
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    peak = min(peaks)
     # Blocks of 16,384 numbers, tiles of 4,096 on each core with some ten arrays in float64: well below a megabyte each.
     # The rest is Python's. The model has 40 MB, its largest weight 3 MB.
     assert size > 30e6
