@@ -31,9 +31,8 @@ CURL_2B = r"""
 curl https://api.cloudflare.com/client/v4/accounts/$CLOUDFLARE_ACCOUNT_ID/ai/run/@cf/google/gemma-2b-it-lora \
 -X POST \
 -H "Authorization: Bearer $CLOUDFLARE_AUTH_TOKEN" \
--d '{ "messages": [{ "role": "system", "content": "You are a friendly assistant" }, { "role": "user", "content": "Why is
-pizza so good" }]}'
-"""
+-d '{ "messages": [{ "role": "system", "content": "You are a friendly assistant" }, { "role": "user", "content": "Why is pizza so good" }]}'
+"""  # noqa: E501
 
 CURL_7B = r"""
 curl https://api.cloudflare.com/client/v4/accounts/$CLOUDFLARE_ACCOUNT_ID/ai/run/@cf/google/gemma-7b-it-lora \
