@@ -52,8 +52,10 @@ class Layer:
     rope_theta: float
 
     def __post_init__(self) -> None:
-        _check_counts(self, "num_heads", "num_kv_heads", "head_dim", "intermediate_size")
-        _check_positive(self, "query_scale", "rope_theta")
+        for name in ("num_heads", "num_kv_heads", "head_dim", "intermediate_size"):
+            _check_count(name, getattr(self, name))
+        _check_positive("query_scale", self.query_scale)
+        _check_positive("rope_theta", self.rope_theta)
         if self.num_heads % self.num_kv_heads:
             raise InputError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
@@ -90,8 +92,9 @@ class Config:
     layers: tuple[Layer, ...]
 
     def __post_init__(self) -> None:
-        _check_counts(self, "vocab_size", "hidden_size", "max_positions")
-        _check_positive(self, "rms_norm_eps")
+        for name in ("vocab_size", "hidden_size", "max_positions"):
+            _check_count(name, getattr(self, name))
+        _check_positive("rms_norm_eps", self.rms_norm_eps)
         if not isinstance(self.tie_word_embeddings, bool):
             raise InputError(f"tie_word_embeddings is {self.tie_word_embeddings!r}: expected true or false")
         if not isinstance(self.layers, tuple) or not self.layers or not all(isinstance(x, Layer) for x in self.layers):
@@ -118,8 +121,7 @@ class Config:
         ValueError
             If a number is out of range.
         """
-        if not isinstance(num_layers, int) or isinstance(num_layers, bool) or num_layers < 1:
-            raise InputError(f"num_layers is {num_layers!r}: expected a whole number of at least 1")
+        _check_count("num_layers", num_layers)
         if num_layers > _MOST_LAYERS:
             raise InputError(f"num_layers is {num_layers!r:.60}: expected at most {_MOST_LAYERS:,}, a typing error?")
         row = {field.name: numbers.pop(field.name) for field in fields(Layer)}
@@ -144,18 +146,14 @@ class Config:
         return table + blocks + D + head
 
 
-def _check_counts(record: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(record, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name} is {value!r}: expected a whole number of at least 1")
 
 
-def _check_positive(record: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(record, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
-            raise InputError(f"{name} is {value!r}: expected a positive number")
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
+        raise InputError(f"{name} is {value!r}: expected a positive number")
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -231,17 +229,24 @@ def read_config(path: str | Path) -> Config:
     if path.is_dir():
         path = path / "config.json"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json_object(path.read_bytes(), path, "the config.json of a Gemma model")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist: a model folder holds config.json beside its weights") from None
-    except (ValueError, RecursionError) as error:  # of json, of the decoding, or of a number without end
-        raise InputError(f"{path} is not valid JSON ({error}): expected the config.json of a Gemma model") from None
-    if not isinstance(fields, dict):
-        raise InputError(f"{path} holds a JSON {type(fields).__name__}: expected an object")
     try:
         return config_from_hf(fields)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def json_object(data: bytes, name: str | Path, expected: str) -> dict[str, Any]:
+    """The JSON object in the bytes of a file; its name and what was expected are for the error."""
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, or brackets nested too deeply
+        raise InputError(f"{name} is not valid JSON ({error}): expected {expected}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{name} holds a JSON {type(value).__name__}: expected an object")
+    return value
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> Config:

@@ -29,7 +29,6 @@ import hashlib
 import importlib
 import importlib.util
 import io
-import json
 import os
 import re
 import shutil
@@ -43,7 +42,7 @@ from urllib.parse import quote
 
 from refgemma.checkpoint.folder import INDEX, SINGLE, hub_cache, parse_index, read_folder
 from refgemma.checkpoint.load import Progress, check_tensors
-from refgemma.config import Config, config_from_hf, read_config
+from refgemma.config import Config, config_from_hf, json_object, read_config
 from refgemma.errors import InputError
 from refgemma.files.atomic import whole_file
 
@@ -99,7 +98,7 @@ def look_up(name: str) -> Offer:
     page = f"{api.endpoint}/{about.id}"
     files = _needed_files(about, page)
     try:
-        config = config_from_hf(_json_object(_read(files[0])))
+        config = config_from_hf(json_object(_read(files[0]), "its config.json", "that of a Gemma model"))
     except InputError as error:
         raise InputError(f"{about.id} is not supported: {error}") from None
     card = about.card_data or {}
@@ -144,16 +143,6 @@ def _needed_files(about: Any, page: str) -> tuple[RemoteFile, ...]:
             " in safetensors, such as google/gemma-2b-it"
         )
     return tuple(file(name) for name in (*wanted, "generation_config.json") if name in there)
-
-
-def _json_object(data: bytes) -> dict[str, Any]:
-    try:
-        fields = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"its config.json is not valid JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise InputError(f"its config.json holds a JSON {type(fields).__name__}, expected an object")
-    return fields
 
 
 def client(module: str) -> Any:

@@ -12,7 +12,6 @@ is an error here. PEFT ignores it, and the adapter silently does less than its c
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from refgemma.config import json_object
 from refgemma.errors import InputError
 
 CONFIG_FILE = "adapter_config.json"
@@ -96,15 +96,11 @@ def read_adapter_config(folder: str | Path) -> AdapterConfig:
     """Read the ``adapter_config.json`` of a folder."""
     path = Path(folder) / CONFIG_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json_object(path.read_bytes(), path, f"the {CONFIG_FILE} of an adapter")
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} does not exist: a LoRA folder holds {CONFIG_FILE} and {WEIGHTS_FILE}, as PEFT writes them"
         ) from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}): expected the {CONFIG_FILE} of an adapter") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds a JSON {type(values).__name__}: expected an object")
     try:
         return adapter_config(values)
     except ValueError as error:

@@ -59,11 +59,11 @@ def picture(audit: Audit, *, title: str = "", format: str = "png") -> bytes:
             names = layers if layers and i == 0 else others
             areas[i, j].set_yticks(range(len(names)), names if j == 0 else [""] * len(names), fontsize=8)
         areas[0, j].set_title(measure.title, fontsize=9.5, loc="left", pad=8)
-        last = areas[0, j] if layers else None
-        if last is not None:
-            last.set_xticks(range(len(modules)), modules, fontsize=8, rotation=40, ha="left", rotation_mode="anchor")
-            last.xaxis.tick_top()
-            last.tick_params(axis="x", length=0, pad=2)
+        if layers:
+            top = areas[0, j]
+            top.set_xticks(range(len(modules)), modules, fontsize=8, rotation=40, ha="left", rotation_mode="anchor")
+            top.xaxis.tick_top()
+            top.tick_params(axis="x", length=0, pad=2)
     if layers:
         areas[0, 0].set_ylabel("layer", fontsize=8)
     return image(figure, format)
@@ -115,11 +115,11 @@ def _heat_map(axes: Any, grid: Array, shade: Array, measure: _Measure, ends: tup
 
 def _heading(audit: Audit, title: str) -> str:
     """Title and summary."""
-    total = audit.total
+    total, title = audit.total, f"{title}: " if title else ""
     if math.isnan(total.update_error):
-        return f"{title}{': ' if title else ''}the update is zero everywhere"
+        return f"{title}the update is zero everywhere"
     lines = [
-        f"{title}{': ' if title else ''}merged in {audit.dtype}, {100 * total.unmoved:.3g} % of the changed numbers"
+        f"{title}merged in {audit.dtype}, {100 * total.unmoved:.3g} % of the changed numbers"
         f" stay where they were; error of the whole update {total.update_error:.3g}"
     ]
     if audit.logits:

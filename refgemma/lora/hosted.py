@@ -34,9 +34,9 @@ HOSTED = {"@cf/google/gemma-2b-it-lora": SIZES["gemma-2b"], "@cf/google/gemma-7b
 _LONGEST_CONFIG = 1_000_000  # bytes; PEFT writes about 1,200
 _LONGEST_HEADER = 4_000_000  # bytes; every matrix of the larger model with its DoRA magnitude takes 100,000
 
-_brief = reprlib.Repr()  # also safe on nesting so deep that repr() would run out of stack
-_brief.maxstring = _brief.maxother = 60
-_brief.maxlong = 30
+_SHORT = reprlib.Repr()  # also safe on nesting so deep that repr() would run out of stack
+_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxlong = 30
 
 # version of the guide -> largest rank, and the size in MB that a file must stay below
 LIMITS = {"page": (8, 100), "later": (32, 300)}
@@ -138,10 +138,12 @@ def check_hosted(folder: str | Path, rule: str = "page") -> HostedReport:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: expected one that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
     largest_rank, megabytes = LIMITS[rule]
-    config, config_error = read_json_object(folder / CONFIG_FILE)
-    tensors, tensors_error = read_adapter_header(folder / WEIGHTS_FILE)
-    factors = factors_of(tensors or {})
-    models = tuple(model for model in HOSTED if fits(factors, model))
+    config, config_error = _read_json_object(folder / CONFIG_FILE)
+    tensors, tensors_error = _read_adapter_header(folder / WEIGHTS_FILE)
+    factors = _factors_of(tensors or {})
+    models = tuple(
+        model for model, base in HOSTED.items() if factors and all(_is_fitting(factor, base) for factor in factors)
+    )
 
     findings = [_file_names(folder), _readable(CONFIG_FILE, config_error), _readable(WEIGHTS_FILE, tensors_error)]
     findings += _size(folder / WEIGHTS_FILE, megabytes)
@@ -175,7 +177,7 @@ def _file_names(folder: Path) -> Finding:
     """Both files must have exactly these names; others are never uploaded."""
     there = {entry.name for entry in folder.iterdir()}
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if name not in there]
-    found = "both" if not missing else f"no {' and no '.join(missing)}; {listing(sorted(there)) or 'nothing'}"
+    found = "both" if not missing else f"no {' and no '.join(missing)}; {_listing(sorted(there)) or 'nothing'}"
     return _finding("file names", found, f"{CONFIG_FILE} and {WEIGHTS_FILE}", not missing, GUIDE)
 
 
@@ -197,7 +199,7 @@ def _size(path: Path, megabytes: int) -> list[Finding]:
 
 def _field_is(config: Mapping[str, Any], name: str, wanted: str) -> Finding:
     """A field of the configuration must have one value."""
-    found = brief(config[name]) if name in config else "none given"
+    found = _brief(config[name]) if name in config else "none given"
     source = FORMAT if name == "peft_type" else UPLOAD
     return _finding(name, found, repr(wanted), config.get(name) == wanted, source)
 
@@ -208,7 +210,7 @@ def _rank(config: Mapping[str, Any], factors: list[Factor], largest: int) -> Fin
     said = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else [pattern])]
     wrong = [value for value in said if not _is_rank(value)]
     ranks = {value for value in said if _is_rank(value)} | set(_ranks(factors))
-    found = f"{brief(wrong[0])}, not a rank" if wrong else str(max(ranks))
+    found = f"{_brief(wrong[0])}, not a rank" if wrong else str(max(ranks))
     if not wrong and len(ranks) > 1:
         found += f" (and {', '.join(map(str, sorted(ranks)[:-1][:8]))})"
     return _finding("rank", found, f"at most {largest}", not wrong and max(ranks) <= largest, GUIDE)
@@ -228,7 +230,7 @@ def _base_model(config: Mapping[str, Any], models: tuple[str, ...]) -> Finding:
     name = found.rstrip("/").rpartition("/")[2] if isinstance(found, str) else ""
     wanted = [f"google/{_base(model)}" for model in models or HOSTED]
     verdict: Verdict = "accepted" if f"google/{name}" in wanted else "unknown"
-    return _finding("base model", brief(found) if found else "none given", " or ".join(wanted), verdict, TUTORIAL)
+    return _finding("base model", _brief(found) if found else "none given", " or ".join(wanted), verdict, TUTORIAL)
 
 
 def _unquantised(config: Mapping[str, Any]) -> Finding:
@@ -252,7 +254,7 @@ def _options(config: Mapping[str, Any]) -> list[Finding]:
     if not used:
         return [_finding("options", "none beyond plain LoRA", "nothing is said of others", True, SILENT)]
     found = [
-        _finding(listing([name]), brief(config[name]), "nothing is said", "unknown", SILENT)
+        _finding(_listing([name]), _brief(config[name]), "nothing is said", "unknown", SILENT)
         for name in used[:_MOST_OPTIONS]
     ]
     if len(used) > _MOST_OPTIONS:
@@ -282,7 +284,7 @@ def _pairs(config: Mapping[str, Any], factors: list[Factor]) -> Finding:
     problems += [f"rank {r}, which {CONFIG_FILE} does not name" for r in sorted(strange)]
     if not factors:
         problems.append("none")
-    found = listing(problems, 3) if problems else f"{len(ranks)} pairs"
+    found = _listing(problems, 3) if problems else f"{len(ranks)} pairs"
     return _finding("factors", found, "two factors of one rank for each matrix", not problems, FORMAT)
 
 
@@ -294,9 +296,9 @@ def _shapes(factors: list[Factor], models: tuple[str, ...]) -> Finding:
         return _finding("shapes", found, wanted, bool(models), TUTORIAL)
     takes: dict[str, list[str]] = {}  # the first factor that does not fit -> what each model expects there
     for model, config in HOSTED.items():
-        factor = next(factor for factor in factors if not is_fitting(factor, config))
-        shape = expected_shape(factor, config)
-        odd = f"{listing([factor.name.removeprefix('base_model.model.model.')])} {brief(factor.shape)}"
+        factor = next(factor for factor in factors if not _is_fitting(factor, config))
+        shape = _expected_shape(factor, config)
+        odd = f"{_listing([factor.name.removeprefix('base_model.model.model.')])} {_brief(factor.shape)}"
         takes.setdefault(odd, []).append(
             f"{_base(model)} {'lacks it' if shape is None else f'takes {_letters(shape)}'}"
         )
@@ -319,17 +321,17 @@ def _modules(factors: list[Factor]) -> list[Finding]:
     if not found:
         return []
     verdict: Verdict = "accepted" if set(found) <= _SHOWN_MODULES else "unknown"
-    return [_finding("modules", listing(found), "q_proj and v_proj are shown", verdict, UPLOAD)]
+    return [_finding("modules", _listing(found), "q_proj and v_proj are shown", verdict, UPLOAD)]
 
 
 def _other_tensors(tensors: Mapping[str, StoredTensor]) -> list[Finding]:
     """Tensors that are not low-rank factors, and formats that PEFT does not write by default."""
-    named = {factor.name for factor in factors_of(tensors)}
+    named = {factor.name for factor in _factors_of(tensors)}
     others = [name for name in tensors if name not in named]
     formats = sorted({tensor.dtype for tensor in tensors.values()} - {"F32", "F16", "BF16"})
     found = []
     if others:
-        found.append(_finding("other tensors", listing(others, 3), "nothing is said", "unknown", SILENT))
+        found.append(_finding("other tensors", _listing(others, 3), "nothing is said", "unknown", SILENT))
     if formats:
         found.append(_finding("stored formats", ", ".join(formats), "nothing is said", "unknown", SILENT))
     return found
@@ -338,17 +340,17 @@ def _other_tensors(tensors: Mapping[str, StoredTensor]) -> list[Finding]:
 # ---- the files, read without trusting them, and the shapes they hold
 
 
-def brief(value: Any) -> str:
+def _brief(value: Any) -> str:
     """A value of an untrusted file, short and on one line."""
-    return _brief.repr(value)
+    return _SHORT.repr(value)
 
 
-def listing(values: Iterable[str], most: int = 8) -> str:
+def _listing(values: Iterable[str], most: int = 8) -> str:
     """The first few names, and the number of the others."""
-    return listed(list(values), most, lambda name: name[:80] if name.isprintable() else brief(name))
+    return listed(list(values), most, lambda name: name[:80] if name.isprintable() else _brief(name))
 
 
-def read_json_object(path: Path) -> tuple[dict[str, Any] | None, str]:
+def _read_json_object(path: Path) -> tuple[dict[str, Any] | None, str]:
     """The JSON object in a file, or None and the reason."""
     try:
         if error := _not_a_file(path, _LONGEST_CONFIG):
@@ -361,7 +363,7 @@ def read_json_object(path: Path) -> tuple[dict[str, Any] | None, str]:
     return value, ""
 
 
-def read_adapter_header(path: Path) -> tuple[dict[str, StoredTensor] | None, str]:
+def _read_adapter_header(path: Path) -> tuple[dict[str, StoredTensor] | None, str]:
     """The tensors of a safetensors file, by its header alone, or None and the reason."""
     try:
         if error := _not_a_file(path):
@@ -380,7 +382,7 @@ def _not_a_file(path: Path, longest: int | None = None) -> str:
     return ""
 
 
-def factors_of(tensors: Mapping[str, StoredTensor]) -> list[Factor]:
+def _factors_of(tensors: Mapping[str, StoredTensor]) -> list[Factor]:
     """The tensors that belong to low-rank changes."""
     found = [(_FACTOR.fullmatch(name), tensor) for name, tensor in tensors.items()]
     return [
@@ -390,7 +392,7 @@ def factors_of(tensors: Mapping[str, StoredTensor]) -> list[Factor]:
     ]
 
 
-def expected_shape(factor: Factor, config: Config) -> tuple[int | None, ...] | None:
+def _expected_shape(factor: Factor, config: Config) -> tuple[int | None, ...] | None:
     """Shape that a factor must have, with None for the rank; None if the model has no such matrix."""
     if (sizes := _widths(config).get(factor.module)) is None:
         return None
@@ -398,19 +400,14 @@ def expected_shape(factor: Factor, config: Config) -> tuple[int | None, ...] | N
     return shape_of[factor.kind]
 
 
-def is_fitting(factor: Factor, config: Config) -> bool:
+def _is_fitting(factor: Factor, config: Config) -> bool:
     """Whether the shape of a factor fits a model."""
-    wanted = expected_shape(factor, config)
+    wanted = _expected_shape(factor, config)
     return (
         wanted is not None
         and len(wanted) == len(factor.shape)
         and all(want in (None, found) for want, found in zip(wanted, factor.shape, strict=True))
     )
-
-
-def fits(factors: list[Factor], model: str) -> bool:
-    """Whether all factors fit a hosted model."""
-    return bool(factors) and all(is_fitting(factor, HOSTED[model]) for factor in factors)
 
 
 @functools.cache

@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -115,7 +114,7 @@ def merge_checkpoint(
     tensors, changed = [], []
     for tensor in tensors_of(config):
         new, old = at(params, tensor.path), at(before, tensor.path)
-        source = _source(stored, tensor)
+        source = stored.get(tensor.name) or stored["model.embed_tokens.weight"]  # of a head that was the embedding
         tensors.append(_outgoing(tensor, source, new, dtype, changed=new is not old))
         changed += [tensor.path] if new is not old else []
     if tied and at(params, "embed") is not at(before, "embed"):
@@ -155,19 +154,13 @@ def _attached(before: Params, config: Config, adapters: Adapters) -> Params:
 def _outgoing(tensor: Tensor, source: StoredTensor, operand: Operand, dtype: str | None, *, changed: bool) -> Outgoing:
     """One weight, computed only when it is written."""
     form = dtype or FLOATS[source.dtype]
-    if not changed and form == FLOATS[source.dtype]:
-        rows = partial(_bytes_of, source)
-    else:
-        rows = partial(_rows_of, operand, form, tensor.path)
+    copied = not changed and form == FLOATS[source.dtype]
 
     def blocks() -> Iterator[Array]:
-        return map(rows, tiles(tensor.shape, numbers=_BLOCK))
+        for rows in tiles(tensor.shape, numbers=_BLOCK):
+            yield source.data[rows] if copied else _rows_of(operand, form, tensor.path, rows)
 
     return Outgoing(name=tensor.name, form=form, shape=tensor.shape, blocks=blocks)
-
-
-def _bytes_of(source: StoredTensor, rows: slice) -> Array:
-    return source.data[rows]
 
 
 def _rows_of(operand: Operand, form: str, path: str, rows: slice) -> Array:
@@ -189,11 +182,6 @@ def _stays_tied(params: Params, before: Params, stored: dict[str, StoredTensor],
         np.array_equal(_rows_of(embed, form, "embed", rows), _rows_of(head, form, "head", rows))
         for rows in tiles(embed.shape, numbers=_BLOCK)
     )
-
-
-def _source(stored: dict[str, StoredTensor], tensor: Tensor) -> StoredTensor:
-    """The weight in the base; a head that was the embedding comes from there."""
-    return stored.get(tensor.name) or stored["model.embed_tokens.weight"]
 
 
 def _write_config(source: Path, target: Path, form: str, tied: bool) -> None:

@@ -10,12 +10,12 @@ at the first line end, https://github.com/mlc-ai/mlc-llm/pull/3191.
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
+from refgemma.config import json_object
 from refgemma.errors import InputError
 from refgemma.text.tokenizer import Tokenizer
 
@@ -161,13 +161,7 @@ def read_generation_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "generation_config.json"
     if not path.exists():
         return {}
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, or brackets nested too deeply
-        raise InputError(f"{path} is not valid JSON ({error}): expected a generation configuration") from None
-    if not isinstance(fields, dict):
-        raise InputError(f"{path} holds a JSON {type(fields).__name__}: expected an object")
-    return fields
+    return json_object(path.read_bytes(), path, "a generation configuration")
 
 
 def split_at_stop(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
