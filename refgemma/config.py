@@ -124,7 +124,7 @@ class Config:
         _check_count("num_layers", num_layers)
         if num_layers > _MOST_LAYERS:
             raise InputError(f"num_layers is {num_layers!r:.60}: expected at most {_MOST_LAYERS:,}, a typing error?")
-        row = {field.name: numbers.pop(field.name) for field in fields(Layer)}
+        row = {field.name: numbers.pop(field.name) for field in fields(Layer) if field.name in numbers}
         return cls(**numbers, layers=(Layer(**row),) * num_layers)
 
     @property

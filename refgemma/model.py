@@ -93,9 +93,9 @@ def forward(
         cache.extend(positions)
     key_positions = positions if cache is None else cache.positions[:, : cache.length]
     allowed = allowed_keys(positions, key_positions)  # BTS
-    tables = {  # cosines and sines, BTH; layers with the same angles share them
-        (c.head_dim, c.rope_theta): rope_table(positions, c.head_dim, c.rope_theta, numerics=numerics)
-        for c in set(config.layers)
+    tables = {  # cosines and sines; layers with the same angles share them
+        (H, theta): rope_table(positions, H, theta, numerics=numerics)
+        for H, theta in {(c.head_dim, c.rope_theta) for c in config.layers}
     }
     norm = partial(rms_norm, eps=config.rms_norm_eps, numerics=numerics)
     project = partial(linear, numerics=numerics)

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from refgemma.config import SIZES, Config, Layer, config_from_hf, read_config
+from refgemma.config import SIZES, Config, Layer, config_from_hf, read_config, to_json
 from tests.models import reshaped
 
 
@@ -178,3 +178,5 @@ def test_no_number_has_a_default():
         Config()
     with pytest.raises(TypeError, match="missing 6 required keyword-only arguments"):
         Layer()
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'rope_theta'"):
+        Config.uniform(**{name: value for name, value in to_json(SIZES["gemma-2b"]).items() if name != "rope_theta"})
