@@ -156,6 +156,19 @@ def _check_positive(name: str, value: Any) -> None:
         raise InputError(f"{name} is {value!r}: expected a positive number")
 
 
+def axis_sizes(config: Config, layer: int = 0) -> dict[str, int]:
+    """Size of each axis of a weight by its letter; heads and MLP are those of one layer."""
+    row = config.layers[layer]
+    return {
+        "V": config.vocab_size,
+        "D": config.hidden_size,
+        "F": row.intermediate_size,
+        "N": row.num_heads,
+        "K": row.num_kv_heads,
+        "H": row.head_dim,
+    }
+
+
 def to_json(config: Config) -> dict[str, Any]:
     """The numbers of a model as JSON, for files: flat where all layers are alike, else with a list of layers."""
     rows = set(config.layers)

@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any, NamedTuple
 
-from refgemma.config import Config
+from refgemma.config import Config, axis_sizes
 
 
 class Row(NamedTuple):
@@ -79,14 +79,6 @@ def tensors_of(config: Config) -> list[Tensor]:
 
 def shape_of(axes: str, config: Config, layer: int = 0) -> tuple[int, ...]:
     """Shape of a string of axis letters, in one layer."""
-    row = config.layers[layer]
-    sizes = {
-        "V": config.vocab_size,
-        "D": config.hidden_size,
-        "F": row.intermediate_size,
-        "N": row.num_heads,
-        "K": row.num_kv_heads,
-        "H": row.head_dim,
-    }
+    sizes = axis_sizes(config, layer)
     joined = re.findall(r"\((.+?)\)|(\w)", axes)  # a group in parentheses, or a letter
     return tuple(math.prod(sizes[letter] for letter in (group or letter).split()) for group, letter in joined)

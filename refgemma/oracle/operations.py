@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from refgemma.config import Config
+from refgemma.config import Config, axis_sizes
 from refgemma.errors import InputError
 from refgemma.params import Params
 
@@ -141,19 +141,8 @@ def _at(tree: Any, path: str) -> Any:
 
 
 def sizes_of(config: Config, B: int, T: int, layer: int = 0) -> dict[str, int]:
-    """Size of each axis, in one layer."""
-    row = config.layers[layer]
-    return {
-        "B": B,
-        "T": T,
-        "S": T,
-        "D": config.hidden_size,
-        "N": row.num_heads,
-        "K": row.num_kv_heads,
-        "H": row.head_dim,
-        "F": row.intermediate_size,
-        "V": config.vocab_size,
-    }
+    """Size of each axis of a tensor, in one layer."""
+    return axis_sizes(config, layer) | {"B": B, "T": T, "S": T}
 
 
 def shape_of(name: str, config: Config, B: int, T: int, *, last: bool = False, kept: int = 1) -> tuple[int, ...]:
