@@ -13,7 +13,7 @@ ROOT = PACKAGE.parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # A little above what there is: a change that needs more says why.
-MOST_LINES = 26_500
+MOST_LINES = 26_400
 MOST_FILES = 171
 MOST_PROSE = 0.45  # lines of docstrings and comments for each line of code
 
